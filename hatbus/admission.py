@@ -1,0 +1,134 @@
+"""What an object must be to become a plugin, checked when it is registered."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from hatbus.callback_mixin import CallbackMixin
+from hatbus.errors import PluginError, did_you_mean
+from hatbus.events import EVENTS
+from hatbus.plugin import PROJECT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MARK: Final = f"{PROJECT}_impl"
+_UNMARKED: Final[dict[str, Any]] = {
+    "wrapper": False,
+    "hookwrapper": False,
+    "optionalhook": False,
+    "tryfirst": False,
+    "trylast": False,
+    "specname": None,
+}
+
+
+def admit(plugin: object, name: str, *, core: bool = False) -> None:
+    """Checks an object that wants to be a plugin.
+
+    Raises:
+        PluginError: what is wrong, where, what is accepted and what to do.
+    """
+    who = f"plugin {name!r} ({type(plugin).__module__}.{type(plugin).__qualname__})"
+    if inspect.isclass(plugin):
+        raise PluginError(f"plugin {name!r} is the class {plugin.__name__}; give an instance of it")
+    _check_identity(plugin, who)
+    marked = 0
+    for method, options in _methods(plugin):
+        if options is None:
+            if method in EVENTS:
+                raise PluginError(
+                    f"{who}: {method} is named like an event but not marked; "
+                    "put @hookimpl above it, or give it another name"
+                )
+            continue
+        marked += 1
+        _check_method(plugin, method, options, who, core=core)
+    if not marked:
+        raise PluginError(f"{who} implements no event; mark its methods with @hookimpl")
+
+
+def options_of(plugin: object, name: str) -> dict[str, Any] | None:
+    """pluggy's options for an unmarked method that a ``CallbackMixin`` class overrides."""
+    if not isinstance(plugin, CallbackMixin) or name not in EVENTS:
+        return None
+    own = getattr(type(plugin), name, None)
+    if own is None or own is getattr(CallbackMixin, name, None) or hasattr(own, _MARK):
+        return None
+    return dict(_UNMARKED)
+
+
+def default_name(plugin: object) -> str:
+    """The entry-point name of the plugin's class, else the class name in snake case."""
+    from hatbus.discovery import entry_point_name
+
+    cls = plugin if inspect.isclass(plugin) else type(plugin)
+    found = entry_point_name(cls)
+    return found or re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+
+
+def _methods(plugin: object) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Name and options (None: not marked) of everything callable on a plugin's class."""
+    for name in dir(type(plugin)):
+        function = inspect.getattr_static(type(plugin), name)
+        function = getattr(function, "__func__", function)
+        if not inspect.isfunction(function):
+            continue
+        options = getattr(function, _MARK, None) or options_of(plugin, name)
+        inherited = isinstance(plugin, CallbackMixin) and function is getattr(
+            CallbackMixin, name, None
+        )
+        if not inherited:
+            yield name, options
+
+
+def _check_identity(plugin: object, who: str) -> None:
+    if type(plugin).__hash__ is None or type(plugin).__eq__ is not object.__eq__:
+        raise PluginError(
+            f"{who} compares by value, so two of them cannot be told apart; "
+            "remove __eq__ (for a dataclass: @dataclass(eq=False))"
+        )
+
+
+def _check_method(
+    plugin: object, method: str, options: dict[str, Any], who: str, *, core: bool
+) -> None:
+    event = options.get("specname") or method
+    if event not in EVENTS:
+        raise PluginError(f"{who}: unknown event {event!r}{did_you_mean(event, EVENTS)}")
+    function = getattr(plugin, method)
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise PluginError(f"{who}: {method} is async; events are plain calls, write `def {method}`")
+    if options.get("hookwrapper"):
+        raise PluginError(f"{who}: {method} is an old-style wrapper; use @hookimpl(wrapper=True)")
+    if options.get("wrapper") and not inspect.isgeneratorfunction(function):
+        raise PluginError(
+            f"{who}: {method} is a wrapper and must yield once: `result = yield; return result`"
+        )
+    if not options.get("wrapper") and inspect.isgeneratorfunction(function):
+        raise PluginError(f"{who}: {method} yields; mark it @hookimpl(wrapper=True)")
+    if not core and (options.get("tryfirst") or options.get("trylast")):
+        raise PluginError(
+            f"{who}: {method} says tryfirst or trylast, which are hatbus's own; "
+            "declare a place with @plugin(stage=..., before=..., after=...)"
+        )
+    _check_arguments(function, event, f"{who}: {method}")
+
+
+def _check_arguments(function: Any, event: str, where: str) -> None:
+    accepted = EVENTS[event].arguments
+    for argument in inspect.signature(function).parameters.values():
+        if argument.kind is inspect.Parameter.VAR_KEYWORD:
+            continue
+        if argument.kind is inspect.Parameter.VAR_POSITIONAL:
+            raise PluginError(f"{where} takes *{argument.name}; name the arguments it wants")
+        has_default = argument.default is not inspect.Parameter.empty
+        if argument.name not in accepted and not has_default:
+            hint = did_you_mean(argument.name, accepted)
+            raise PluginError(f"{where} wants unknown argument {argument.name!r}{hint}")
+        if argument.kind is inspect.Parameter.KEYWORD_ONLY and not has_default:
+            raise PluginError(
+                f"{where} takes {argument.name!r} by keyword only; remove the `*` before it"
+            )

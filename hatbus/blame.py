@@ -1,0 +1,68 @@
+"""Says which plugin, distribution, event, step and task an exception came out of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from pluggy import HookImpl
+
+FILE_PREFIX: Final = "<hatbus "
+_MARK: Final = "__hatbus_blame__"
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """Where an exception came from. ``plugin`` is None for the core's own implementation."""
+
+    plugin: str | None
+    source: str
+    event: str
+
+
+def blame_of(error: BaseException) -> Blame | None:
+    """What ``blame`` recorded on this exception, if anything."""
+    found: Blame | None = getattr(error, _MARK, None)
+    return found
+
+
+def source_of(impl: HookImpl) -> str:
+    """Distribution and version of an implementation, or its module when it has none."""
+    described: str = getattr(impl.plugin, "__hatbus_source__", "")
+    return described or type(impl.plugin).__module__
+
+
+def blame(error: BaseException, impl: HookImpl, event: str, ctx: Any) -> None:
+    """Adds the note to an exception, once: the innermost implementation is the guilty one."""
+    if getattr(error, _MARK, None) is not None:
+        return
+    source = source_of(impl)
+    core = impl.plugin_name.startswith("core.")
+    setattr(error, _MARK, Blame(None if core else impl.plugin_name, source, event))
+    who = "hatbus's own" if core else f"plugin {impl.plugin_name!r} ({source}),"
+    where = f"step {getattr(ctx, 'global_step_id', '?')}"
+    task = getattr(ctx, "task", None)
+    error.add_note(f"in {who} {event}, {where}" + (f", task {task!r}" if task else ""))
+
+
+def frozen_line(traceback: TracebackType | None, filename: str) -> int:
+    """The line of the frozen dispatch function ``filename`` that this traceback passed through."""
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == filename:
+            return traceback.tb_lineno
+        traceback = traceback.tb_next
+    return -1
+
+
+def caller_name(frame: Any, lines: dict[str, Sequence[str]]) -> str:
+    """The name of the plugin whose implementation is running in or above a stack frame."""
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if filename.startswith(FILE_PREFIX) and filename in lines:
+            return lines[filename][frame.f_lineno]
+        frame = frame.f_back
+    return "the program"

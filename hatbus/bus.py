@@ -1,0 +1,311 @@
+"""The bus: the plugins of one run, their registration, their order, and the frozen events.
+
+One pluggy ``PluginManager`` holds the implementations; ``hatbus.dispatch`` turns them into one
+callable per event and task. Registering or unregistering freezes everything anew, in place, so
+that a loop which is under way sees the change at its next event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import pluggy
+
+from hatbus import events
+from hatbus.admission import admit, default_name, options_of
+from hatbus.dispatch import Gate, freeze
+from hatbus.errors import PluginError, did_you_mean
+from hatbus.events import EVENTS, SPAN
+from hatbus.intervals import Interval, Intervals
+from hatbus.order import Place, Placed, resolve
+from hatbus.plugin import PROJECT, Declaration, declaration_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+INTERVALS: Final = "core.intervals"
+
+
+class Emitter:
+    """One callable per event, or None where nobody listens; see ``hatbus.events``."""
+
+    __slots__ = tuple(EVENTS)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Callable[..., Any]: ...
+
+
+class _Manager(pluggy.PluginManager):
+    """pluggy's manager, which also takes the unmarked methods of a ``CallbackMixin`` class."""
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
+        return options_of(plugin, name) or super().parse_hookimpl_opts(plugin, name)
+
+
+@dataclass(slots=True)
+class Member:
+    """One registered plugin."""
+
+    name: str
+    plugin: object
+    declared: Declaration
+    position: int
+    core: bool
+    interval: Interval | None = None
+    reasons: tuple[str, ...] = field(default=())
+
+
+class Bus:
+    """The plugins of one run.
+
+    Args:
+        plugins: instances, or ``{instance name: instance}``.
+        rank: of this process; plugins with ``ranks="zero"`` are silent elsewhere.
+        strict: refuse results of moments (they are ignored otherwise).
+
+    Attributes:
+        members: registered plugins by name, in no order.
+        callers: frozen function's filename to plugin name per line.
+        asks_batches: whether any plugin decides on ``skip_batch``.
+        gates: name to gate, of the plugins with an interval.
+    """
+
+    def __init__(
+        self,
+        plugins: Sequence[object] | Mapping[str, object] = (),
+        *,
+        rank: int = 0,
+        strict: bool = False,
+    ) -> None:
+        self.rank: Final = rank
+        self.members: dict[str, Member] = {}
+        self.callers: dict[str, tuple[str, ...]] = {}
+        self.gates: dict[str, Gate] = {}
+        self._strict: Final = strict
+        self._emitters: dict[str | None, Emitter] = {None: Emitter()}
+        self._intervals: list[Interval] = []
+        self._positions = 0
+        self._manager = _new_manager()
+        self._is_frozen = False
+        self.asks_batches = False
+        for name, instance in named_instances(plugins):
+            self.register(instance, name)
+
+    def register(
+        self,
+        plugin: object,
+        name: str | None = None,
+        *,
+        overrides: dict[str, Any] | None = None,
+        core: bool = False,
+    ) -> str:
+        """Adds a plugin.
+
+        Args:
+            plugin: an object with hookimpls.
+            name: its instance name; its entry point's name when None.
+            overrides: stage, before, after, tasks, every, ranks from the job.
+            core: part of hatbus itself (keeps ``tryfirst`` and ``trylast``).
+
+        Returns:
+            The name it is registered under.
+
+        Raises:
+            PluginError: it cannot be a plugin; the message says why and what to do.
+        """
+        name = name or default_name(plugin)
+        if name in self.members:
+            raise PluginError(
+                f"two plugins named {name!r}; give them names: plugins={{'first': ..., 'second': ...}}"
+                f" or [plugins.second] use = {name!r} in a job"
+            )
+        same = [m.name for m in self.members.values() if m.plugin is plugin]
+        if same:
+            raise PluginError(f"plugin {name!r} is the object registered as {same[0]!r} already")
+        admit(plugin, name, core=core)
+        declared = declaration_of(plugin, overrides)
+        interval = Interval.parse(declared.every, name) if declared.every else None
+        if interval is not None:
+            self._watch(interval)
+        self.members[name] = Member(name, plugin, declared, self._positions, core, interval)
+        self._positions += 1
+        self._changed()
+        return name
+
+    def unregister(self, name: str) -> object:
+        """Takes a plugin off the bus and returns it."""
+        if name not in self.members:
+            raise PluginError(f"no plugin {name!r} here{did_you_mean(name, self.members)}")
+        plugin = self.members.pop(name).plugin
+        self._changed()
+        return plugin
+
+    # ---- freezing -----------------------------------------------------------------------------
+
+    def emitter(self, task: str | None = None) -> Emitter:
+        """The frozen events in the scope of a task (None: no task)."""
+        if not self._is_frozen:
+            self.freeze()
+        return self._emitters[task]
+
+    def set_tasks(self, tasks: Iterable[str]) -> None:
+        """Says which tasks the run has; each gets callers of its own.
+
+        Raises:
+            PluginError: a plugin is bound to a task that the run does not have.
+        """
+        known = list(tasks)
+        for member in self.members.values():
+            for task in member.declared.tasks:
+                if task not in known:
+                    raise PluginError(
+                        f"plugin {member.name!r} is bound to task {task!r}, which the run does not "
+                        f"have{did_you_mean(task, known) or '; it has no tasks'}"
+                    )
+        self._emitters = {task: self._emitters.get(task, Emitter()) for task in [None, *known]}
+        self._changed()
+
+    def freeze(self) -> None:
+        """Puts the plugins in order and writes one callable per event and task."""
+        self._check_claims()
+        order = self.order()
+        self._manager = _new_manager()
+        core = [m for m in self.members.values() if m.core]
+        for name in reversed([*(m.name for m in core), *(p.name for p in order)]):
+            self._manager.register(self.members[name].plugin, name)
+        self._check_replacements()
+        self.gates = {m.name: m.interval.gate for m in self.members.values() if m.interval}
+        self.callers.clear()
+        shared = self._emitters[None]
+        for event in EVENTS.values():
+            for task, emitter in self._emitters.items():
+                if event.per_task or task is None:
+                    setattr(emitter, event.name, self._freeze(event, task))
+                else:
+                    setattr(emitter, event.name, getattr(shared, event.name))
+        self.asks_batches = any(e.skip_batch is not None for e in self._emitters.values())
+        self._is_frozen = True
+
+    def order(self) -> list[Placed]:
+        """The plugins (not hatbus's own) in order, each with the reasons for its place."""
+        mine = [m for m in self.members.values() if not m.core]
+        return resolve([Place(m.name, m.declared, m.position) for m in mine])
+
+    def implementations(self, event: str, task: str | None = None) -> list[pluggy.HookImpl]:
+        """The implementations of an event in the order they run, outermost wrapper first."""
+        if not self._is_frozen:
+            self.freeze()
+        return list(reversed(self._caller(EVENTS[event], task).get_hookimpls()))
+
+    def _watch(self, interval: Interval) -> None:
+        """Adds the wrapper that sets the gates, outermost, once a plugin has an interval."""
+        if not self._intervals:
+            watcher = Intervals(self._intervals)
+            self.members = {
+                INTERVALS: Member(INTERVALS, watcher, Declaration(), -1, core=True),
+                **self.members,
+            }
+        self._intervals.append(interval)
+
+    def _changed(self) -> None:
+        if self._is_frozen:
+            self.freeze()
+
+    def _freeze(self, event: events.Event, task: str | None) -> Any:
+        impls = self._caller(event, task).get_hookimpls()
+        listened = [i for i in impls if self._is_needed(i)]
+        gates = {name: g for name, g in self.gates.items() if self._gate_applies(name, event)}
+        return freeze(event, listened, gates, strict=self._strict, callers=self.callers)
+
+    def _caller(self, event: events.Event, task: str | None) -> pluggy.HookCaller:
+        """pluggy's caller of an event, without the plugins that are silent here."""
+        silent = [
+            m.plugin
+            for m in self.members.values()
+            if (m.declared.ranks == "zero" and self.rank != 0)
+            or (event.per_task and m.declared.tasks and task not in m.declared.tasks)
+        ]
+        return self._manager.subset_hook_caller(event.name, silent)
+
+    def _is_needed(self, impl: pluggy.HookImpl) -> bool:
+        """Whether one of the core's wrappers has anything to do: somebody hears its moments."""
+        pair = getattr(impl.function, "moments", ())
+        return not pair or any(
+            getattr(self._manager.hook, name).get_hookimpls() for name in pair
+        )
+
+    def _gate_applies(self, name: str, event: events.Event) -> bool:
+        interval = self.members[name].interval
+        return interval is not None and interval.applies_to(event)
+
+    # ---- rules over all plugins ---------------------------------------------------------------
+
+    def _check_claims(self) -> None:
+        """Refuses two writers of one thing."""
+        writers: dict[str, Member] = {}
+        for member in self.members.values():
+            for claim in member.declared.writes:
+                other = writers.setdefault(claim, member)
+                if other is not member and not _apart(other.declared, member.declared):
+                    raise PluginError(
+                        f"plugins {other.name!r} and {member.name!r} both write {claim!r}; "
+                        f"switch one off (-p no:{member.name})"
+                    )
+
+    def _check_replacements(self) -> None:
+        """Refuses two replacements of one span."""
+        for event in EVENTS.values():
+            if event.kind != SPAN:
+                continue
+            found: dict[str, Member] = {}
+            for impl in getattr(self._manager.hook, event.name).get_hookimpls():
+                member = self.members[impl.plugin_name]
+                if impl.wrapper or impl.trylast:
+                    continue
+                for other in found.values():
+                    if not (event.per_task and _apart(other.declared, member.declared)):
+                        raise PluginError(
+                            f"plugins {other.name!r} and {member.name!r} both replace {event.name}; "
+                            f"switch one off (-p no:{member.name}), or make it a wrapper"
+                        )
+                found[member.name] = member
+
+    # ---- state --------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of every plugin that has one, by instance name."""
+        stateful = ((m.name, getattr(m.plugin, "state_dict", None)) for m in self._in_order())
+        return {name: get() for name, get in stateful if get is not None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Gives every plugin its state back, in order; plugins without a saved one keep theirs."""
+        for member in self._in_order():
+            if member.name in state:
+                cast(Any, member.plugin).load_state_dict(state[member.name])
+
+    def _in_order(self) -> list[Member]:
+        core = [m for m in self.members.values() if m.core]
+        return [*core, *(self.members[p.name] for p in self.order())]
+
+
+def named_instances(
+    plugins: Sequence[object] | Mapping[str, object],
+) -> Iterable[tuple[str | None, object]]:
+    """``(name or None, instance)`` of a list of plugins or of a mapping from names."""
+    if isinstance(plugins, Mapping):
+        return plugins.items()
+    return ((None, instance) for instance in plugins)
+
+
+def _apart(one: Declaration, other: Declaration) -> bool:
+    """Whether two plugins are bound to tasks that never meet."""
+    return bool(one.tasks and other.tasks and not set(one.tasks) & set(other.tasks))
+
+
+def _new_manager() -> _Manager:
+    manager = _Manager(PROJECT)
+    manager.add_hookspecs(events)
+    return manager

@@ -1,0 +1,77 @@
+"""Requests of plugins to the loop: stop, save, validate. Made anywhere, read at one place."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from hatbus.blame import caller_name
+from hatbus.errors import HookError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+log: Final = logging.getLogger("hatbus")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request: what is wanted, who wants it, and why."""
+
+    wish: str
+    by: str
+    reason: str
+
+
+class Control:
+    """Collects requests until the loop reads them at the next step's or epoch's end.
+
+    Attributes:
+        pending: requests not yet read, in the order they were made.
+        stopped: the stop that was granted, once there is one.
+    """
+
+    __slots__ = ("_lines", "pending", "stopped")
+
+    def __init__(self, lines: dict[str, Sequence[str]] | None = None) -> None:
+        self.pending: list[Request] = []
+        self.stopped: Request | None = None
+        self._lines = lines if lines is not None else {}
+
+    def stop(self, what: str = "run", reason: str = "") -> None:
+        """Asks the loop to end the ``"epoch"`` or the ``"run"`` after the present step."""
+        if what not in ("epoch", "run"):
+            raise HookError(f"cannot stop {what!r}; accepted: 'epoch', 'run'")
+        self._ask(f"stop {what}", reason)
+
+    def save(self, reason: str = "") -> None:
+        """Asks for a checkpoint after the present step."""
+        self._ask("save", reason)
+
+    def validate(self, reason: str = "") -> None:
+        """Asks for a validation after the present step."""
+        self._ask("validate", reason)
+
+    def due(self) -> bool:
+        """Whether there is anything to take at this boundary."""
+        return bool(self.pending)
+
+    def take(self) -> list[Request]:
+        """The requests that are due, each wish once, logged; they are not due any more."""
+        taken = list({r.wish: r for r in reversed(self._taken())}.values())[::-1]
+        for request in taken:
+            why = request.reason or "no reason given"
+            log.info("%s: asked for by %s (%s)", request.wish, request.by, why)
+        return taken
+
+    def close(self) -> None:
+        """Ends the exchange with other processes, if there is one."""
+
+    def _taken(self) -> list[Request]:
+        taken, self.pending = self.pending, []
+        return taken
+
+    def _ask(self, wish: str, reason: str) -> None:
+        self.pending.append(Request(wish, caller_name(sys._getframe(2), self._lines), reason))

@@ -1,0 +1,328 @@
+"""Frozen dispatch: one callable per event that does what pluggy would do, at the cost of calls.
+
+pluggy finds out at every call which implementations there are, which arguments each wants and
+which of them are wrappers. None of that changes once the last plugin is registered, so ``freeze``
+writes it down as the Python source of a function. For two plugins on ``on_step_end``::
+
+    def on_step_end(ctx):
+        optimizer = ctx.optimizer
+        losses = ctx.losses
+        try:
+            f0(optimizer)
+            f1(optimizer, losses)
+        except BaseException as error:
+            fail(error, ctx)
+            raise
+
+Arguments are attributes of the context, except the ones that only some events carry (``path``,
+``logs``), which are parameters. Each call stands on a line of its own: the line number in a
+traceback names the plugin, so a run without errors pays nothing for good error messages.
+"""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+from hatbus.blame import FILE_PREFIX, blame, frozen_line
+from hatbus.errors import HookError
+from hatbus.events import DECISION, MOMENT, SPAN
+from hatbus.payload import BATCH
+
+if TYPE_CHECKING:
+    from pluggy import HookImpl
+
+    from hatbus.events import Event
+
+Frozen = Callable[..., Any]
+_serial: Final = count()
+
+
+class Gate:
+    """Whether a plugin with an interval is due; its calls are passed over while it is shut."""
+
+    __slots__ = ("is_open",)
+
+    def __init__(self) -> None:
+        self.is_open = True
+
+
+@dataclass(slots=True)
+class _Source:
+    """Lines of a function being written, and the names they use."""
+
+    event: Event
+    filename: str
+    lines: list[str] = field(default_factory=list)
+    names: dict[str, Any] = field(default_factory=dict)
+    calls: dict[int, HookImpl] = field(default_factory=dict)
+
+    def add(self, indent: int, text: str, impl: HookImpl | None = None) -> None:
+        self.lines.append("    " * indent + text)
+        if impl is not None:
+            self.calls[len(self.lines)] = impl
+
+    def compile(self) -> Frozen:
+        text = "\n".join(self.lines) + "\n"
+        exec(compile(text, self.filename, "exec"), self.names)  # noqa: S102 - the point of this module
+        linecache.cache[self.filename] = (len(text), None, text.splitlines(True), self.filename)
+        frozen: Frozen = self.names[self.event.name]
+        frozen.__doc__ = self.event.doc
+        return frozen
+
+
+def freeze(
+    event: Event,
+    impls: Sequence[HookImpl],
+    gates: dict[str, Gate] | None = None,
+    *,
+    strict: bool = False,
+    callers: dict[str, tuple[str, ...]] | None = None,
+) -> Frozen | None:
+    """Writes the dispatch function of one event.
+
+    Args:
+        event: the event.
+        impls: its implementations in pluggy's order (``HookCaller.get_hookimpls``: last runs
+            first).
+        gates: plugin name to gate, for plugins with an interval.
+        strict: refuse results of moments.
+        callers: filled with filename to the plugin name on each line, for ``caller_name``.
+
+    Returns:
+        ``f(ctx, *more)``, or None when there is nothing to call.
+    """
+    ordered = list(reversed(impls))
+    if not ordered:
+        return None
+    gates = gates or {}
+    body = _write_calls(event, [i for i in ordered if not i.wrapper], gates, strict, callers)
+    for impl in reversed([i for i in ordered if i.wrapper]):
+        body = _write_wrapper(event, impl, body, gates, callers)
+    return body
+
+
+def _write_calls(
+    event: Event,
+    impls: list[HookImpl],
+    gates: dict[str, Gate],
+    strict: bool,
+    callers: dict[str, tuple[str, ...]] | None,
+) -> Frozen:
+    """The function that calls every implementation that is no wrapper."""
+    source = _begin(event, impls)
+    if event.kind == DECISION:
+        source.add(1, "found = []")
+    source.add(1, "try:" if impls else "pass")
+    for index, impl in enumerate(impls):
+        source.names[f"f{index}"] = impl.function
+        indent = 2
+        if impl.plugin_name in gates:
+            source.names[f"g{index}"] = gates[impl.plugin_name]
+            source.add(2, f"if g{index}.is_open:")
+            indent = 3
+        _write_call(source, indent, index, impl, strict)
+    if impls:
+        _write_failure(source, impls)
+    if event.kind == DECISION:
+        source.add(1, "return found")
+    return _finish(source, callers)
+
+
+def _write_call(source: _Source, indent: int, index: int, impl: HookImpl, strict: bool) -> None:
+    call = f"f{index}({_arguments(source.event, impl)})"
+    kind = source.event.kind
+    if kind == SPAN:
+        source.add(indent, f"result = {call}", impl)
+        source.add(indent, "if result is not None:")
+        source.add(indent + 1, "return result")
+        if not impl.plugin_name.startswith("core."):
+            source.add(indent, f"refuse_none({index})", impl)
+    elif kind == DECISION:
+        source.add(indent, f"result = {call}", impl)
+        source.add(indent, "if result is not None:")
+        source.add(indent + 1, f"found.append(answer({index}, result))", impl)
+    elif strict:
+        source.add(indent, f"result = {call}", impl)
+        source.add(indent, "if result is not None:")
+        source.add(indent + 1, f"refuse_result({index}, result)", impl)
+    else:
+        source.add(indent, call, impl)
+
+
+def _write_failure(source: _Source, impls: list[HookImpl]) -> None:
+    """What happens when an implementation raises; costs nothing until then."""
+    event, filename, calls = source.event, source.filename, source.calls
+
+    def fail(error: BaseException, ctx: Any) -> int:
+        impl = calls.get(frozen_line(error.__traceback__, filename))
+        if impl is None:
+            return len(impls)
+        blame(error, impl, event.name, ctx)
+        return impls.index(impl)
+
+    def call_the_rest(error: BaseException, ctx: Any, *more: Any) -> None:
+        extra = dict(zip(_parameters(event), more, strict=True))
+        for impl in impls[fail(error, ctx) + 1 :]:
+            values = {n: _value(n, ctx, extra) for n in _wanted(event, impl)}
+            try:
+                impl.function(**values)
+            except BaseException as another:  # noqa: BLE001 - every teardown runs; the first error counts
+                blame(another, impl, event.name, ctx)
+                notes = "; ".join(getattr(another, "__notes__", ()))
+                error.add_note(f"then {type(another).__name__}: {another} ({notes})")
+
+    source.names.update(
+        fail=fail,
+        call_the_rest=call_the_rest,
+        refuse_none=lambda index: _refuse_none(event, impls[index]),
+        refuse_result=lambda index, result: _refuse_result(event, impls[index], result),
+        answer=lambda index, result: _answer(event, impls[index], result),
+    )
+    source.add(1, "except BaseException as error:")
+    if event.kind == MOMENT and (event.name.endswith("_end") or event.name == "on_exception"):
+        more = "".join(f", {name}" for name in _parameters(event))
+        source.add(2, f"call_the_rest(error, ctx{more})")
+    else:
+        source.add(2, "fail(error, ctx)")
+    source.add(2, "raise")
+
+
+def _write_wrapper(
+    event: Event,
+    impl: HookImpl,
+    body: Frozen,
+    gates: dict[str, Gate],
+    callers: dict[str, tuple[str, ...]] | None,
+) -> Frozen:
+    """The function that runs one generator around everything inside it."""
+    source = _begin(event, [impl])
+    source.names.update(wrapper=impl.function, body=body, leave=_leave_with, name=impl.plugin_name)
+    passed = "".join(f", {name}" for name in _parameters(event))
+    if impl.plugin_name in gates:
+        source.names["gate"] = gates[impl.plugin_name]
+        source.add(1, "if not gate.is_open:")
+        source.add(2, f"return body(ctx{passed})")
+    source.add(1, "try:")
+    source.add(2, f"generator = wrapper({_arguments(event, impl)})", impl)
+    source.add(2, "try:")
+    source.add(3, "next(generator)", impl)
+    source.add(2, "except StopIteration:")
+    source.add(3, "no_yield(generator)", impl)
+    source.add(2, "try:")
+    source.add(3, f"result = body(ctx{passed})")
+    source.add(2, "except BaseException as error:")
+    source.add(3, "return leave(generator, error, ctx)", impl)
+    source.add(2, "try:")
+    source.add(3, "generator.send(result)", impl)
+    source.add(2, "except StopIteration as stop:")
+    if event.kind == SPAN and not impl.plugin_name.startswith("core."):
+        source.add(3, "if stop.value is None:")
+        source.add(4, "refuse_none(0)", impl)
+    source.add(3, "return stop.value")
+    source.add(2, "second_yield(generator)", impl)
+    source.names.update(
+        no_yield=lambda generator: _wrong_yields(event, impl, "did not yield"),
+        second_yield=lambda generator: _second_yield(event, impl, generator),
+    )
+    _write_failure(source, [impl])
+    return _finish(source, callers)
+
+
+def _leave_with(generator: Any, error: BaseException, ctx: Any) -> Any:
+    """Gives the error to the wrapper; returns the result that a wrapper put in its place."""
+    try:
+        generator.throw(error)
+    except StopIteration as stop:
+        if stop is error:
+            raise
+        ctx.exception = None
+        return stop.value
+    except RuntimeError as raised:
+        if isinstance(error, StopIteration) and raised.__cause__ is error:
+            raise error from None  # a StopIteration that passed through a generator untouched
+        raise
+    generator.close()
+    raise HookError("a hook wrapper yielded twice; yield once")
+
+
+def _begin(event: Event, impls: list[HookImpl]) -> _Source:
+    filename = f"{FILE_PREFIX}{event.name} #{next(_serial)}>"
+    source = _Source(event, filename)
+    parameters = _parameters(event)
+    source.add(0, f"def {event.name}({', '.join(['ctx', *parameters])}):")
+    wanted = dict.fromkeys(n for impl in impls for n in _wanted(event, impl))
+    for name in wanted:
+        if name != "ctx" and name not in parameters:
+            source.add(1, f"{name} = ctx.{name}")
+    return source
+
+
+def _finish(source: _Source, callers: dict[str, tuple[str, ...]] | None) -> Frozen:
+    if callers is not None:
+        at = {line: impl.plugin_name for line, impl in source.calls.items()}
+        callers[source.filename] = tuple(at.get(n, "") for n in range(len(source.lines) + 1))
+    return source.compile()
+
+
+def _parameters(event: Event) -> list[str]:
+    """The arguments of an event that are not attributes of the context."""
+    return [name for name in event.arguments if name not in BATCH]
+
+
+def _wanted(event: Event, impl: HookImpl) -> list[str]:
+    """The event's arguments that an implementation takes, ``**kwargs`` included."""
+    named = [n for n in (*impl.argnames, *impl.kwargnames) if n in event.arguments]
+    kinds = [p.kind for p in inspect.signature(impl.function).parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        named += [n for n in event.arguments if n not in named]
+    return named
+
+
+def _arguments(event: Event, impl: HookImpl) -> str:
+    positional = list(impl.argnames)
+    keywords = [n for n in _wanted(event, impl) if n not in positional]
+    return ", ".join([*positional, *(f"{n}={n}" for n in keywords)])
+
+
+def _value(name: str, ctx: Any, extra: dict[str, Any]) -> Any:
+    return ctx if name == "ctx" else extra[name] if name in extra else getattr(ctx, name)
+
+
+def _who(impl: HookImpl, event: Event) -> str:
+    return f"plugin {impl.plugin_name!r}: {event.name}"
+
+
+def _refuse_none(event: Event, impl: HookImpl) -> None:
+    raise HookError(
+        f"{_who(impl, event)} is a span and returned None; return its result ({event.name} "
+        f"returns one, see `hatbus events`), or from a wrapper what `yield` gave"
+    )
+
+
+def _refuse_result(event: Event, impl: HookImpl, result: Any) -> None:
+    raise HookError(
+        f"{_who(impl, event)} is a moment and returned {result!r}; a moment returns nothing"
+    )
+
+
+def _answer(event: Event, impl: HookImpl, result: Any) -> tuple[str, str]:
+    if not isinstance(result, str):
+        raise HookError(
+            f"{_who(impl, event)} is a decision and returned {result!r}; "
+            "accepted: a reason (a string) for yes, or None for no"
+        )
+    return impl.plugin_name, result
+
+
+def _wrong_yields(event: Event, impl: HookImpl, fault: str) -> None:
+    raise HookError(f"{_who(impl, event)} is a wrapper and {fault}; yield exactly once") from None
+
+
+def _second_yield(event: Event, impl: HookImpl, generator: Any) -> None:
+    generator.close()
+    _wrong_yields(event, impl, "yielded twice")

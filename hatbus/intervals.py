@@ -1,0 +1,109 @@
+"""Intervals: ``every = "100 steps"`` and its like, written once for every plugin."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from hatbus.dispatch import Gate
+from hatbus.errors import PluginError
+from hatbus.plugin import hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from hatbus.context import Context
+    from hatbus.events import Event
+
+ACCEPTED: Final = (
+    "accepted: '<n> steps', '<n> epochs', '<n> s', '<n> min' or '<n> h', "
+    "then optionally ', first' and ', last'"
+)
+_PATTERN: Final = re.compile(
+    r"(?P<n>\d+(\.\d+)?)\s*(?P<unit>steps?|epochs?|s|min|h)(?P<extra>(\s*,\s*(first|last))*)"
+)
+_SECONDS: Final = {"s": 1.0, "min": 60.0, "h": 3600.0}
+_ONLY_EPOCHS: Final = ("run_epoch", "on_epoch_begin", "on_epoch_end")
+
+
+class Interval:
+    """When a plugin is due.
+
+    "Every n" means ``(id + 1) % n == 0``. An interval in steps or time filters the events of a
+    step and what lies inside it; one in epochs filters those and the epoch's own. Events of the
+    run, of validation, of checkpoints and of logs are never filtered.
+
+    Attributes:
+        gate: open while the plugin is due.
+    """
+
+    def __init__(self, n: float, unit: str, *, first: bool = False, last: bool = False) -> None:
+        self.n, self.unit, self.first, self.last = n, unit, first, last
+        self.gate = Gate()
+        self._next_time = time.monotonic() + n * _SECONDS.get(unit, 0.0)
+
+    @classmethod
+    def parse(cls, text: str, plugin: str) -> Interval:
+        """Reads ``"100 steps"``, ``"1 epoch, last"``, ``"30 min"``.
+
+        Raises:
+            PluginError: the text is none of these.
+        """
+        found = _PATTERN.fullmatch(text.strip())
+        number = float(found["n"]) if found else 0.0
+        counts = found is not None and found["unit"] not in _SECONDS
+        if found is None or number <= 0 or (counts and number % 1):
+            raise PluginError(f"plugin {plugin!r}: every={text!r} is no interval; {ACCEPTED}")
+        unit = found["unit"].rstrip("s") if counts else found["unit"]
+        return cls(number, unit, first="first" in found["extra"], last="last" in found["extra"])
+
+    def applies_to(self, event: Event) -> bool:
+        """Whether this interval filters an event."""
+        if event.name in _ONLY_EPOCHS:
+            return self.unit == "epoch"
+        return "losses" in event.arguments
+
+    def set_step(self, ctx: Context) -> None:
+        """Opens or shuts the gate for the step that is about to start."""
+        if self.unit == "epoch":
+            return
+        step = ctx.global_step_id
+        if self.unit == "step":
+            due = (step + 1) % int(self.n) == 0
+        else:
+            now = time.monotonic()
+            due = now >= self._next_time
+            if due:
+                self._next_time = now + self.n * _SECONDS[self.unit]
+        is_last = ctx.total_steps is not None and step + 1 == ctx.total_steps
+        self.gate.is_open = due or (self.first and step == 0) or (self.last and is_last)
+
+    def set_epoch(self, ctx: Context) -> None:
+        """Opens or shuts the gate for the epoch that is about to start."""
+        if self.unit == "epoch":
+            epoch = ctx.epoch_id
+            is_last = ctx.num_epochs is not None and epoch + 1 == ctx.num_epochs
+            due = (epoch + 1) % int(self.n) == 0
+            self.gate.is_open = due or (self.first and epoch == 0) or (self.last and is_last)
+
+
+class Intervals:
+    """Core hook wrappers that set every gate before the events it filters."""
+
+    def __init__(self, intervals: list[Interval]) -> None:
+        self._intervals = intervals
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def run_epoch(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Sets the gates of intervals in epochs."""
+        for interval in self._intervals:
+            interval.set_epoch(ctx)
+        return (yield)
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def run_step(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Sets the gates of intervals in steps and time."""
+        for interval in self._intervals:
+            interval.set_step(ctx)
+        return (yield)

@@ -1,0 +1,144 @@
+"""The loop: the core's own ``run_loop``, ``run_epoch`` and ``run_step``, as any plugin would do it.
+
+What surrounds these spans (moments, task scope, intervals) are hook wrappers; see
+``hatbus.events`` for the whole picture.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from hatbus.control import log
+from hatbus.plugin import hookimpl
+
+if TYPE_CHECKING:
+    from hatbus.context import Context
+
+_SERVED: Final = ("validate", "save", "stop epoch", "stop run")
+
+
+class Loop:
+    """Epochs, steps, and the order of things inside a step."""
+
+    @hookimpl(trylast=True)
+    def run_loop(self, ctx: Context) -> int:
+        """Runs epochs until the plan is fulfilled or a stop was granted."""
+        position = ctx.position
+        while not is_done(ctx):
+            ctx.epoch_id, ctx.step_id = position.epoch, position.step
+            ctx.emit.run_epoch(ctx)
+            if ctx.control.due():
+                serve_requests(ctx)
+        return position.global_step
+
+    @hookimpl(trylast=True)
+    def run_epoch(self, ctx: Context) -> int:
+        """Runs the steps of one epoch, from the first that is still to do."""
+        position, control, emit = ctx.position, ctx.control, ctx.emit
+        first, complete = position.step, False
+        for ctx.batches in ctx.data.steps(ctx):
+            ctx.step_id, ctx.global_step_id = position.step, position.global_step
+            position.step += 1
+            position.global_step += 1
+            emit.run_step(ctx)
+            if control.due():
+                serve_requests(ctx)
+            if control.stopped is not None or position.global_step == ctx.num_steps:
+                break
+        else:
+            complete = True
+        ran = position.step - first
+        stopped = control.stopped is not None and control.stopped.wish == "stop epoch"
+        if complete or stopped or position.step == ctx.steps_per_epoch:
+            position.epoch, position.step = position.epoch + 1, 0
+        if stopped:
+            control.stopped = None
+        return ran
+
+    @hookimpl(trylast=True)
+    def run_step(self, ctx: Context) -> bool:
+        """Runs the step's batches, then makes one update."""
+        emit, optimizer = ctx.emit, ctx.optimizer
+        optimizer.zero_grad()  # type: ignore[union-attr]  # a training run has one
+        losses: dict[str, Any] = {}
+        ctx.batches = kept_batches(ctx) if ctx.bus.asks_batches else ctx.batches
+        for ctx.task, ctx.batch, ctx.weight in ctx.batches:
+            found = ctx.bus.emitter(ctx.task).run_batch(ctx)
+            losses.update(found if ctx.task is None else {f"{ctx.task}/{n}": v for n, v in found.items()})
+        ctx.task, ctx.losses = None, losses
+        emit.clip_gradients(ctx)
+        reasons = emit.skip_update(ctx) if emit.skip_update is not None else ()
+        if reasons or not ctx.batches:
+            log_skipped(ctx, "update", reasons)
+            ctx.committed = False
+        else:
+            emit.optimizer_step(ctx)
+        return ctx.committed
+
+
+def is_done(ctx: Context) -> bool:
+    """Whether the plan is fulfilled, or a stop was granted."""
+    if ctx.control.stopped is not None:
+        return True
+    if ctx.num_steps is not None:
+        return ctx.position.global_step >= ctx.num_steps
+    return ctx.num_epochs is not None and ctx.position.epoch >= ctx.num_epochs
+
+
+def serve_requests(ctx: Context) -> None:
+    """Does what plugins asked for: validate, then save, then stop."""
+    taken = ctx.control.take()
+    for request in sorted(taken, key=lambda r: _SERVED.index(r.wish)):
+        if request.wish == "validate":
+            served = ctx.emit.validate(ctx, request.reason)
+        elif request.wish == "save":
+            served = ctx.save(request.reason)
+        else:
+            ctx.control.stopped = served = request
+        if served is False:
+            log.warning("%s: asked for by %s, but nothing did it", request.wish, request.by)
+
+
+def kept_batches(ctx: Context) -> list[tuple[str | None, Any, float]]:
+    """The step's batches that no plugin asks to skip."""
+    kept = []
+    for entry in ctx.batches:
+        ctx.task, ctx.batch, _ = entry
+        asks = ctx.bus.emitter(ctx.task).skip_batch
+        reasons = asks(ctx) if asks is not None else ()
+        if reasons:
+            log_skipped(ctx, "batch", reasons)
+        else:
+            kept.append(entry)
+    return kept
+
+
+def log_skipped(ctx: Context, what: str, reasons: list[tuple[str, str]]) -> None:
+    """Says what was skipped, by whom and why."""
+    for name, reason in reasons:
+        task = f", task {ctx.task!r}" if ctx.task else ""
+        log.info("step %d%s: %s skipped by %s (%s)", ctx.global_step_id, task, what, name, reason)
+
+
+class Nobody:
+    """The spans that plugins provide, when none does."""
+
+    @hookimpl(trylast=True)
+    def validate(self) -> bool:
+        """Nobody validates."""
+        return False
+
+    @hookimpl(trylast=True)
+    def save_checkpoint(self) -> bool:
+        """Nobody saves."""
+        return False
+
+    @hookimpl(trylast=True)
+    def load_checkpoint(self) -> bool:
+        """Nobody loads."""
+        return False
+
+    @hookimpl(trylast=True)
+    def export_model(self) -> bool:
+        """Nobody exports."""
+        return False

@@ -1,0 +1,115 @@
+"""The order of plugins: stage, then before/after, then the job's order, then the name.
+
+The same order holds in every event. It depends on what plugins and the job declare, never on what
+was installed or registered first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING
+
+from hatbus.errors import OrderError
+from hatbus.plugin import STAGES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hatbus.plugin import Declaration
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One plugin to be put in order. ``position`` is its place in the job."""
+
+    name: str
+    declared: Declaration
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """One plugin in order, and why it stands where it does."""
+
+    name: str
+    reasons: tuple[str, ...] = field(default=())
+
+
+def resolve(places: Sequence[Place]) -> list[Placed]:
+    """Puts plugins in order.
+
+    Args:
+        places: the plugins of a run, in any order, names unique.
+
+    Returns:
+        The plugins, first to run first, each with the reasons for its place.
+
+    Raises:
+        OrderError: the declared order has a cycle; the message prints it.
+    """
+    edges = _edges(places)
+    keys = {p.name: (STAGES.index(p.declared.stage), p.position, p.name) for p in places}
+    waiting = {name: set(before) for name, before in edges.items()}
+    ready = [keys[name] for name, before in waiting.items() if not before]
+    heapify(ready)
+    ordered: list[str] = []
+    while ready:
+        name = heappop(ready)[2]
+        ordered.append(name)
+        del waiting[name]
+        for other, before in waiting.items():
+            if name in before:
+                before.discard(name)
+                if not before:
+                    heappush(ready, keys[other])
+    if waiting:
+        raise OrderError(_explain_cycle(edges, waiting, places))
+    by_name = {p.name: p for p in places}
+    return [Placed(name, _reasons(by_name[name], edges[name])) for name in ordered]
+
+
+def _edges(places: Sequence[Place]) -> dict[str, dict[str, str]]:
+    """For each plugin, the plugins that must come before it, each with the reason."""
+    by_name = {p.name: p for p in places}
+    edges: dict[str, dict[str, str]] = {p.name: {} for p in places}
+    for later in places:
+        for earlier in places:
+            if STAGES.index(earlier.declared.stage) < STAGES.index(later.declared.stage):
+                edges[later.name][earlier.name] = (
+                    f"stage {earlier.declared.stage} before stage {later.declared.stage}"
+                )
+    for p in places:
+        for other in p.declared.after:
+            if other in by_name and other != p.name:
+                edges[p.name][other] = f"{p.name} says after {other}"
+        for other in p.declared.before:
+            if other in by_name and other != p.name:
+                edges[other][p.name] = f"{p.name} says before {other}"
+    return edges
+
+
+def _reasons(place: Place, before: dict[str, str]) -> tuple[str, ...]:
+    soft = tuple(reason for reason in before.values() if " says " in reason)
+    return (f"stage {place.declared.stage}", *soft, f"place {place.position} in the job")
+
+
+def _explain_cycle(
+    edges: dict[str, dict[str, str]], waiting: dict[str, set[str]], places: Sequence[Place]
+) -> str:
+    path = [min(waiting)]
+    while True:
+        following = min(waiting[path[-1]])
+        if following in path:
+            cycle = [*path[path.index(following) :], following]
+            break
+        path.append(following)
+    cycle.reverse()
+    arrows = " -> ".join(cycle)
+    pairs = zip(cycle[:-1], cycle[1:], strict=True)
+    why = "; ".join(edges[later][earlier] for earlier, later in pairs)
+    stages = {p.declared.stage for p in places if p.name in cycle}
+    way_out = (
+        "give them one stage in the job" if len(stages) > 1 else "drop one before/after in the job"
+    )
+    return f"the order of plugins has a cycle: {arrows} ({why}); {way_out}"

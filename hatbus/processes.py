@@ -1,0 +1,109 @@
+"""Several processes: DDP, gradients shared once per step, and requests agreed over all ranks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed
+
+from hatbus.control import Control, Request
+from hatbus.plugin import hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from hatbus.context import Context
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of processes, as torchrun set them; (0, 1) without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """The process group of a torchrun run; nothing without torchrun, or when one exists."""
+    if rank_and_world()[1] == 1 or distributed.is_initialized():
+        yield
+        return
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def share(model: torch.nn.Module, device: torch.device, *, many_tasks: bool) -> Any:
+    """The model as its DDP wrapper when there are several processes."""
+    if rank_and_world()[1] == 1:
+        return model
+    if not any(p.requires_grad for p in model.parameters()):
+        return model
+    ids = [device.index or 0] if device.type == "cuda" else None
+    return torch.nn.parallel.DistributedDataParallel(
+        model, device_ids=ids, find_unused_parameters=many_tasks
+    )
+
+
+class ShareGradientsOnce:
+    """Gradients are exchanged in the last backward of a step only (DDP's ``no_sync``)."""
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def run_batch(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Forward and backward of all but the last batch stay on this rank."""
+        if ctx.batch is ctx.batches[-1][1]:
+            return (yield)
+        with ctx.wrapped_model.no_sync():
+            return (yield)
+
+
+class AgreedControl(Control):
+    """Requests that every rank knows: what one rank asks for, all do, at the same boundary.
+
+    One small all-reduce per boundary, launched at one and read at the next, so that no rank waits
+    for it. A request is therefore served one boundary later than in a single process.
+    """
+
+    __slots__ = ("_counts", "_granted", "_group", "_mine", "_work")
+    _WISHES = ("validate", "save", "stop epoch", "stop run")
+
+    def __init__(self, lines: Any = None) -> None:
+        super().__init__(lines)
+        self._group = distributed.new_group(backend="gloo")
+        self._counts = torch.zeros(len(self._WISHES))
+        self._granted: list[Request] = []
+        self._mine: list[Request] = []
+        self._work: Any = None
+
+    def due(self) -> bool:
+        """Whether a request was agreed; every rank calls this at the same boundaries."""
+        self._granted = self._agreed()
+        self._mine, self.pending = self.pending, []
+        wishes = [float(any(r.wish == wish for r in self._mine)) for wish in self._WISHES]
+        self._counts = torch.tensor(wishes)
+        self._work = distributed.all_reduce(self._counts, group=self._group, async_op=True)
+        return bool(self._granted)
+
+    def close(self) -> None:
+        """Waits for the exchange that is under way."""
+        if self._work is not None:
+            self._work.wait()
+
+    def _agreed(self) -> list[Request]:
+        if self._work is None:
+            return []
+        self._work.wait()
+        found = []
+        for wish, count in zip(self._WISHES, self._counts.tolist(), strict=True):
+            mine = [r for r in self._mine if r.wish == wish]
+            if count:
+                found.append(mine[0] if mine else Request(wish, "another rank", "see its log"))
+        return found
+
+    def _taken(self) -> list[Request]:
+        taken, self._granted = self._granted, []
+        return taken

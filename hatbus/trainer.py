@@ -1,0 +1,185 @@
+"""The trainer: puts a model, data and plugins on a bus and runs the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hatbus.batch_processor import BatchProcessor
+from hatbus.bus import Bus, named_instances
+from hatbus.context import Context
+from hatbus.control import Control
+from hatbus.errors import JobError
+from hatbus.finite import POLICIES, FiniteLoss
+from hatbus.loop import Loop, Nobody
+from hatbus.moments import Exceptions, Moments, TaskScope
+from hatbus.precision import Autocast, LossScaling, check_precision
+from hatbus.processes import AgreedControl, ShareGradientsOnce, joined, rank_and_world, share
+from hatbus.steps import Steps
+
+if TYPE_CHECKING:
+    from hatbus.task_sampler import TaskSampler
+
+
+class Trainer:
+    """Trains a model; everything beyond the loop is a plugin.
+
+    Args:
+        model: the model; it is moved to ``device``.
+        optimizer: over the model's parameters.
+        data: an iterable of batches, or ``{task: iterable}``.
+        loss: ``loss(model_outs, target)`` giving a 0-d tensor or ``{name: 0-d tensor}``; or
+            ``{task: loss}``. Without it the model gets whole batches and returns its losses.
+        plugins: instances, or ``{instance name: instance}``.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or a ``torch.device``.
+        seed: of the run's own choices (task sampler, data order); plugins may use it too.
+        task_sampler: which tasks a step holds (``hatbus.task_sampler``); all by default.
+        accumulate: batches per task and step (gradient accumulation).
+        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast; fp16 with a loss scaler).
+        compile: ``True``, or options for ``torch.compile``.
+        batch_processor: your own in place of ``BatchProcessor(loss)``.
+        train_metrics, val_metrics: handed to every event under these names.
+        run_dir: folder of the run's files.
+        nan: ``"raise"``, ``"skip_step"`` or ``"ignore"``, when a loss is not finite.
+
+    Attributes:
+        bus: holds the plugins; more may be registered, also while the run is on.
+        ctx: the state of the run.
+
+    Raises:
+        HatbusError: an argument or plugin that cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data: Any,
+        loss: Any = None,
+        plugins: Sequence[object] | Mapping[str, object] = (),
+        *,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        task_sampler: TaskSampler | None = None,
+        accumulate: int = 1,
+        precision: str = "fp32",
+        compile: bool | Mapping[str, Any] = False,  # noqa: A002 - torch's own word
+        batch_processor: BatchProcessor | None = None,
+        train_metrics: Sequence[Any] = (),
+        val_metrics: Sequence[Any] = (),
+        run_dir: str | Path | None = None,
+        nan: str = "raise",
+    ) -> None:
+        if loss is not None and batch_processor is not None:
+            raise JobError("give loss= or batch_processor=, not both: the processor has the loss")
+        self._compile = compile
+        self._precision = check_precision(precision)
+        rank, world = rank_and_world()
+        place = own_device(device, rank)
+        steps = Steps(data, task_sampler, accumulate, place)
+        processor = batch_processor or BatchProcessor(loss)
+        self.bus = Bus(rank=rank)
+        self._register_core(processor, steps, nan, world)
+        for name, instance in named_instances(plugins):
+            self.bus.register(instance, name)
+        self.ctx = Context(
+            self.bus,
+            model=model.to(place),
+            optimizer=optimizer,
+            data=steps,
+            data_loader=data,
+            device=place,
+            rank=rank,
+            world_size=world,
+            seed=seed,
+            steps_per_epoch=steps.steps_per_epoch,
+            train_metrics=train_metrics,
+            val_metrics=val_metrics,
+            run_dir=Path(run_dir) if run_dir is not None else None,
+        )
+        if precision == "fp16":
+            self.ctx.scaler = torch.amp.GradScaler(place.type)
+
+    def fit(self, num_epochs: int | None = None, num_steps: int | None = None) -> Context:
+        """Runs the loop for so many epochs or optimizer steps in all (a resumed run's included).
+
+        Returns:
+            The context, with the counters as they are at the end.
+
+        Raises:
+            JobError: not exactly one plan, or a plan < 1.
+            HatbusError: what went wrong in the run, where it can be said in one line.
+        """
+        ctx, plans = self.ctx, (num_epochs, num_steps)
+        if (num_epochs is None) == (num_steps is None):
+            raise JobError("give num_epochs= or num_steps=, one of the two")
+        if any(n is not None and n < 1 for n in plans):
+            raise JobError(f"num_epochs={num_epochs!r}, num_steps={num_steps!r}; accepted: 1 or more")
+        ctx.num_epochs, ctx.num_steps = plans
+        per_epoch = ctx.steps_per_epoch
+        ctx.total_steps = num_steps
+        if num_epochs is not None and per_epoch is not None:
+            ctx.total_steps = num_epochs * per_epoch
+        self.bus.set_tasks(ctx.data.tasks)
+        ctx.exception = None
+        with joined(ctx.device):
+            self._prepare()
+            ctx.emit = self.bus.emitter()
+            ctx.emit.run_loop(ctx)
+            ctx.control.close()
+        return ctx
+
+    def _prepare(self) -> None:
+        """What has to be made anew for every ``fit``: requests and the model's wrappers."""
+        ctx = self.ctx
+        ctx.control = (AgreedControl if ctx.world_size > 1 else Control)(self.bus.callers)
+        model: Any = ctx.model
+        model.train()
+        if self._compile:
+            options = self._compile if isinstance(self._compile, Mapping) else {}
+            model = torch.compile(model, **options)
+        ctx.wrapped_model = share(model, ctx.device, many_tasks=len(ctx.data.tasks) > 1)
+
+    def _register_core(
+        self, processor: BatchProcessor, steps: Steps, nan: str, world: int
+    ) -> None:
+        """Registers hatbus's own parts, wrappers outermost first."""
+        parts: dict[str, object] = {}
+        if steps.tasks:
+            parts["task_scope"] = TaskScope()
+        parts["moments"] = Moments()
+        parts["exceptions"] = Exceptions()
+        if world > 1:
+            parts["share_gradients_once"] = ShareGradientsOnce()
+        if self._precision != "fp32":
+            parts["autocast"] = Autocast(self._precision)
+        if self._precision == "fp16":
+            parts["loss_scaling"] = LossScaling()
+        if nan not in POLICIES or nan != "ignore":
+            parts["finite_loss"] = FiniteLoss(nan)
+        parts.update(loop=Loop(), batch_processor=processor, nobody=Nobody())
+        for name, part in parts.items():
+            self.bus.register(part, f"core.{name}", core=True)
+
+
+def own_device(device: str | torch.device, rank: int) -> torch.device:
+    """The device of this process: under torchrun each rank takes a GPU of its own.
+
+    Raises:
+        JobError: there is no such device here.
+    """
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise JobError(f"unknown device {device!r}; accepted: 'cpu', 'cuda', 'cuda:1'") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise JobError(f"device {str(device)!r} is not here: torch sees no GPU; accepted: 'cpu'")
+    if place.type == "cuda" and place.index is None:
+        place = torch.device("cuda", rank % torch.cuda.device_count())
+        torch.cuda.set_device(place)
+    return place
+
+
