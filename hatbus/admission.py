@@ -7,9 +7,9 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.callback_mixin import CallbackMixin
+from hatbus.declare import PROJECT
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.events import EVENTS
-from hatbus.plugin import PROJECT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,12 +15,12 @@ import pluggy
 
 from hatbus import events
 from hatbus.admission import admit, default_name, options_of
+from hatbus.declare import PROJECT, Declaration, declaration_of
 from hatbus.dispatch import Gate, freeze
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.events import EVENTS, SPAN
 from hatbus.intervals import Interval, Intervals
 from hatbus.order import Place, Placed, resolve
-from hatbus.plugin import PROJECT, Declaration, declaration_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

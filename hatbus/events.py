@@ -43,8 +43,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from hatbus.declare import hookspec
 from hatbus.payload import BATCH, LOOP, STEP
-from hatbus.plugin import hookspec
 
 SPAN: Final = "span"
 MOMENT: Final = "moment"

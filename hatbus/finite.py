@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from hatbus.declare import hookimpl
 from hatbus.errors import JobError, NonFiniteError, did_you_mean
-from hatbus.plugin import hookimpl
 
 if TYPE_CHECKING:
     from hatbus.context import Context

@@ -6,9 +6,9 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from hatbus.declare import hookimpl
 from hatbus.dispatch import Gate
 from hatbus.errors import PluginError
-from hatbus.plugin import hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.control import log
-from hatbus.plugin import hookimpl
+from hatbus.declare import hookimpl
 
 if TYPE_CHECKING:
     from hatbus.context import Context

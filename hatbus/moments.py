@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hatbus.declare import hookimpl
 from hatbus.events import PAIRS
-from hatbus.plugin import hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

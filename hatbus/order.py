@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
+from hatbus.declare import STAGES
 from hatbus.errors import OrderError
-from hatbus.plugin import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hatbus.plugin import Declaration
+    from hatbus.declare import Declaration
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import torch
 from torch import distributed
 
 from hatbus.control import Control, Request
-from hatbus.plugin import hookimpl
+from hatbus.declare import hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -1,0 +1,73 @@
+"""A PyTorch training loop in which every event is a pluggy hook and every callback a plugin.
+
+Importing this package is cheap: each public name is imported when it is first used (PEP 562), so
+nothing that only lists or helps ever loads torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from hatbus.batch_processor import BatchProcessor
+    from hatbus.bus import Bus
+    from hatbus.callback_mixin import CallbackMixin
+    from hatbus.context import Context
+    from hatbus.declare import hookimpl, plugin
+    from hatbus.errors import HatbusError
+    from hatbus.trainer import Trainer
+
+    __version__: str
+
+__all__ = [
+    "BatchProcessor",
+    "Bus",
+    "CallbackMixin",
+    "Context",
+    "HatbusError",
+    "Trainer",
+    "__version__",
+    "hookimpl",
+    "plugin",
+]
+
+_HOME: Final = {
+    "BatchProcessor": "hatbus.batch_processor",
+    "Bus": "hatbus.bus",
+    "CallbackMixin": "hatbus.callback_mixin",
+    "Context": "hatbus.context",
+    "HatbusError": "hatbus.errors",
+    "Trainer": "hatbus.trainer",
+    "hookimpl": "hatbus.declare",
+    "plugin": "hatbus.declare",
+}
+"""Public name to the module that holds it; no module has the name of a public name."""
+_UNINSTALLED_VERSION: Final = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first asked for."""
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _HOME:
+        from importlib import import_module
+
+        value = getattr(import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module 'hatbus' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    """The installed version; in a checkout that is not installed, the one of the source."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("hatbus")
+    except PackageNotFoundError:
+        return f"{_UNINSTALLED_VERSION}+checkout"
