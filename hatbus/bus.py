@@ -139,9 +139,11 @@ class Bus:
         """Takes a plugin off the bus and returns it."""
         if name not in self.members:
             raise PluginError(f"no plugin {name!r} here{did_you_mean(name, self.members)}")
-        plugin = self.members.pop(name).plugin
+        member = self.members.pop(name)
+        if member.interval is not None:
+            self._intervals.remove(member.interval)
         self._changed()
-        return plugin
+        return member.plugin
 
     # ---- freezing -----------------------------------------------------------------------------
 
@@ -261,7 +263,7 @@ class Bus:
             if event.kind != SPAN:
                 continue
             found: dict[str, Member] = {}
-            for impl in getattr(self._manager.hook, event.name).get_hookimpls():
+            for impl in reversed(getattr(self._manager.hook, event.name).get_hookimpls()):
                 member = self.members[impl.plugin_name]
                 if impl.wrapper or impl.trylast:
                     continue

@@ -1,4 +1,4 @@
-"""Core hook wrappers: the moments around spans, the task's scope, and ``on_exception``."""
+"""Core hook wrappers: the moments around spans, and the task's scope."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     Wrapper = Callable[..., Generator[None, Any, Any]]
 
 
-def emitting(span: str, result: str | None = None) -> Wrapper:
+def emitting(span: str, result: str | None = None, failing: str | None = None) -> Wrapper:
     """A hook wrapper that emits a span's begin and end around it.
 
     Args:
         span: the span.
         result: attribute of the context that takes the span's result before the end is emitted.
+        failing: event that is told the exception before the end is emitted.
 
     Returns:
         The wrapper; its ``moments`` name what it emits, so that the bus can leave it out when
@@ -39,7 +40,9 @@ def emitting(span: str, result: str | None = None) -> Wrapper:
                 setattr(ctx, result, value)
         except BaseException as error:
             ctx.exception = error
-            end_after_error(getattr(emit, end), ctx, error)
+            if failing is not None:
+                emit_after_error(getattr(emit, failing), error, ctx, error)
+            emit_after_error(getattr(emit, end), error, ctx)
             raise
         end_now = getattr(emit, end)
         if end_now is not None:
@@ -50,16 +53,19 @@ def emitting(span: str, result: str | None = None) -> Wrapper:
     wrapper.__qualname__ = f"Moments.{span}"
     wrapper.__doc__ = f"Emits {begin} and {end}."
     if result is None:
-        wrapper.moments = (begin, end)  # type: ignore[attr-defined]
+        heard = (begin, end) if failing is None else (begin, end, failing)
+        wrapper.moments = heard  # type: ignore[attr-defined]
     return hookimpl(wrapper=True, tryfirst=True)(wrapper)
 
 
-def end_after_error(end: Callable[..., Any] | None, ctx: Context, error: BaseException) -> None:
-    """Emits an end on the way out; a second error becomes a note on the first."""
-    if end is None:
+def emit_after_error(
+    event: Callable[..., Any] | None, error: BaseException, *arguments: Any
+) -> None:
+    """Emits an event on the way out of an error; a second error becomes a note on the first."""
+    if event is None:
         return
     try:
-        end(ctx)
+        event(*arguments)
     except BaseException as another:  # noqa: BLE001 - the first error is the one to raise
         notes = "; ".join(getattr(another, "__notes__", ()))
         error.add_note(f"then {type(another).__name__}: {another} ({notes})")
@@ -68,7 +74,7 @@ def end_after_error(end: Callable[..., Any] | None, ctx: Context, error: BaseExc
 class Moments:
     """Emits begin and end around every span that has them."""
 
-    run_loop = emitting("run_loop")
+    run_loop = emitting("run_loop", failing="on_exception")
     run_epoch = emitting("run_epoch")
     run_step = emitting("run_step")
     run_batch = emitting("run_batch")
@@ -87,30 +93,11 @@ class Moments:
             ctx.updates += ctx.committed
         except BaseException as error:
             ctx.exception = error
-            end_after_error(emit.on_optimizer_step_end, ctx, error)
+            emit_after_error(emit.on_optimizer_step_end, error, ctx)
             raise
         if emit.on_optimizer_step_end is not None:
             emit.on_optimizer_step_end(ctx)
         return ctx.committed
-
-
-class Exceptions:
-    """Emits ``on_exception`` after the inner ends and before ``on_loop_end``."""
-
-    @hookimpl(wrapper=True, tryfirst=True)
-    def run_loop(self, ctx: Context) -> Generator[None, Any, Any]:
-        """Tells everybody what ends the run."""
-        try:
-            return (yield)
-        except BaseException as error:
-            if ctx.emit.on_exception is not None:
-                try:
-                    ctx.emit.on_exception(ctx, error)
-                except BaseException as another:  # noqa: BLE001 - the first error is the one to raise
-                    error.add_note(f"then {type(another).__name__}: {another} in on_exception")
-            raise
-
-    run_loop.moments = ("on_exception",)
 
 
 class TaskScope:

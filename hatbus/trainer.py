@@ -15,7 +15,7 @@ from hatbus.control import Control
 from hatbus.errors import JobError
 from hatbus.finite import POLICIES, FiniteLoss
 from hatbus.loop import Loop, Nobody
-from hatbus.moments import Exceptions, Moments, TaskScope
+from hatbus.moments import Moments, TaskScope
 from hatbus.precision import Autocast, LossScaling, check_precision
 from hatbus.processes import AgreedControl, ShareGradientsOnce, joined, rank_and_world, share
 from hatbus.steps import Steps
@@ -151,7 +151,6 @@ class Trainer:
         if steps.tasks:
             parts["task_scope"] = TaskScope()
         parts["moments"] = Moments()
-        parts["exceptions"] = Exceptions()
         if world > 1:
             parts["share_gradients_once"] = ShareGradientsOnce()
         if self._precision != "fp32":

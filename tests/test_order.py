@@ -1,0 +1,79 @@
+"""The order of plugins is what they and the job declare, and nothing else."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hatbus.declare import STAGES, Declaration, plugin
+from hatbus.errors import OrderError, PluginError
+from hatbus.order import Place, resolve
+
+
+def order(*places: Place) -> list[str]:
+    return [placed.name for placed in resolve(places)]
+
+
+def place(name: str, stage: str = "monitor", position: int = 0, **soft: tuple[str, ...]) -> Place:
+    return Place(name, Declaration(stage=stage, **soft), position)
+
+
+def test_stages_come_first() -> None:
+    backwards = [place(stage, stage, -i) for i, stage in enumerate(STAGES)]
+    assert order(*backwards) == list(STAGES)
+
+
+def test_before_and_after_come_next() -> None:
+    assert order(place("a", after=("c",)), place("b"), place("c")) == ["b", "c", "a"]
+    assert order(place("a"), place("b", before=("a",))) == ["b", "a"]
+
+
+def test_then_the_order_of_the_job_then_the_name() -> None:
+    assert order(place("a", position=2), place("b", position=1)) == ["b", "a"]
+    assert order(place("b"), place("a")) == ["a", "b"]
+
+
+def test_an_edge_to_a_plugin_that_is_not_there_is_ignored() -> None:
+    assert order(place("a", after=("nobody",)), place("b")) == ["a", "b"]
+
+
+def test_a_cycle_is_an_error_that_prints_the_cycle() -> None:
+    with pytest.raises(OrderError, match=r"a -> c -> b -> a|c -> b -> a -> c|b -> a -> c -> b") as e:
+        order(place("a", after=("b",)), place("b", after=("c",)), place("c", after=("a",)))
+    assert "a says after b" in str(e.value)
+    assert "drop one before/after" in str(e.value)
+
+
+def test_an_edge_against_the_stages_names_both_and_the_way_out() -> None:
+    with pytest.raises(OrderError, match="give them one stage in the job") as error:
+        order(place("ema", "average", after=("saver",)), place("saver", "checkpoint"))
+    assert "stage average before stage checkpoint" in str(error.value)
+
+
+def test_every_plugin_is_told_why_it_stands_where_it_does() -> None:
+    placed = resolve([place("a", position=3, after=("b",)), place("b", position=4)])
+    assert placed[1].reasons == ("stage monitor", "a says after b", "place 3 in the job")
+
+
+def test_an_unknown_stage_is_refused_with_the_closest() -> None:
+    with pytest.raises(PluginError, match="unknown stage 'raport'; did you mean 'report'"):
+        plugin(stage="raport")
+
+
+drawn_places = st.lists(
+    st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(STAGES), st.integers(0, 3)),
+    unique_by=lambda drawn: drawn[0],
+)
+
+
+@given(drawn_places, st.randoms())
+def test_the_order_never_depends_on_who_came_first(
+    drawn: list[tuple[str, str, int]], chance: random.Random
+) -> None:
+    places = [place(name, stage, position) for name, stage, position in drawn]
+    expected = order(*places)
+    chance.shuffle(places)
+    assert order(*places) == expected

@@ -1,0 +1,53 @@
+"""The smallest real run there is, and plugins that write down what they hear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from hatbus import Trainer, hookimpl
+from hatbus.events import EVENTS, MOMENT
+
+
+def batches(count: int, size: int = 4, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """``count`` batches of a linear problem, the same for the same seed."""
+    chance = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(count, size, 3, generator=chance)
+    target = inputs.sum(dim=2, keepdim=True)
+    return list(zip(inputs, target, strict=True))
+
+
+def tiny_trainer(plugins: Any = (), data: Any = None, **options: Any) -> Trainer:
+    """A trainer of a 3-to-1 linear model by plain SGD, the same weights every time."""
+    torch.manual_seed(0)
+    model = options.pop("model", None) or torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    loss = options.pop("loss", torch.nn.functional.mse_loss)
+    return Trainer(model, optimizer, batches(3) if data is None else data, loss, plugins, **options)
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    """The model's parameters as one vector, copied."""
+    return torch.nn.utils.parameters_to_vector(trainer.ctx.model.parameters()).detach().clone()
+
+
+def hearing(events: Iterable[str], note: Callable[..., Any]) -> object:
+    """A plugin that calls ``note(event, arguments)`` on every one of the events.
+
+    Moments are plain implementations; spans and decisions are wrapped, and left as they are.
+    """
+    methods: dict[str, Any] = {}
+    for name in events:
+        arguments = EVENTS[name].arguments
+        names: dict[str, Any] = {"note": note}
+        call = f"note({name!r}, dict({', '.join(f'{a}={a}' for a in arguments)}))"
+        after = f"note({name + ' done'!r}, {{}})"
+        if EVENTS[name].kind == MOMENT:
+            body = call
+        else:
+            body = f"{call}\n    result = yield\n    {after}\n    return result"
+        exec(f"def {name}(self, {', '.join(arguments)}):\n    {body}", names)
+        methods[name] = hookimpl(names[name], wrapper=EVENTS[name].kind != MOMENT)
+    return type("Hearing", (), methods)()
