@@ -42,7 +42,6 @@ _HOME: Final = {
     "plugin": "hatbus.declare",
 }
 """Public name to the module that holds it; no module has the name of a public name."""
-_UNINSTALLED_VERSION: Final = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
@@ -70,4 +69,15 @@ def _version() -> str:
     try:
         return version("hatbus")
     except PackageNotFoundError:
-        return f"{_UNINSTALLED_VERSION}+checkout"
+        return f"{_source_version()}+checkout"
+
+
+def _source_version() -> str:
+    import tomllib
+    from pathlib import Path
+
+    try:
+        source = Path(__file__).parents[1].joinpath("pyproject.toml").read_text("utf-8")
+    except OSError:
+        return "0"
+    return str(tomllib.loads(source)["project"]["version"])

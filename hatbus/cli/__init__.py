@@ -1,0 +1,82 @@
+"""The command line. Each command is one module here, imported when it is the one asked for.
+
+A command module has ``arguments(parser)`` and ``run(args) -> int``; ``COMMANDS`` makes it known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from hatbus.cli.display import explain
+from hatbus.errors import JobError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "run": ("train what a job file says", "hatbus.cli.run"),
+    "plugins": ("list, show and check plugins", "hatbus.cli.plugins"),
+    "events": ("show the events that a plugin can hook", "hatbus.cli.events"),
+}
+"""Command to its line of help and its module."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the words after ``hatbus``; the process's own when None.
+
+    Returns:
+        The exit code: 0, or that of the error (``hatbus.errors``), 1 for an exception in user code,
+        130 for Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    args: Any = None
+    try:
+        args = _parsed(words)
+        code: int = import_module(COMMANDS[args.command][1]).run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        return explain(error, traceback=getattr(args, "traceback", False))
+    return code
+
+
+def _parsed(words: list[str]) -> argparse.Namespace:
+    """The command line; only the chosen command's module says what it takes."""
+    parser = argparse.ArgumentParser(
+        prog="hatbus",
+        description="A PyTorch training loop whose every event is a pluggy hook.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    if chosen is not None and chosen not in COMMANDS:
+        raise JobError(f"unknown command {chosen!r}{did_you_mean(chosen, COMMANDS)}")
+    for name, (line, module) in COMMANDS.items():
+        command = commands.add_parser(name, help=line, description=line, allow_abbrev=False)
+        if name == chosen:
+            import_module(module).arguments(command)
+    return parser.parse_args(words)
+
+
+class _Version(argparse.Action):
+    """``--version``, which looks the version up only when asked."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Prints it."""
+        from hatbus import __version__
+
+        print(f"hatbus {__version__}")
+        parser.exit()

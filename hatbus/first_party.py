@@ -1,0 +1,54 @@
+"""The plugin names that hatbus's own distributions use; nobody else may offer one."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+
+class FirstParty(NamedTuple):
+    """Where one of hatbus's own plugins comes from."""
+
+    distribution: str
+    class_name: str
+
+
+FIRST_PARTY: Final[dict[str, FirstParty]] = {
+    "checkpoint": FirstParty("hatbus-checkpoint", "Checkpoint"),
+    "cos_lr": FirstParty("hatbus-lr", "CosLrUpdater"),
+    "cosine_annealing_lr": FirstParty("hatbus-lr", "CosineAnnealingLrUpdater"),
+    "cyclic_lr": FirstParty("hatbus-lr", "CyclicLrUpdater"),
+    "early_stopping": FirstParty("hatbus-validation", "EarlyStopping"),
+    "ema": FirstParty("hatbus-model", "ExponentialMovingAverage"),
+    "freeze_bn_statistics": FirstParty("hatbus-model", "FreezeBNStatistics"),
+    "freeze_module": FirstParty("hatbus-model", "FreezeModule"),
+    "fuse_bn": FirstParty("hatbus-model", "FuseBN"),
+    "grad_clip": FirstParty("hatbus-grad", "GradClip"),
+    "grad_scale": FirstParty("hatbus-grad", "GradScale"),
+    "mean_teacher": FirstParty("hatbus-model", "MeanTeacher"),
+    "mean_teacher_validation": FirstParty("hatbus-validation", "MeanTeacherValidation"),
+    "metric_updater": FirstParty("hatbus-monitor", "MetricUpdater"),
+    "noam_lr": FirstParty("hatbus-lr", "NoamLrUpdater"),
+    "one_cycle_lr": FirstParty("hatbus-lr", "OneCycleUpdater"),
+    "poly_lr": FirstParty("hatbus-lr", "PolyLrUpdater"),
+    "progress": FirstParty("hatbus-monitor", "Progress"),
+    "save_traced": FirstParty("hatbus-export", "SaveTraced"),
+    "stats_monitor": FirstParty("hatbus-monitor", "StatsMonitor"),
+    "step_decay_lr": FirstParty("hatbus-lr", "StepDecayLrUpdater"),
+    "tensorboard": FirstParty("hatbus-tensorboard", "TensorBoard"),
+    "torch_lr": FirstParty("hatbus-lr", "TorchLr"),
+    "validation": FirstParty("hatbus-validation", "Validation"),
+}
+"""Reserved plugin name to its home."""
+
+DISTRIBUTIONS: Final = frozenset({"hatbus", *(own.distribution for own in FIRST_PARTY.values())})
+
+
+def normalized(distribution: str) -> str:
+    """A distribution's name as the index compares it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def is_first_party(distribution: str) -> bool:
+    """Whether a distribution is hatbus itself or one of its eight plugin distributions."""
+    return normalized(distribution) in DISTRIBUTIONS

@@ -1,0 +1,247 @@
+"""From a job to a trainer and through its run. Imports torch."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from hatbus import discovery
+from hatbus.errors import HatbusError, JobError, PluginError, SaveError, did_you_mean
+from hatbus.job import PLUGIN_KEYS, parse_job
+from hatbus.options import check
+from hatbus.references import References, finish
+from hatbus.results import places_of, show_results
+from hatbus.trainer import Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hatbus.discovery import Found
+    from hatbus.job import Job, Plugin
+
+JOB_FILE: Final = "job.json"
+_REQUIRED: Final = ("model", "optimizer", "data")
+_TAKEN: Final = (
+    *_REQUIRED,
+    "loss",
+    "task_sampler",
+    "batch_processor",
+    "train_metrics",
+    "val_metrics",
+)
+"""What the trainer takes of the things that the entry function returns."""
+
+
+class Prepared:
+    """A job whose every name, option and object was checked; ready to be built.
+
+    Attributes:
+        job: what was prepared.
+        found: where each enabled plugin comes from, by instance name.
+    """
+
+    def __init__(self, job: Job, problems: list[str] | None = None) -> None:
+        self.job = job
+        self.found: dict[str, Found] = {}
+        self._plugins: dict[str, tuple[type[Any], dict[str, Any]]] = {}
+        problems = list(problems or ())
+        self._find = References((job.folder, Path.cwd())).find
+        self._entry, self._arguments = self._prepare_entry(problems)
+        for name, plugin in job.enabled.items():
+            self._prepare_plugin(name, plugin, problems)
+        if problems:
+            raise JobError("\n".join(problems))
+
+    def build(self) -> Trainer:
+        """Calls the entry function, then builds the trainer and its plugins.
+
+        Raises:
+            JobError: the entry function returned something else, or an option cannot be used.
+            PluginError: a plugin failed while it was built, or cannot be registered.
+        """
+        run = self.job.run
+        seed_everything(run.seed)
+        built = things_of(self._entry(**finish(self._arguments, {})), run.entry)
+        instances = self._instances(built)
+        trainer = Trainer(
+            **{name: built[name] for name in _TAKEN if name in built},
+            device=own_device(run.device),
+            seed=run.seed,
+            accumulate=run.accumulate,
+            precision=run.precision,
+            compile=run.compile,
+            nan=run.nan,
+            run_dir=self.job.run_dir,
+        )
+        _register(trainer, self.job, instances)
+        trainer.ctx.storage["resume"] = run.resume
+        return trainer
+
+    def _prepare_entry(self, problems: list[str]) -> tuple[Callable[..., Any], dict[str, Any]]:
+        run, where = self.job.run, f"in {self.job.name} [run]"
+        try:
+            entry = self._find(run.entry)
+        except JobError as error:
+            problems.append(f"key 'entry' is {run.entry!r} {where}: {error}")
+            return dict, {}
+        if not callable(entry):
+            problems.append(f"key 'entry' is {run.entry!r} {where}: it is no function")
+            return dict, {}
+        place = f"in {self.job.name} [run.args]"
+        arguments, found = check(entry, run.args, place, self._find, what="argument")
+        problems += found
+        return entry, arguments
+
+    def _prepare_plugin(self, name: str, plugin: Plugin, problems: list[str]) -> None:
+        try:
+            found = discovery.lookup(plugin.use, plugin.where)
+            cls = found.load()
+        except PluginError as error:
+            problems.append(str(error))
+            return
+        options, wrong = check(cls, plugin.options, plugin.where, self._find, also=PLUGIN_KEYS)
+        problems += wrong
+        self.found[name] = found
+        self._plugins[name] = (cls, options)
+
+    def _instances(self, built: Mapping[str, Any]) -> dict[str, object]:
+        """Builds every enabled plugin."""
+        instances, problems = {}, []
+        for name, (cls, options) in self._plugins.items():
+            where = self.job.plugins[name].where
+            try:
+                instances[name] = cls(**finish(options, built))
+            except (HatbusError, ValueError) as error:
+                problems.append(f"plugin {name!r} {where}: {error}")
+            except Exception as error:
+                source = self.found[name].source
+                raise PluginError(
+                    f"plugin {name!r} ({source}) failed while it was built {where}: "
+                    f"{type(error).__name__}: {error}; --traceback shows where"
+                ) from error
+        if problems:
+            raise JobError("\n".join(problems))
+        return instances
+
+
+def prepare(
+    path: Path | str, plugins: tuple[str, ...] = (), options: tuple[str, ...] = ()
+) -> Prepared:
+    """Reads and checks a job; ``plugins`` and ``options`` as for ``hatbus.job.read_job``.
+
+    Raises:
+        JobError: every problem of the job, one line each.
+    """
+    job, problems = parse_job(path, plugins, options)
+    if job is None:
+        raise JobError("\n".join(problems))
+    return Prepared(job, problems)
+
+
+def run(prepared: Prepared, *, quiet: bool = False) -> int:
+    """Trains.
+
+    Args:
+        prepared: the job.
+        quiet: print no table at the end.
+
+    Returns:
+        The process's exit code.
+    """
+    trainer = prepared.build()
+    trainer.ctx.storage["quiet"] = quiet
+    job = prepared.job
+    if trainer.ctx.rank == 0:
+        write_job(prepared)
+    ctx = trainer.fit(num_epochs=job.run.num_epochs, num_steps=job.run.num_steps)
+    if ctx.rank == 0 and not quiet:
+        show_results(ctx, places_of(job))
+    return 0
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds torch, numpy and random."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def own_device(device: str) -> str:
+    """``"auto"`` as ``"cuda"`` if there is one, else ``"cpu"``."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def things_of(returned: Any, entry: str) -> dict[str, Any]:
+    """What the entry function returned, by name.
+
+    Raises:
+        JobError: neither a dict with what the trainer needs nor a tuple of it.
+    """
+    if isinstance(returned, tuple) and 3 <= len(returned) <= 4:
+        returned = dict(zip((*_REQUIRED, "loss"), returned, strict=False))
+    if not isinstance(returned, Mapping):
+        what = f"a tuple of {len(returned)}" if isinstance(returned, tuple) else repr(returned)
+        raise JobError(
+            f"entry {entry!r} returned {what:.200}; accepted: a dict with 'model', 'optimizer', "
+            "'data' and more, or a tuple (model, optimizer, data, loss)"
+        )
+    for name in _REQUIRED:
+        if name not in returned:
+            hint = did_you_mean(name, map(str, returned))
+            raise JobError(f"entry {entry!r} returned no {name!r}{hint}")
+    _check_kind(entry, "model", returned["model"], torch.nn.Module, "a torch.nn.Module")
+    _check_kind(
+        entry, "optimizer", returned["optimizer"], torch.optim.Optimizer, "a torch.optim.Optimizer"
+    )
+    return dict(returned)
+
+
+def write_job(prepared: Prepared) -> None:
+    """Writes the resolved job into the run's folder.
+
+    Raises:
+        SaveError: the folder cannot be made or written.
+    """
+    from hatbus import __version__
+
+    job = prepared.job
+    plugins = {name: found.source for name, found in prepared.found.items()}
+    target = job.run_dir / JOB_FILE
+    try:
+        job.run_dir.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{JOB_FILE}.{os.getpid()}")
+        partial.write_text(job.to_json(version=__version__, distributions=plugins), "utf-8")
+        partial.replace(target)
+    except OSError as error:
+        raise SaveError(
+            f"cannot write {str(target)!r}: {error.strerror}; choose another run_dir"
+        ) from error
+
+
+def _register(trainer: Trainer, job: Job, instances: dict[str, object]) -> None:
+    """Puts the plugins on the trainer's bus, in the job's order."""
+    problems = []
+    for name, instance in instances.items():
+        plugin = job.plugins[name]
+        try:
+            trainer.bus.register(instance, name, overrides=plugin.filters)
+        except PluginError as error:
+            problems.append(f"{error} ({plugin.where})")
+    if problems:
+        raise PluginError("\n".join(problems))
+    trainer.bus.order()
+
+
+def _check_kind(entry: str, name: str, thing: object, kind: type[Any], wanted: str) -> None:
+    if not isinstance(thing, kind):
+        raise JobError(
+            f"entry {entry!r} returned a {type(thing).__name__} as {name!r}; accepted: {wanted}"
+        )

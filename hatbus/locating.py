@@ -1,0 +1,48 @@
+"""Finds the source file of a module without importing it, and reads one line of it."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+
+
+def quick_summary(module: str, name: str) -> str | None:
+    """The first line of a class's docstring, without parsing; None if that is not so simple."""
+    file = find_source(module)
+    if file is None:
+        return None
+    pattern = rf'^class {re.escape(name)}\b[^"]*:\s*\n\s+r?"""([^"\n]+)'
+    found = re.search(pattern, file.read_text("utf-8", "replace"), re.MULTILINE)
+    return found and found[1].strip()
+
+
+def find_source(module: str) -> Path | None:
+    """The file of a module, found without importing it or the packages around it."""
+    top, _, inner = module.partition(".")
+    spec = _top_spec(top)
+    if spec is None:
+        return None
+    if not inner:
+        return Path(spec.origin) if (spec.origin or "").endswith(".py") else None
+    return file_in([Path(place) for place in spec.submodule_search_locations or ()], inner)
+
+
+@cache
+def _top_spec(name: str) -> ModuleSpec | None:
+    try:
+        return find_spec(name)
+    except (ImportError, ValueError):
+        return None
+
+
+def file_in(folders: Sequence[Path], module: str) -> Path | None:
+    """The file of a module under one of these folders."""
+    relative = Path(*module.split("."))
+    names = (relative.with_suffix(".py"), relative / "__init__.py")
+    return next((f / n for f in folders for n in names if (f / n).is_file()), None)

@@ -1,0 +1,54 @@
+"""What the command line changes in a job (``-p NAME``, ``-p no:NAME``, ``-o name.key=value``)."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+from hatbus.errors import did_you_mean
+
+
+def switch(tables: dict[str, Any], words: tuple[str, ...], problems: list[str]) -> set[str]:
+    """Does what ``-p`` says; gives back the names of the instances it added."""
+    added = set()
+    for word in words:
+        off, name = word.startswith("no:"), word.removeprefix("no:")
+        if off and name not in tables:
+            problems.append(f"-p {word}: no plugin {name!r} in the job{did_you_mean(name, tables)}")
+        elif name not in tables:
+            tables[name] = {}
+            added.add(name)
+        elif isinstance(tables[name], dict):
+            tables[name]["enabled"] = not off
+    return added
+
+
+def override(tables: dict[str, Any], words: tuple[str, ...], problems: list[str]) -> None:
+    """Does what ``-o`` says."""
+    for word in words:
+        key, equals, text = word.partition("=")
+        target, *inner = key.strip().split(".")
+        if not equals or not inner or not all(inner):
+            problems.append(f"-o {word}: accepted: instance.option=value, run.key=value")
+            continue
+        table = tables["run"] if target == "run" else tables["plugins"].get(target)
+        if table is None:
+            known = {"run", *tables["plugins"]}
+            hint = did_you_mean(target, known)
+            problems.append(f"-o {word}: no plugin {target!r} in the job{hint}")
+            continue
+        for name in inner[:-1]:
+            table = table.setdefault(name, {}) if isinstance(table, dict) else None
+        if isinstance(table, dict):
+            table[inner[-1]] = parse_value(text.strip())
+        else:
+            problems.append(f"-o {word}: {key.rpartition('.')[0]!r} is no table")
+
+
+def parse_value(text: str) -> Any:
+    """The value of an override: read as TOML, else as a plain string."""
+    try:
+        read = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return read["value"] if len(read) == 1 else text

@@ -1,0 +1,278 @@
+"""Reads a plugin class from its source, so that listing plugins imports none of them."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from hatbus.locating import file_in, find_source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_DEEPEST: Final = 8
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class Parameter(NamedTuple):
+    """One constructor parameter as written. ``default`` is None for a required one."""
+
+    name: str
+    annotation: str
+    default: str | None
+
+
+class Method(NamedTuple):
+    """One method of a plugin class as written."""
+
+    name: str
+    event: str
+    is_marked: bool
+    is_wrapper: bool
+    is_async: bool
+    has_yield: bool
+    arguments: tuple[str, ...]
+    required: tuple[str, ...]
+    line: int
+
+
+class Reading(NamedTuple):
+    """What the source says about a class and the classes of its package that it is made of."""
+
+    file: Path
+    line: int
+    doc: str
+    declared: dict[str, Any]
+    methods: dict[str, Method]
+    parameters: tuple[Parameter, ...]
+    is_mixin: bool
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return self.doc.partition("\n")[0].strip()
+
+    @property
+    def events(self) -> list[str]:
+        """Names of the events it implements."""
+        return [m.event for m in self.methods.values() if m.is_marked or self.overrides(m)]
+
+    def overrides(self, method: Method) -> bool:
+        """Whether an unmarked method counts because the class is a ``CallbackMixin``."""
+        return self.is_mixin and method.name.startswith("on_")
+
+
+class _Module(NamedTuple):
+    name: str
+    file: Path
+    tree: ast.Module
+
+    @property
+    def package(self) -> str:
+        return self.name if self.file.name == "__init__.py" else self.name.rpartition(".")[0]
+
+
+class Sources:
+    """Parsed modules by name.
+
+    Args:
+        folders: where modules are looked for; the installed ones when None.
+    """
+
+    def __init__(self, folders: Sequence[Path] | None = None) -> None:
+        self._folders = folders
+        self._modules: dict[str, _Module | None] = {}
+
+    def read(self, module: str, qualname: str) -> Reading | None:
+        """What the source says about a class; None if there is no such class or no source."""
+        found = self._find(module, qualname, 0)
+        return None if found is None else self._read(*found)
+
+    def has_module(self, name: str) -> bool:
+        """Whether the module's source can be found and parsed."""
+        return self._module(name) is not None
+
+    def _read(self, module: _Module, cls: ast.ClassDef) -> Reading:
+        family = list(self._family(module, cls, 0))
+        methods: dict[str, Method] = {}
+        declared: dict[str, Any] | None = None
+        parameters: tuple[Parameter, ...] | None = None
+        for home, member in family:
+            for function in _functions(member):
+                methods.setdefault(function.name, _method(home, function))
+            declared = _declared(home, member) if declared is None else declared
+            parameters = _parameters(member) if parameters is None else parameters
+        return Reading(
+            file=module.file,
+            line=cls.lineno,
+            doc=ast.get_docstring(cls) or "",
+            declared=declared or {},
+            methods=methods,
+            parameters=parameters or (),
+            is_mixin=any(_last(b) == "CallbackMixin" for _, c in family for b in c.bases),
+        )
+
+    def _family(
+        self, module: _Module, cls: ast.ClassDef, depth: int
+    ) -> Iterator[tuple[_Module, ast.ClassDef]]:
+        """The class and its bases inside the same package, or hatbus's, nearest first."""
+        yield module, cls
+        if depth > _DEEPEST:
+            return
+        for base in cls.bases:
+            name = _last(base)
+            found = self._find(module.name, name, depth) if name != "CallbackMixin" else None
+            if found is not None:
+                yield from self._family(*found, depth + 1)
+
+    def _find(self, module: str, qualname: str, depth: int) -> tuple[_Module, ast.ClassDef] | None:
+        """A class, through the imports of the modules that only pass it on."""
+        home = self._module(module)
+        if home is None or depth > _DEEPEST:
+            return None
+        cls = _class_in(home.tree, qualname)
+        if cls is not None:
+            return home, cls
+        source = _imports(home).get(qualname)
+        if source is None or not _is_near(source[0], module):
+            return None
+        return self._find(*source, depth + 1)
+
+    def _module(self, name: str) -> _Module | None:
+        if name not in self._modules:
+            self._modules[name] = self._parsed(name)
+        return self._modules[name]
+
+    def _parsed(self, name: str) -> _Module | None:
+        file = file_in(self._folders, name) if self._folders is not None else find_source(name)
+        if file is None:
+            return None
+        try:
+            return _Module(name, file, ast.parse(file.read_bytes(), str(file)))
+        except (SyntaxError, ValueError, OSError):
+            return None
+
+
+def _is_near(source: str, module: str) -> bool:
+    """Whether a module belongs to the same package, or to hatbus."""
+    top = source.partition(".")[0]
+    return top == module.partition(".")[0] or top.startswith("hatbus")
+
+
+def _imports(module: _Module) -> dict[str, tuple[str, str]]:
+    """Local name to (module, name) of every ``from ... import ...`` at the top level."""
+    found = {}
+    for node in module.tree.body:
+        if isinstance(node, ast.ImportFrom):
+            source = node.module or ""
+            if node.level:
+                parts = module.package.split(".")
+                parts = parts[: len(parts) - node.level + 1]
+                source = ".".join([*parts, *([source] if source else [])])
+            for alias in node.names:
+                found[alias.asname or alias.name] = (source, alias.name)
+    return found
+
+
+def _class_in(tree: ast.Module, qualname: str) -> ast.ClassDef | None:
+    body: Sequence[ast.stmt] = tree.body
+    cls = None
+    for name in qualname.split("."):
+        classes = (n for n in body if isinstance(n, ast.ClassDef) and n.name == name)
+        cls = next(classes, None)
+        if cls is None:
+            return None
+        body = cls.body
+    return cls
+
+
+def _functions(cls: ast.ClassDef) -> Iterator[_Function]:
+    return (node for node in cls.body if isinstance(node, _Function))
+
+
+def _last(node: ast.expr) -> str:
+    """The last name of ``a.b.c``, of a call to it, or of a subscript of it."""
+    while isinstance(node, (ast.Call, ast.Subscript)):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _decorator(module: _Module, node: ast.ClassDef | _Function, name: str) -> ast.expr | None:
+    """The decorator of this name, also when it was imported under another."""
+    imports = _imports(module) if node.decorator_list else {}
+    for decorator in node.decorator_list:
+        local = _last(decorator)
+        if local == name or imports.get(local, ("", ""))[1] == name:
+            return decorator
+    return None
+
+
+def _keywords(decorator: ast.expr | None) -> dict[str, Any]:
+    """The literal keyword arguments of a decorator that is a call."""
+    found = {}
+    for keyword in decorator.keywords if isinstance(decorator, ast.Call) else ():
+        try:
+            found[keyword.arg or "**"] = ast.literal_eval(keyword.value)
+        except ValueError:
+            found[keyword.arg or "**"] = ast.unparse(keyword.value)
+    return found
+
+
+def _declared(module: _Module, cls: ast.ClassDef) -> dict[str, Any] | None:
+    decorator = _decorator(module, cls, "plugin")
+    return None if decorator is None else _keywords(decorator)
+
+
+def _method(module: _Module, function: _Function) -> Method:
+    mark = _decorator(module, function, "hookimpl")
+    options = _keywords(mark)
+    arguments = function.args
+    named = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
+    required = named[: len(named) - len(arguments.defaults)]
+    return Method(
+        name=function.name,
+        event=options.get("specname") or function.name,
+        is_marked=mark is not None,
+        is_wrapper=bool(options.get("wrapper")),
+        is_async=isinstance(function, ast.AsyncFunctionDef),
+        has_yield=any(isinstance(n, (ast.Yield, ast.YieldFrom)) for n in ast.walk(function)),
+        arguments=tuple(named[1:]),
+        required=tuple(required[1:]),
+        line=function.lineno,
+    )
+
+
+def _parameters(cls: ast.ClassDef) -> tuple[Parameter, ...] | None:
+    """The constructor's parameters; None when the class inherits its constructor."""
+    init = next((f for f in _functions(cls) if f.name == "__init__"), None)
+    if init is not None:
+        return tuple(_signature(init.args))
+    if any(_last(decorator) == "dataclass" for decorator in cls.decorator_list):
+        return tuple(
+            Parameter(n.target.id, ast.unparse(n.annotation), _source(n.value))
+            for n in cls.body
+            if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+        )
+    return None
+
+
+def _signature(arguments: ast.arguments) -> Iterator[Parameter]:
+    named = [*arguments.posonlyargs, *arguments.args]
+    missing = [None] * (len(named) - len(arguments.defaults))
+    pairs = [*zip(named, [*missing, *arguments.defaults], strict=True)][1:]
+    pairs += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    for argument, default in pairs:
+        yield Parameter(argument.arg, _text(argument), _source(default))
+    if arguments.kwarg is not None:
+        yield Parameter(f"**{arguments.kwarg.arg}", _text(arguments.kwarg), "")
+
+
+def _text(argument: ast.arg) -> str:
+    return _source(argument.annotation) or ""
+
+
+def _source(node: ast.expr | None) -> str | None:
+    return None if node is None else ast.unparse(node)
