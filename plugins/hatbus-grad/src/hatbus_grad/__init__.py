@@ -1,0 +1,1 @@
+"""Plugins for gradients: scaled per module and task, and clipped."""

@@ -1,0 +1,59 @@
+"""Clipping the gradients of a whole step, the way torch does it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from hatbus.errors import JobError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def check_limit(plugin: str, option: str, value: float | None) -> float | None:
+    """The value, if gradients can be clipped to it.
+
+    Raises:
+        JobError: it is not above 0.
+    """
+    if value is not None and not value > 0:
+        raise JobError(f"{plugin}: {option} is {value!r}; accepted: a number above 0, or none")
+    return value
+
+
+def check_norm_type(plugin: str, option: str, value: float) -> float:
+    """The value, if it is the order of a norm.
+
+    Raises:
+        JobError: it is not.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if not number > 0:
+        raise JobError(
+            f"{plugin}: {option} is {value!r}; accepted: 1, 2, any number above 0, 'inf'"
+        )
+    return number
+
+
+def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Every parameter of the optimizer that has a gradient."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def clip_norm(
+    optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float = 2.0
+) -> torch.Tensor:
+    """Scales all gradients by ``min(1, max_norm / (total norm + 1e-6))``.
+
+    Returns:
+        The total norm before clipping, a 0-d tensor left on its device.
+
+    Source: Pascanu et al., On the difficulty of training recurrent neural networks, 2013;
+    ``torch.nn.utils.clip_grad_norm_``.
+    """
+    return torch.nn.utils.clip_grad_norm_(trained_parameters(optimizer), max_norm, norm_type)

@@ -1,0 +1,149 @@
+"""``GradScale``: gradients multiplied per module and task.
+
+Only the gradients of one task's own backward may be scaled, while a parameter's ``grad`` adds up
+those of all tasks and micro-batches of the step. Two ways, without a copy of anything:
+
+* In one process, what a matched parameter holds already is set aside before the backward (the
+  tensor itself, not a copy), so that the backward leaves this task's gradient alone; then
+  ``before += scale * gradient`` in one pass. Autograd would have made the same addition.
+* Under DDP the last backward of a step also reduces what earlier ones left on this rank, so
+  nothing may be set aside, and nothing may be scaled once it has been reduced. There the gradient
+  is scaled by a hook on the parameter, before it is added and before DDP sees it: what is reduced
+  is right on every rank, and all ranks end with the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hatbus import hookimpl, plugin
+from hatbus.declare import DECLARATION, declaration_of
+from hatbus.module_names import structure_of
+from hatbus_grad.clipping import check_limit, check_norm_type, clip_norm
+from hatbus_grad.rules import Group, check_tasks, groups_of, read_rules
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from hatbus.context import Context
+
+Gradients = list[torch.Tensor | None]
+
+
+def set_aside(group: Group) -> Gradients:
+    """Takes the gradients off the group's parameters; None where there was none."""
+    before: Gradients = [p.grad for p in group.parameters]
+    for parameter, gradient in zip(group.parameters, before, strict=True):
+        if gradient is not None:
+            parameter.grad = None
+    return before
+
+
+def add_scaled(group: Group, before: Gradients) -> None:
+    """Makes every gradient ``before + scale * gradient``, in place of what is there."""
+    fresh: list[torch.Tensor] = []
+    sums: list[torch.Tensor] = []
+    added: list[torch.Tensor] = []
+    for parameter, held in zip(group.parameters, before, strict=True):
+        gradient = parameter.grad
+        if held is not None:
+            parameter.grad = held
+            if gradient is not None:
+                sums.append(held)
+                added.append(gradient)
+        elif gradient is not None:
+            fresh.append(gradient)
+    if fresh:
+        torch._foreach_mul_(fresh, group.scale)
+    if sums:
+        torch._foreach_add_(sums, added, alpha=group.scale)
+
+
+@plugin(stage="train")
+class GradScale:
+    """Scales gradients per module and task; a cheaper lever than the weights of the losses.
+
+    A rule matches the parameters of its module and of everything below it. Rules that match the
+    same parameter multiply. With ``clip_grad_norm`` it also owns ``grad.clip``: a second plugin
+    that clips is refused at start. Source: ``hat.callbacks.GradScale``.
+
+    Args:
+        module_and_scale: ``(module, scale)`` or ``(module, scale, task)`` rules.
+        clip_grad_norm: greatest total norm of the step's scaled gradients; None: no clipping.
+        clip_norm_type: order of that norm.
+
+    Raises:
+        JobError: a rule or value that cannot be used; at loop begin, an unknown module or task.
+    """
+
+    def __init__(
+        self,
+        module_and_scale: list[Any],
+        clip_grad_norm: float | None = None,
+        clip_norm_type: float | None = 2,
+    ) -> None:
+        self.rules = read_rules(module_and_scale)
+        self.clip_grad_norm = check_limit("grad_scale", "clip_grad_norm", clip_grad_norm)
+        order = 2.0 if clip_norm_type is None else clip_norm_type
+        self.clip_norm_type = check_norm_type("grad_scale", "clip_norm_type", order)
+        if clip_grad_norm is not None:  # only then is there something to own
+            setattr(self, DECLARATION, replace(declaration_of(self), writes=("grad.clip",)))
+        self._structure = -1
+        self._tasks: dict[str | None, tuple[Group, ...]] = {}
+        self._before: list[Gradients] = []
+        self._hooks: list[Any] = []
+
+    @hookimpl
+    def on_loop_begin(self, ctx: Context) -> None:
+        """Looks up modules and tasks."""
+        check_tasks(self.rules, getattr(ctx.data, "tasks", ()))
+        self._look_up(ctx)
+
+    @hookimpl
+    def on_backward_begin(self, ctx: Context) -> None:
+        """Makes ready for this task's gradients."""
+        if self._structure != structure_of(ctx):  # another plugin replaced parameters
+            self._look_up(ctx)
+        groups = self._tasks.get(ctx.task)
+        if not groups:
+            return
+        if isinstance(ctx.wrapped_model, torch.nn.parallel.DistributedDataParallel):
+            self._hooks = _hook(groups)
+        else:
+            self._before = [set_aside(group) for group in groups]
+
+    @hookimpl
+    def on_backward_end(self, ctx: Context) -> None:
+        """Scales this task's gradients, and adds them to the ones from before."""
+        for hook in self._hooks:
+            hook.remove()
+        for group, before in zip(self._tasks.get(ctx.task, ()), self._before, strict=False):
+            add_scaled(group, before)
+        self._hooks, self._before = [], []
+
+    @hookimpl(wrapper=True)
+    def clip_gradients(self, optimizer: torch.optim.Optimizer) -> Generator[None, bool, bool]:
+        """Clips the scaled gradients, if asked to."""
+        clipped = yield
+        if self.clip_grad_norm is None:
+            return clipped
+        clip_norm(optimizer, self.clip_grad_norm, self.clip_norm_type)
+        return True
+
+    def _look_up(self, ctx: Context) -> None:
+        tasks: Sequence[str] = getattr(ctx.data, "tasks", ())
+        self._tasks = {t: groups_of(ctx.model, self.rules, t) for t in tasks or (None,)}
+        self._structure = structure_of(ctx)
+
+
+def _hook(groups: Sequence[Group]) -> list[Any]:
+    """Hooks that scale each parameter's gradient before it is added; DDP reduces afterwards."""
+    return [
+        parameter.register_hook(lambda gradient, scale=group.scale: gradient * scale)
+        for group in groups
+        for parameter in group.parameters
+        if parameter.requires_grad
+    ]

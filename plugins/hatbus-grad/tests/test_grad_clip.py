@@ -1,0 +1,76 @@
+"""GradClip: equal to torch's own clipping, once per step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hatbus import Trainer, hookimpl
+from hatbus.errors import JobError, PluginError
+from torch import nn
+
+from hatbus_grad.grad_clip import GradClip
+
+torch.set_num_threads(1)
+
+
+def fit(plugins: list[object], clip: object = None, **options: object) -> list[torch.Tensor]:
+    """Weights after three steps; with ``clip``, of a plain loop that calls it on the parameters."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    data = [(torch.randn(3, 4), 9 * torch.randn(3, 1)) for _ in range(3)]
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    loss = nn.functional.mse_loss
+    if clip is None:
+        Trainer(net, optimizer, data, loss, plugins, **options).fit(num_epochs=1)
+    else:
+        for inputs, target in data:
+            optimizer.zero_grad()
+            loss(net(inputs), target).backward()
+            clip(net.parameters())
+            optimizer.step()
+    return [p.detach() for p in net.parameters()]
+
+
+@pytest.mark.parametrize("norm_type", [1, 2, "inf"])
+def test_by_norm_equals_torch(norm_type: float) -> None:
+    def plain(parameters: object) -> None:
+        nn.utils.clip_grad_norm_(parameters, 0.5, float(norm_type))
+
+    expected = fit([], plain)
+    assert all(map(torch.equal, fit([GradClip(0.5, norm_type)]), expected))
+    assert not torch.equal(fit([])[0], expected[0])
+
+
+def test_by_value_equals_torch() -> None:
+    expected = fit([], lambda parameters: nn.utils.clip_grad_value_(parameters, 0.1))
+    assert all(map(torch.equal, fit([GradClip(max_value=0.1)]), expected))
+
+
+def test_the_norm_is_published_every_n_steps_and_as_it_was_before_clipping() -> None:
+    norms: list[float] = []
+
+    class Log:
+        @hookimpl
+        def on_log(self, logs: dict[str, torch.Tensor]) -> None:
+            norms.append(logs["grad_norm"].item())
+
+    fit([GradClip(0.5, log_interval=2), Log()])
+    assert len(norms) == 1
+    assert norms[0] > 0.5
+
+
+def test_two_are_refused() -> None:
+    with pytest.raises(PluginError, match=r"'first' and 'second' both write 'grad.clip'"):
+        fit({"first": GradClip(1.0), "second": GradClip(max_value=1.0)})
+
+
+@pytest.mark.parametrize("options", [{}, {"max_norm": 1, "max_value": 1}])
+def test_one_limit_has_to_be_chosen(options: dict[str, float]) -> None:
+    with pytest.raises(JobError, match="one of the two"):
+        GradClip(**options)
+
+
+@pytest.mark.parametrize("norm_type", [0, -2, "x"])
+def test_a_norm_that_is_none_is_refused(norm_type: object) -> None:
+    with pytest.raises(JobError, match="norm_type"):
+        GradClip(1.0, norm_type)
