@@ -1,0 +1,15 @@
+"""Sphinx settings; `tox -e docs` builds the pages."""
+
+import importlib.metadata
+
+project = "hatbus"
+author = "The hatbus authors"
+release = importlib.metadata.version("hatbus")
+
+extensions = ["myst_parser"]
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+exclude_patterns = ["examples/*/runs"]
+
+html_theme = "furo"
+html_title = f"hatbus {release}"
