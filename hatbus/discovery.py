@@ -94,13 +94,16 @@ class Found:
 
     def summary(self) -> str:
         """The first line of the class's docstring; empty without one."""
-        from hatbus.locating import quick_summary
+        from hatbus.locating import find_source, quick_summary
 
-        quick = quick_summary(self.module, self.attr)
+        file = find_source(self.module)
+        if file is None:
+            return f"no source for {self.value}"
+        quick = quick_summary(file, self.attr)
         if quick is not None:
             return quick
         reading = self.describe()
-        return reading.summary if reading else f"no source for {self.value}"
+        return reading.summary if reading else f"no class {self.attr!r} in {file}"
 
     def describe(self) -> Reading | None:
         """What the source says about the class, read without importing it; None without source."""

@@ -13,11 +13,8 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
 
 
-def quick_summary(module: str, name: str) -> str | None:
+def quick_summary(file: Path, name: str) -> str | None:
     """The first line of a class's docstring, without parsing; None if that is not so simple."""
-    file = find_source(module)
-    if file is None:
-        return None
     pattern = rf'^class {re.escape(name)}\b[^"]*:\s*\n\s+r?"""([^"\n]+)'
     found = re.search(pattern, file.read_text("utf-8", "replace"), re.MULTILINE)
     return found and found[1].strip()
@@ -30,7 +27,8 @@ def find_source(module: str) -> Path | None:
     if spec is None:
         return None
     if not inner:
-        return Path(spec.origin) if (spec.origin or "").endswith(".py") else None
+        origin = spec.origin or ""
+        return Path(origin) if origin.endswith(".py") else None
     return file_in([Path(place) for place in spec.submodule_search_locations or ()], inner)
 
 
