@@ -1,0 +1,1 @@
+"""hatbus plugins that show what a run is doing: metrics, statistics, progress, logs, guards."""

@@ -1,0 +1,132 @@
+"""``GradMonitor``: learning rates, and gradient and weight norms per module."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hatbus import hookimpl, plugin
+from hatbus.errors import PluginError, did_you_mean
+from hatbus_monitor.every import at_least_one
+
+if TYPE_CHECKING:
+    from hatbus import Context
+
+
+@plugin(stage="monitor")
+class GradMonitor:
+    """Publishes learning rates and the norms of gradients per module, every few steps.
+
+    Gradients are seen after the last backward of the step and before they are clipped, unscaled.
+    Published: ``grad_norm`` (all), ``grad_norm/<module>``, ``weight_norm/<module>``, ``lr`` (or
+    ``lr/<group>`` with several groups). On steps in between nothing is computed; on a step that is
+    due there is one transfer from the device.
+
+    Args:
+        log_freq: every so many steps.
+        modules: names of modules (a name means what is below it, too); by default every child of
+            the model.
+        norm_type: 2.0, 1.0, ``inf``.
+        weights: publish the norms of the weights, too.
+        lr: publish the learning rates.
+
+    Raises:
+        PluginError: ``log_freq`` < 1, ``norm_type`` <= 0, or (at loop begin) an unknown module.
+    """
+
+    def __init__(
+        self,
+        log_freq: int = 50,
+        modules: Sequence[str] | None = None,
+        norm_type: float = 2.0,
+        weights: bool = False,
+        lr: bool = True,
+    ) -> None:
+        if not norm_type > 0:
+            raise PluginError(f"grad_monitor: norm_type={norm_type!r}; accepted: more than 0, inf")
+        self.log_freq = at_least_one(log_freq, "grad_monitor: log_freq")
+        self.modules = (modules,) if isinstance(modules, str) else modules
+        self.norm_type, self.weights, self.lr = norm_type, weights, lr
+        self._parameters: dict[str, list[nn.Parameter]] = {}
+
+    @hookimpl
+    def on_loop_begin(self, ctx: Context) -> None:
+        """Checks the names of the modules."""
+        parameters_of(ctx.model, self.modules)
+
+    @hookimpl(wrapper=True)
+    def clip_gradients(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Measures before anybody clips."""
+        if (ctx.global_step_id + 1) % self.log_freq == 0:
+            # Found anew each time: other plugins may put other parameters in their place.
+            groups = parameters_of(ctx.model, self.modules)
+            ctx.log(self._values(ctx, groups))
+        return (yield)
+
+    def _values(self, ctx: Context, groups: Mapping[str, list[nn.Parameter]]) -> dict[str, float]:
+        every = [p for p in ctx.model.parameters() if p.grad is not None]
+        named: dict[str, Tensor] = {}
+        norms = dict(
+            zip(map(id, every), each_norm([p.grad for p in every], self.norm_type), strict=True)
+        )
+        named["grad_norm"] = joint_norm(list(norms.values()), self.norm_type)
+        for name, parameters in groups.items():
+            found = [norms[id(p)] for p in parameters if id(p) in norms]
+            named[f"grad_norm/{name}"] = joint_norm(found, self.norm_type)
+            if self.weights:
+                own = each_norm([p.detach() for p in parameters], self.norm_type)
+                named[f"weight_norm/{name}"] = joint_norm(own, self.norm_type)
+        row = torch.stack([norm.to(named["grad_norm"].device) for norm in named.values()])
+        values = dict(zip(named, row.tolist(), strict=True))
+        return {**values, **(learning_rates(ctx.optimizer) if self.lr else {})}
+
+
+def parameters_of(model: nn.Module, names: Sequence[str] | None) -> dict[str, list[nn.Parameter]]:
+    """The parameters below each named module; without names, below each child of the model.
+
+    Raises:
+        PluginError: a name that the model does not have.
+    """
+    if names is None:
+        found = {name: list(child.parameters()) for name, child in model.named_children()}
+        return {name: parameters for name, parameters in found.items() if parameters}
+    known = dict(model.named_modules())
+    for name in names:
+        if name not in known:
+            raise PluginError(f"grad_monitor: no module {name!r}{did_you_mean(name, known)}")
+    return {name: list(known[name].parameters()) for name in names}
+
+
+def each_norm(tensors: Sequence[Tensor | None], norm_type: float) -> list[Tensor]:
+    """The norm of every tensor, 0-d, computed together."""
+    norms: list[Tensor] = []
+    by_kind: dict[Any, list[int]] = defaultdict(list)
+    given = [tensor.detach() for tensor in tensors if tensor is not None]
+    for index, tensor in enumerate(given):
+        by_kind[tensor.device, tensor.dtype].append(index)
+    norms = given[:]
+    for indices in by_kind.values():
+        group = torch._foreach_norm([given[i] for i in indices], norm_type)  # noqa: SLF001 - torch's own optimizers and clip_grad_norm_ stand on it
+        for index, norm in zip(indices, group, strict=True):
+            norms[index] = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return norms
+
+
+def joint_norm(norms: Sequence[Tensor], norm_type: float) -> Tensor:
+    """The norm of all together, from the norms of the parts; 0 of nothing."""
+    if not norms:
+        return torch.zeros(())
+    row = torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms])
+    return torch.linalg.vector_norm(row, norm_type)
+
+
+def learning_rates(optimizer: torch.optim.Optimizer | None) -> dict[str, float]:
+    """``lr``, or ``lr/<name or number of the group>`` where there are several."""
+    groups = [] if optimizer is None else optimizer.param_groups
+    if len(groups) == 1:
+        return {"lr": float(groups[0]["lr"])}
+    return {f"lr/{g.get('name', index)}": float(g["lr"]) for index, g in enumerate(groups)}

@@ -1,0 +1,189 @@
+"""Published values as rows of plain values, kept exact over a resume.
+
+A row is a flat mapping: ``step`` (0-based, of the run), ``epoch``, ``event`` (``"step"``,
+``"epoch_begin"`` or ``"epoch_end"``: what was going on), ``time`` (Unix seconds), then one entry
+per published name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from torch import Tensor
+
+from hatbus.errors import JobError, SaveError
+from hatbus_monitor.every import at_least_one
+from hatbus_monitor.one_transfer import numbers
+
+if TYPE_CHECKING:
+    from hatbus import Context
+
+Row = dict[str, Any]
+FIXED: Final = ("step", "epoch", "event", "time")
+
+
+class Format(Protocol):
+    """How rows look in a file."""
+
+    suffix: str
+
+    def read(self, path: Path) -> list[Row]:
+        """The rows of a file; a last row that was cut off is left out."""
+
+    def append(self, path: Path, rows: list[Row]) -> None:
+        """Adds rows."""
+
+    def rewrite(self, path: Path, rows: list[Row]) -> None:
+        """Writes the file anew, all or nothing."""
+
+
+class LogRows:
+    """Gathers what is published and writes it to a file every few steps.
+
+    Tensors are kept as they are until then, so nothing waits for the device in between.
+
+    Args:
+        who: the plugin, for messages.
+        style: how rows look.
+        path: of the file; None: ``log`` with the style's suffix in the run's folder.
+        flush_every: write every so many steps; also at epochs' ends and checkpoints.
+
+    Raises:
+        PluginError: ``flush_every`` < 1.
+    """
+
+    def __init__(self, who: str, style: Format, path: str | Path | None, flush_every: int) -> None:
+        self._who, self._style = who, style
+        self._given = None if path is None else Path(path)
+        self._every = at_least_one(flush_every, f"{who}: flush_every")
+        self._pending: list[Row] = []
+        self._restored: int | None = None
+        self._written = 0
+        self._path = Path()
+
+    def begin(self, ctx: Context) -> None:
+        """Makes the file ready: what a resumed run will do again is taken out.
+
+        Raises:
+            JobError: neither the plugin nor the run says where.
+            SaveError: the file cannot be written.
+        """
+        self._path = self._place(ctx)
+        self._pending = []
+        kept: list[Row] = []
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.exists() and ctx.position.global_step == 0:
+                self._path.replace(self._path.with_name(f"{self._path.name}.bak"))
+            elif self._path.exists():
+                rows = self._style.read(self._path)
+                kept = still_true(rows, self._restored, ctx)
+            self._style.rewrite(self._path, kept)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        self._written, self._restored = len(kept), None
+
+    def add(self, ctx: Context, logs: Mapping[str, Any], *, texts: bool) -> None:
+        """Takes published values; those that are no single number (or text) are left out."""
+        values = {
+            f"log/{name}" if name in FIXED else name: value
+            for name, value in logs.items()
+            if is_number(value) or (texts and isinstance(value, str))
+        }
+        if not values:
+            return
+        event, step = event_of(ctx), ctx.global_step_id
+        last = self._pending[-1] if self._pending else None
+        if last is None or last["step"] != step or last["event"] != event:
+            now = round(time.time(), 3)
+            last = dict(zip(FIXED, (step, ctx.epoch_id, event, now), strict=True))
+            self._pending.append(last)
+        last.update(values)
+
+    def step_ended(self, ctx: Context) -> None:
+        """Writes where that is due."""
+        if (ctx.global_step_id + 1) % self._every == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what was gathered, with one transfer from the device.
+
+        Raises:
+            SaveError: the file cannot be written.
+        """
+        rows, self._pending = self._pending, []
+        if not rows:
+            return
+        flat = iter(numbers(value for row in rows for value in row.values()))
+        rows = [{name: next(flat) for name in row} for row in rows]
+        try:
+            self._style.append(self._path, rows)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        self._written += len(rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many rows the file holds; they are in it before a checkpoint counts on them."""
+        self.flush()
+        return {"rows": self._written}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Remembers it until ``begin``, which comes after the resume."""
+        self._restored = state["rows"]
+
+    def _place(self, ctx: Context) -> Path:
+        if self._given is not None:
+            return self._given
+        if ctx.run_dir is None:
+            raise JobError(
+                f"{self._who}: the run has no folder; give {self._who} a path, or the run a run_dir"
+            )
+        return ctx.run_dir / f"log{self._style.suffix}"
+
+    def _cannot_write(self, error: OSError) -> SaveError:
+        return SaveError(
+            f"{self._who}: cannot write {str(self._path)!r}: {error.strerror or error}; choose "
+            f"another path, or switch it off (-p no:{self._who})"
+        )
+
+
+def event_of(ctx: Context) -> str:
+    """What is going on: ``"step"``, ``"epoch_begin"`` or ``"epoch_end"``."""
+    position = ctx.position
+    if position.step == 0:
+        return "epoch_end" if ctx.epoch_id < position.epoch else "epoch_begin"
+    return "step" if position.step == ctx.step_id + 1 else "epoch_begin"
+
+
+def still_true(rows: Iterable[Row], saved: int | None, ctx: Context) -> list[Row]:
+    """The rows of a file that a resumed run will not write again.
+
+    Args:
+        rows: of the file, oldest first.
+        saved: how many of them there were when the checkpoint was made; None: nobody knows.
+        ctx: the resumed run.
+
+    Returns:
+        All rows from before the checkpoint, and of later ones those of the very moment it was
+        made in: published by plugins that came after it in the same step or epoch end.
+    """
+    last = ctx.position.global_step - 1
+    moments = {"step", "epoch_end"} if ctx.position.step == 0 else {"step"}
+
+    def is_behind(number: int, row: Row) -> bool:
+        if saved is not None and number < saved:
+            return True
+        step = int(row["step"])
+        return step < last or (step == last and row["event"] in moments)
+
+    return [row for number, row in enumerate(rows) if is_behind(number, row)]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is one number, on the host or on a device."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, (int, float))

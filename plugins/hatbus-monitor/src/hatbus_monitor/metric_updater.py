@@ -1,0 +1,263 @@
+"""``MetricUpdater``: updates, publishes, stores and resets metrics.
+
+Source: ``hat.callbacks.MetricUpdater``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from hatbus import hookimpl, plugin
+from hatbus.control import log
+from hatbus.errors import PluginError, did_you_mean
+from hatbus_monitor.every import is_due
+from hatbus_monitor.metric_list import Metric, move, named_metrics
+from hatbus_monitor.metric_state import copied, restore, state_of
+from hatbus_monitor.metric_values import Shown, named_values
+from hatbus_monitor.metrics import Mean
+
+if TYPE_CHECKING:
+    from hatbus import Bus, Context
+
+RESETS: Final = ("step", "log", "epoch")
+EXTRA: Final = ("losses", "task", "ctx")
+"""What a ``metric_update_func`` may ask for by name, besides its first three arguments."""
+
+
+@plugin(stage="monitor")
+class MetricUpdater:
+    """Updates metrics with every batch, and publishes them at their intervals.
+
+    Published as ``train/<metric>``; bound to one task, ``train/<task>/<metric>``. In a run without
+    optimizer (a validation) there is no ``train/``. ``log_prefix`` takes the place of all that.
+
+    Args:
+        metric_update_func: gets ``(metrics, batch, model_outs)`` and updates the metrics; by name
+            also ``losses``, ``task`` or ``ctx``. Ready ones: ``hatbus_monitor.update_functions``.
+        metrics: metric objects (``update``, ``compute``, ``reset``; torchmetrics or any other),
+            words such as ``"accuracy"`` or ``"loss"``, or tables with ``type``; a sequence, or a
+            mapping from names. None: the trainer's ``train_metrics``.
+        filter_condition: ``filter_condition(batch, model_outs)``; a batch for which it is false
+            is left out. ``tasks = [...]`` of the job does the same by task, at no cost.
+        step_log_freq: publish every so many steps; < 1: never.
+        reset_metrics_by: ``"epoch"``: at an epoch's begin; ``"log"``: after publishing;
+            ``"step"``: after every step.
+        epoch_log_freq: publish every so many epochs, at their end; only if reset by epoch.
+        log_prefix: in front of the names.
+        step_storage_freq: every so many steps append the values to ``ctx.storage[storage_key]``;
+            < 1: never.
+        epoch_storage_freq: the same in epochs.
+        storage_key: where they are stored: a list of ``{"epoch_id", "global_step_id", name: value}``.
+
+    Raises:
+        PluginError: a value that is not accepted, or something that is no metric.
+    """
+
+    def __init__(
+        self,
+        metric_update_func: Callable[..., Any],
+        metrics: Sequence[Any] | Mapping[str, Any] | None = None,
+        filter_condition: Callable[..., Any] | None = None,
+        step_log_freq: int | None = 1,
+        reset_metrics_by: str | None = "epoch",
+        epoch_log_freq: int | None = 1,
+        log_prefix: str | None = "",
+        step_storage_freq: int | None = -1,
+        epoch_storage_freq: int | None = -1,
+        storage_key: str | None = "monitor_obj",
+    ) -> None:
+        if reset_metrics_by not in RESETS:
+            raise PluginError(
+                f"metric_updater: reset_metrics_by={reset_metrics_by!r}"
+                f"{did_you_mean(str(reset_metrics_by), RESETS)}; accepted: 'step', 'log', 'epoch'"
+            )
+        if filter_condition is not None and not callable(filter_condition):
+            raise PluginError(
+                f"metric_updater: filter_condition={filter_condition!r}; accepted: a function "
+                "of (batch, model_outs)"
+            )
+        self.metric_update_func = metric_update_func
+        self.filter_condition = filter_condition
+        self.step_log_freq, self.epoch_log_freq = step_log_freq, epoch_log_freq
+        self.step_storage_freq, self.epoch_storage_freq = step_storage_freq, epoch_storage_freq
+        self.reset_metrics_by = reset_metrics_by
+        self.log_prefix = log_prefix or ""
+        self.storage_key = storage_key or "monitor_obj"
+        self.metrics: dict[str, Metric] = {} if metrics is None else named_metrics(metrics)
+        self._extra = wanted_extras(metric_update_func)
+        self._given: Any = metrics
+        self._prefix = ""
+        self._updates = 0
+        self._published_at: int | None = None
+        self._stored: list[dict[str, Any]] = []
+
+    @hookimpl
+    def on_loop_begin(self, ctx: Context) -> None:
+        """Finds the metrics, moves them to the device, settles their names."""
+        if self._given is None:
+            self.metrics = named_metrics(self._metrics_of_run(ctx))
+        move(self.metrics.values(), ctx.device)
+        self._argument = (
+            self.metrics if isinstance(self._given, Mapping) else [*self.metrics.values()]
+        )
+        self._detaches = all(map(holds_no_graph, self.metrics.values()))
+        self._prefix = prefix(self.log_prefix, self, ctx)
+        self._published_at = None
+        if ctx.position.global_step == 0:
+            self._reset()
+            self._stored = []
+        ctx.storage[self.storage_key] = self._stored
+
+    @hookimpl
+    def on_epoch_begin(self, ctx: Context) -> None:
+        """Resets (mode epoch), unless the run goes on inside an epoch."""
+        if self.reset_metrics_by == "epoch" and ctx.step_id == 0:
+            self._reset()
+
+    @hookimpl
+    def on_batch_end(self, ctx: Context, batch: Any, model_outs: Any) -> None:
+        """Updates the metrics with one batch."""
+        if ctx.exception is not None:
+            return
+        if self.filter_condition is not None and not self.filter_condition(batch, model_outs):
+            return
+        self._updates += 1
+        extra = {name: ctx if name == "ctx" else getattr(ctx, name) for name in self._extra}
+        if self._detaches:
+            self.metric_update_func(self._argument, batch, model_outs, **extra)
+        else:
+            with torch.no_grad():  # a metric of the user's own must not hold on to the graph
+                self.metric_update_func(self._argument, batch, model_outs, **extra)
+
+    @hookimpl
+    def on_step_end(self, ctx: Context) -> None:
+        """Stores, publishes and resets where that is due."""
+        step = ctx.global_step_id
+        stores, logs = is_due(self.step_storage_freq, step), is_due(self.step_log_freq, step)
+        if (stores or logs) and ctx.exception is None:
+            values = self._compute(ctx)
+            if stores:
+                self._store(ctx, values)
+            if logs and values:
+                ctx.log(values)
+                self._published_at = step
+                log.debug("step %d: %s", step + 1, Shown(values))
+        if self.reset_metrics_by == "step" or (logs and self.reset_metrics_by == "log"):
+            self._reset()
+
+    @hookimpl
+    def on_epoch_end(self, ctx: Context) -> None:
+        """Stores and publishes the epoch's values where that is due."""
+        if self.reset_metrics_by != "epoch" or ctx.exception is not None:
+            return
+        epoch = ctx.epoch_id
+        stores, logs = is_due(self.epoch_storage_freq, epoch), is_due(self.epoch_log_freq, epoch)
+        values = self._compute(ctx) if stores or logs else {}
+        if stores:
+            self._store(ctx, values)
+        if logs and values:
+            if self._published_at != ctx.global_step_id:  # else the last step has just said so
+                ctx.log(values)
+            if ctx.rank == 0:
+                log.info("epoch %d: %s", epoch + 1, Shown(values))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The accumulators, and what was stored."""
+        return {
+            "metrics": {name: state_of(metric) for name, metric in self.metrics.items()},
+            "updates": self._updates,
+            "stored": copied(self._stored),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes the accumulators back; a metric that was not there then starts anew."""
+        for name, metric in self.metrics.items():
+            if name in state["metrics"]:
+                restore(metric, state["metrics"][name])
+            else:
+                log.warning("metric %r is not in the checkpoint; it starts anew", name)
+        self._updates = state["updates"]
+        self._stored[:] = copied(state["stored"])
+
+    def _metrics_of_run(self, ctx: Context) -> Any:
+        found = ctx.train_metrics if ctx.optimizer is not None else ctx.val_metrics
+        if not found:
+            raise PluginError(
+                "metric_updater: there are no metrics; give metrics=[...], or train_metrics=[...] "
+                "to the trainer"
+            )
+        return found
+
+    def _compute(self, ctx: Context) -> dict[str, Any]:
+        """Name to value; empty when nothing was added (on one process: ranks must agree)."""
+        if not self._updates and ctx.world_size == 1:
+            return {}
+        with torch.no_grad():
+            return {
+                f"{self._prefix}{name}": value
+                for key, metric in self.metrics.items()
+                for name, value in named_values(key, metric.compute())
+            }
+
+    def _store(self, ctx: Context, values: dict[str, Any]) -> None:
+        ids = {"epoch_id": ctx.epoch_id, "global_step_id": ctx.global_step_id}
+        self._stored.append({**ids, **values})
+
+    def _reset(self) -> None:
+        for metric in self.metrics.values():
+            metric.reset()
+        self._updates = 0
+
+
+def prefix(log_prefix: str, instance: object, ctx: Context) -> str:
+    """What stands in front of a metric's name: ``"train/"``, ``"train/det/"``, or the user's."""
+    if log_prefix:
+        return log_prefix if log_prefix[-1] in "/_- " else f"{log_prefix}/"
+    tasks = bound_tasks(ctx.bus, instance)
+    parts = ["train"] if ctx.optimizer is not None else []
+    return "".join(f"{part}/" for part in [*parts, *(tasks if len(tasks) == 1 else ())])
+
+
+def holds_no_graph(metric: object) -> bool:
+    """Whether a metric is known to detach what it is given: ours, and those of torchmetrics."""
+    return isinstance(metric, Mean) or any(
+        hasattr(metric, name) for name in ("metric_state", "compute_groups")
+    )
+
+
+def bound_tasks(bus: Bus, instance: object) -> tuple[str, ...]:
+    """The tasks that an instance is bound to on the bus."""
+    return next((m.declared.tasks for m in bus.members.values() if m.plugin is instance), ())
+
+
+def wanted_extras(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Which of ``EXTRA`` a ``metric_update_func`` asks for.
+
+    Raises:
+        PluginError: it is no function, or cannot be called as one.
+    """
+    accepted = f"accepted: a function of (metrics, batch, model_outs) and any of {', '.join(EXTRA)}"
+    if not callable(function):
+        raise PluginError(f"metric_updater: metric_update_func={function!r}; {accepted}")
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # a function written in C
+        return ()
+    named = [
+        p.name
+        for p in list(parameters.values())[3:]
+        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    wanted = tuple(name for name in named if name in EXTRA)
+    try:
+        inspect.signature(function).bind(None, None, None, **dict.fromkeys(wanted))
+    except TypeError as error:
+        raise PluginError(
+            f"metric_updater: metric_update_func {getattr(function, '__name__', function)!r} "
+            f"cannot be used: {error}; {accepted}"
+        ) from error
+    return wanted

@@ -1,0 +1,183 @@
+"""``StatsMonitor``: where the time of a run goes.
+
+Source: ``hat.callbacks.StatsMonitor``.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from hatbus import hookimpl, plugin
+from hatbus.control import log
+from hatbus_monitor.batch_size import samples_of_step
+from hatbus_monitor.durations import clock_time, of_total, rate, short_time
+from hatbus_monitor.every import at_least_one
+from hatbus_monitor.plan import Plan
+
+if TYPE_CHECKING:
+    from hatbus import Context
+
+
+class Window:
+    """What happened since the last report.
+
+    Attributes:
+        steps, samples: counted on this process.
+        busy: seconds in steps, validation left out; the wait for data included.
+        waiting: seconds of it that were spent waiting for data.
+    """
+
+    __slots__ = ("busy", "samples", "steps", "waiting")
+
+    def __init__(self) -> None:
+        self.steps = self.samples = 0
+        self.busy = self.waiting = 0.0
+
+    def values(self, world_size: int) -> dict[str, float]:
+        """The published values: seconds per step, and samples per second over all ranks."""
+        steps, busy = max(self.steps, 1), max(self.busy, 1e-12)
+        return {
+            "time/step": self.busy / steps,
+            "time/data": self.waiting / steps,
+            "time/samples_per_second": self.samples * world_size / busy,
+        }
+
+
+@plugin(stage="report", ranks="zero")
+class StatsMonitor:
+    """Logs and publishes the time per step, the wait for data, samples/s and the time that remains.
+
+    A step's time runs from the fetch of its batches to the end of its plugins before this one;
+    validation and checkpoints made inside it do not count. Steps are counted, never timed one by
+    one on the device, so nothing waits for it: over many steps the mean is right.
+
+    Published: ``time/step``, ``time/data`` (seconds), ``time/samples_per_second``, ``time/epoch``.
+
+    Args:
+        log_freq: report every so many steps.
+        batch_size: samples of one step on one rank, where the first dimension of the batch's
+            first tensor is not that.
+
+    Raises:
+        PluginError: ``log_freq`` < 1.
+    """
+
+    def __init__(self, log_freq: int = 200, batch_size: int | None = None) -> None:
+        self.log_freq = at_least_one(log_freq, "stats_monitor: log_freq")
+        self.batch_size = (
+            None if batch_size is None else at_least_one(batch_size, "stats_monitor: batch_size")
+        )
+        self._now = time.monotonic
+        self._plan = Plan()
+        self._window = Window()
+        self._began = self._epoch_began = self._step_began = self._pause_began = 0.0
+        self._paused = self._epoch_paused = 0.0
+        self._pauses = 0
+        self._first_step = self._epoch_first_step = 0
+
+    @hookimpl
+    def on_loop_begin(self, ctx: Context) -> None:
+        """Starts the clock; the counters are those of a resumed run already."""
+        self._began, self._first_step = self._now(), ctx.position.global_step
+        self._window, self._pauses = Window(), 0
+
+    @hookimpl
+    def on_epoch_begin(self, ctx: Context) -> None:
+        """Says which epoch begins."""
+        self._epoch_began, self._epoch_paused = self._now(), 0.0
+        self._epoch_first_step = ctx.position.global_step
+        where = f", from step {ctx.step_id + 1}" if ctx.step_id else ""
+        log.info("epoch %s begins%s", of_total(ctx.epoch_id + 1, self._plan.num_epochs(ctx)), where)
+
+    @hookimpl
+    def on_step_begin(self) -> None:
+        """Notes when the step began."""
+        self._step_began, self._paused = self._now(), 0.0
+
+    @hookimpl
+    def on_step_end(self, ctx: Context) -> None:
+        """Counts the step; reports where that is due."""
+        window = self._window
+        window.steps += 1
+        size = self.batch_size
+        window.samples += size if size is not None else samples_of_step(ctx.batches)
+        window.waiting += ctx.data_wait
+        window.busy += self._now() - self._step_began - self._paused + ctx.data_wait
+        if (ctx.global_step_id + 1) % self.log_freq == 0 and ctx.exception is None:
+            self._report(ctx)
+
+    @hookimpl
+    def on_validation_begin(self) -> None:
+        """Stops the step's clock."""
+        self._pause()
+
+    @hookimpl
+    def on_validation_end(self) -> None:
+        """Starts the step's clock again."""
+        self._go_on()
+
+    @hookimpl(wrapper=True)
+    def save_checkpoint(self) -> Any:
+        """Leaves the writing of a checkpoint out of the step's time."""
+        self._pause()
+        try:
+            return (yield)
+        finally:
+            self._go_on()
+
+    @hookimpl
+    def on_epoch_end(self, ctx: Context) -> None:
+        """Says what the epoch cost."""
+        if ctx.exception is not None:
+            return
+        self._plan.epoch_ended(ctx)
+        steps = ctx.position.global_step - self._epoch_first_step
+        seconds = self._now() - self._epoch_began
+        ctx.log({"time/epoch": seconds})
+        log.info(
+            "epoch %s: %s for %d steps%s, %s left",
+            of_total(ctx.epoch_id + 1, self._plan.num_epochs(ctx)),
+            short_time(seconds),
+            steps,
+            f" ({short_time(self._epoch_paused)} of it validation and checkpoints)"
+            if self._epoch_paused >= 1e-3
+            else "",
+            clock_time(self._remaining(ctx)),
+        )
+
+    def _report(self, ctx: Context) -> None:
+        window, self._window = self._window, Window()
+        values = window.values(ctx.world_size)
+        ctx.log(values)
+        log.info(
+            "epoch %s, step %s (%s of the run): %s a step (%s waiting for data), %s samples/s, "
+            "%s left",
+            of_total(ctx.epoch_id + 1, self._plan.num_epochs(ctx)),
+            of_total(ctx.step_id + 1, self._plan.steps_per_epoch(ctx)),
+            of_total(ctx.global_step_id + 1, self._plan.total_steps(ctx)),
+            short_time(values["time/step"]),
+            short_time(values["time/data"]),
+            rate(values["time/samples_per_second"]),
+            clock_time(self._remaining(ctx)),
+        )
+
+    def _remaining(self, ctx: Context) -> float:
+        """Seconds to the planned end, at the pace of this process so far; NaN: nobody knows."""
+        total, done = self._plan.total_steps(ctx), ctx.position.global_step
+        ran = done - self._first_step
+        if total is None or ran < 1:
+            return float("nan")
+        return (self._now() - self._began) / ran * max(total - done, 0)
+
+    def _pause(self) -> None:
+        if not self._pauses:
+            self._pause_began = self._now()
+        self._pauses += 1
+
+    def _go_on(self) -> None:
+        self._pauses -= 1
+        if not self._pauses:
+            spent = self._now() - self._pause_began
+            self._paused += spent
+            self._epoch_paused += spent
