@@ -66,7 +66,10 @@ def default_name(plugin: object) -> str:
 
     cls = plugin if inspect.isclass(plugin) else type(plugin)
     found = entry_point_name(cls)
-    return found or re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+    return (
+        found
+        or re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+    )
 
 
 def _methods(plugin: object) -> Iterator[tuple[str, dict[str, Any] | None]]:

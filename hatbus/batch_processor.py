@@ -47,24 +47,30 @@ class BatchProcessor:
         self.need_grad_update = need_grad_update
         self.loss_collector = loss_collector or collect_losses
         self._per_task = isinstance(loss, Mapping)
-        self._takes_task: tuple[Any, bool] | None = None
+        self._asked: torch.nn.Module | None = None
+        self._wants_task = False
 
     @hookimpl(trylast=True)
     def run_batch(self, ctx: Context) -> dict[str, torch.Tensor]:
         """Forward, loss, and backward if gradients are wanted."""
         emit = ctx.emit
         ctx.model_outs = emit.forward(ctx)
-        ctx.losses = losses = emit.compute_loss(ctx)
+        losses: dict[str, torch.Tensor] = emit.compute_loss(ctx)
+        ctx.losses = losses
         if self.need_grad_update:
-            ctx.loss = total(losses, ctx.weight)
+            ctx.loss = total(losses) if ctx.weight == 1.0 else total(losses) * ctx.weight
             emit.backward(ctx)
         return losses
 
     @hookimpl(trylast=True)
     def forward(self, ctx: Context) -> Any:
         """``model(inputs)`` of an ``(inputs, target)`` batch; ``task=`` when the model takes it."""
+        model = ctx.model
         inputs = ctx.batch if self.loss is None else split(ctx.batch)[0]
-        if self.wants_task(ctx.model):
+        if self._asked is not model:
+            self._wants_task = "task" in inspect.signature(model.forward).parameters
+            self._asked = model
+        if self._wants_task:
             return ctx.wrapped_model(inputs, task=ctx.task)
         return ctx.wrapped_model(inputs)
 
@@ -79,11 +85,11 @@ class BatchProcessor:
     @hookimpl(trylast=True)
     def backward(self, ctx: Context) -> bool:
         """Adds the gradients of ``ctx.loss``."""
-        ctx.loss.backward()  # type: ignore[union-attr, no-untyped-call]  # run_batch has set it
+        ctx.loss.backward()  # type: ignore[union-attr]  # run_batch has set it
         return True
 
     @hookimpl(trylast=True)
-    def clip_gradients(self) -> bool:
+    def clip_gradients(self, ctx: Context) -> bool:
         """Clips nothing; a plugin may."""
         return False
 
@@ -105,12 +111,6 @@ class BatchProcessor:
         found: Loss = losses[task]
         return found
 
-    def wants_task(self, model: torch.nn.Module) -> bool:
-        """Whether the model's forward names an argument ``task``; found out once per model."""
-        if self._takes_task is None or self._takes_task[0] is not model:
-            self._takes_task = (model, "task" in inspect.signature(model.forward).parameters)
-        return self._takes_task[1]
-
 
 def split(batch: Any) -> tuple[Any, Any]:
     """``(inputs, target)`` of a batch.
@@ -118,21 +118,20 @@ def split(batch: Any) -> tuple[Any, Any]:
     Raises:
         JobError: the batch is no pair.
     """
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
-    if isinstance(batch, (tuple, list)) and len(batch) > 2:
-        return batch[0], batch[1:]
+    if isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        return batch[0], batch[1] if len(batch) == 2 else batch[1:]
     raise JobError(
         f"a batch is a {type(batch).__name__}, not a pair (inputs, target); make the loader give "
         "pairs, or give no loss and let the model take the whole batch and return its losses"
     )
 
 
-def total(losses: dict[str, torch.Tensor], weight: float = 1.0) -> torch.Tensor:
-    """The sum of a batch's losses times its weight in the step."""
-    values = list(losses.values())
-    loss = values[0] if len(values) == 1 else torch.stack(values).sum()
-    return loss if weight == 1.0 else loss * weight
+def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The sum of a batch's losses."""
+    if len(losses) == 1:
+        (loss,) = losses.values()
+        return loss
+    return torch.stack(list(losses.values())).sum()
 
 
 def named_losses(found: Any, task: str | None) -> dict[str, torch.Tensor]:
@@ -141,6 +140,8 @@ def named_losses(found: Any, task: str | None) -> dict[str, torch.Tensor]:
     Raises:
         JobError: something in it is no 0-d tensor, or there is none.
     """
+    if type(found) is torch.Tensor and found.ndim == 0:
+        return {"loss": found}
     losses = dict(found) if isinstance(found, Mapping) else {"loss": found}
     for name, value in losses.items():
         if not isinstance(value, torch.Tensor):

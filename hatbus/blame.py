@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from pluggy import HookImpl
@@ -44,9 +44,18 @@ def blame(error: BaseException, impl: HookImpl, event: str, ctx: Any) -> None:
     core = impl.plugin_name.startswith("core.")
     setattr(error, _MARK, Blame(None if core else impl.plugin_name, source, event))
     who = "hatbus's own" if core else f"plugin {impl.plugin_name!r} ({source}),"
-    where = f"step {getattr(ctx, 'global_step_id', '?')}"
+    error.add_note(f"in {who} {event}, {_where(ctx)}")
+
+
+def locate(error: BaseException, ctx: Any) -> None:
+    """Adds step and task to an exception that came out of no plugin (the model, the loss)."""
+    if getattr(error, _MARK, None) is None:
+        error.add_note(f"in {_where(ctx)}")
+
+
+def _where(ctx: Any) -> str:
     task = getattr(ctx, "task", None)
-    error.add_note(f"in {who} {event}, {where}" + (f", task {task!r}" if task else ""))
+    return f"step {getattr(ctx, 'global_step_id', '?')}" + (f", task {task!r}" if task else "")
 
 
 def frozen_line(traceback: TracebackType | None, filename: str) -> int:
@@ -58,11 +67,11 @@ def frozen_line(traceback: TracebackType | None, filename: str) -> int:
     return -1
 
 
-def caller_name(frame: Any, lines: dict[str, Sequence[str]]) -> str:
+def caller_name(frame: Any, lines: Mapping[str, Sequence[str]]) -> str:
     """The name of the plugin whose implementation is running in or above a stack frame."""
     while frame is not None:
         filename = frame.f_code.co_filename
         if filename.startswith(FILE_PREFIX) and filename in lines:
-            return lines[filename][frame.f_lineno]
+            return str(lines[filename][frame.f_lineno])
         frame = frame.f_back
     return "the program"

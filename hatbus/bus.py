@@ -23,7 +23,7 @@ from hatbus.intervals import Interval, Intervals
 from hatbus.order import Place, Placed, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
 INTERVALS: Final = "core.intervals"
 
@@ -35,7 +35,7 @@ class Emitter:
 
     if TYPE_CHECKING:
 
-        def __getattr__(self, name: str) -> Callable[..., Any]: ...
+        def __getattr__(self, name: str) -> Any: ...
 
 
 class _Manager(pluggy.PluginManager):
@@ -70,6 +70,7 @@ class Bus:
         members: registered plugins by name, in no order.
         callers: frozen function's filename to plugin name per line.
         asks_batches: whether any plugin decides on ``skip_batch``.
+        scopes: task (None: no task) to its frozen events.
         gates: name to gate, of the plugins with an interval.
     """
 
@@ -85,7 +86,7 @@ class Bus:
         self.callers: dict[str, tuple[str, ...]] = {}
         self.gates: dict[str, Gate] = {}
         self._strict: Final = strict
-        self._emitters: dict[str | None, Emitter] = {None: Emitter()}
+        self.scopes: dict[str | None, Emitter] = {None: Emitter()}
         self._intervals: list[Interval] = []
         self._positions = 0
         self._manager = _new_manager()
@@ -119,8 +120,8 @@ class Bus:
         name = name or default_name(plugin)
         if name in self.members:
             raise PluginError(
-                f"two plugins named {name!r}; give them names: plugins={{'first': ..., 'second': ...}}"
-                f" or [plugins.second] use = {name!r} in a job"
+                f"two plugins named {name!r}; give them names of their own: "
+                f"plugins={{'first': ..., 'second': ...}}, or [plugins.second] use = {name!r}"
             )
         same = [m.name for m in self.members.values() if m.plugin is plugin]
         if same:
@@ -151,7 +152,7 @@ class Bus:
         """The frozen events in the scope of a task (None: no task)."""
         if not self._is_frozen:
             self.freeze()
-        return self._emitters[task]
+        return self.scopes[task]
 
     def set_tasks(self, tasks: Iterable[str]) -> None:
         """Says which tasks the run has; each gets callers of its own.
@@ -167,7 +168,7 @@ class Bus:
                         f"plugin {member.name!r} is bound to task {task!r}, which the run does not "
                         f"have{did_you_mean(task, known) or '; it has no tasks'}"
                     )
-        self._emitters = {task: self._emitters.get(task, Emitter()) for task in [None, *known]}
+        self.scopes = {task: self.scopes.get(task, Emitter()) for task in [None, *known]}
         self._changed()
 
     def freeze(self) -> None:
@@ -181,14 +182,14 @@ class Bus:
         self._check_replacements()
         self.gates = {m.name: m.interval.gate for m in self.members.values() if m.interval}
         self.callers.clear()
-        shared = self._emitters[None]
+        shared = self.scopes[None]
         for event in EVENTS.values():
-            for task, emitter in self._emitters.items():
+            for task, emitter in self.scopes.items():
                 if event.per_task or task is None:
                     setattr(emitter, event.name, self._freeze(event, task))
                 else:
                     setattr(emitter, event.name, getattr(shared, event.name))
-        self.asks_batches = any(e.skip_batch is not None for e in self._emitters.values())
+        self.asks_batches = any(e.skip_batch is not None for e in self.scopes.values())
         self._is_frozen = True
 
     def order(self) -> list[Placed]:
@@ -235,9 +236,7 @@ class Bus:
     def _is_needed(self, impl: pluggy.HookImpl) -> bool:
         """Whether one of the core's wrappers has anything to do: somebody hears its moments."""
         pair = getattr(impl.function, "moments", ())
-        return not pair or any(
-            getattr(self._manager.hook, name).get_hookimpls() for name in pair
-        )
+        return not pair or any(getattr(self._manager.hook, name).get_hookimpls() for name in pair)
 
     def _gate_applies(self, name: str, event: events.Event) -> bool:
         interval = self.members[name].interval
@@ -270,8 +269,9 @@ class Bus:
                 for other in found.values():
                     if not (event.per_task and _apart(other.declared, member.declared)):
                         raise PluginError(
-                            f"plugins {other.name!r} and {member.name!r} both replace {event.name}; "
-                            f"switch one off (-p no:{member.name}), or make it a wrapper"
+                            f"plugins {other.name!r} and {member.name!r} both replace "
+                            f"{event.name}; switch one off (-p no:{member.name}), "
+                            "or make it a wrapper"
                         )
                 found[member.name] = member
 

@@ -11,7 +11,7 @@ from hatbus.blame import caller_name
 from hatbus.errors import HookError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 log: Final = logging.getLogger("hatbus")
 
@@ -35,7 +35,7 @@ class Control:
 
     __slots__ = ("_lines", "pending", "stopped")
 
-    def __init__(self, lines: dict[str, Sequence[str]] | None = None) -> None:
+    def __init__(self, lines: Mapping[str, Sequence[str]] | None = None) -> None:
         self.pending: list[Request] = []
         self.stopped: Request | None = None
         self._lines = lines if lines is not None else {}
@@ -74,4 +74,5 @@ class Control:
         return taken
 
     def _ask(self, wish: str, reason: str) -> None:
-        self.pending.append(Request(wish, caller_name(sys._getframe(2), self._lines), reason))
+        frame = sys._getframe(2)  # noqa: SLF001 - documented; the frame that called stop, save, ...
+        self.pending.append(Request(wish, caller_name(frame, self._lines), reason))

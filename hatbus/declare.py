@@ -111,4 +111,5 @@ def declaration_of(instance: object, overrides: dict[str, Any] | None = None) ->
         word = sorted(unknown)[0]
         raise PluginError(f"unknown plugin filter {word!r}{did_you_mean(word, OVERRIDABLE)}")
     lists = {"before", "after", "tasks"}
-    return replace(declared, **{k: names(v) if k in lists else v for k, v in overrides.items()})
+    changes: dict[str, Any] = {k: names(v) if k in lists else v for k, v in overrides.items()}
+    return replace(declared, **changes)

@@ -100,10 +100,23 @@ def freeze(
     if not ordered:
         return None
     gates = gates or {}
-    body = _write_calls(event, [i for i in ordered if not i.wrapper], gates, strict, callers)
+    calls = [impl for impl in ordered if not impl.wrapper]
+    if event.kind == SPAN and len(calls) == 1 and _is_plain_core(event, calls[0]):
+        body = calls[0].function  # nothing to choose, and nobody to blame
+    else:
+        body = _write_calls(event, calls, gates, strict, callers)
     for impl in reversed([i for i in ordered if i.wrapper]):
-        body = _write_wrapper(event, impl, body, gates, callers)
+        around = getattr(impl.function, "around", None)
+        if around is not None:  # one of the core's own, which has a plain form
+            body = around(body)
+        else:
+            body = _write_wrapper(event, impl, body, gates, callers)
     return body
+
+
+def _is_plain_core(event: Event, impl: HookImpl) -> bool:
+    """Whether an implementation is the core's own and takes just what dispatch is given."""
+    return impl.plugin_name.startswith("core.") and [*impl.argnames] == ["ctx", *_parameters(event)]
 
 
 def _write_calls(
@@ -212,7 +225,7 @@ def _write_wrapper(
     source.add(2, "try:")
     source.add(3, "next(generator)", impl)
     source.add(2, "except StopIteration:")
-    source.add(3, "no_yield(generator)", impl)
+    source.add(3, "no_yield()", impl)
     source.add(2, "try:")
     source.add(3, f"result = body(ctx{passed})")
     source.add(2, "except BaseException as error:")
@@ -226,7 +239,7 @@ def _write_wrapper(
     source.add(3, "return stop.value")
     source.add(2, "second_yield(generator)", impl)
     source.names.update(
-        no_yield=lambda generator: _wrong_yields(event, impl, "did not yield"),
+        no_yield=lambda: _wrong_yields(event, impl, "did not yield"),
         second_yield=lambda generator: _second_yield(event, impl, generator),
     )
     _write_failure(source, [impl])

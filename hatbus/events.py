@@ -1,4 +1,4 @@
-'''Every event of a run: the contract between the loop and the plugins.
+"""Every event of a run: the contract between the loop and the plugins.
 
 The loop, with every event in its place (a moment is written ``on_...``; everything else is a span
 or a decision)::
@@ -35,7 +35,7 @@ Three kinds of event:
 * A *decision* asks. Every implementation may answer with a reason (a string) or None.
 
 Implementations name only the arguments they want.
-'''
+"""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ from typing import Any, Final
 from hatbus.declare import hookspec
 from hatbus.payload import BATCH, LOOP, STEP
 
+Result = Any
+"""What a span or decision returns; its docstring says which type."""
 SPAN: Final = "span"
 MOMENT: Final = "moment"
 DECISION: Final = "decision"
@@ -95,7 +97,7 @@ def event(
 
 
 @event(SPAN, LOOP)
-def run_loop() -> int:
+def run_loop() -> Result:
     """The whole run, from the first epoch to the last.
 
     When: once, from ``Trainer.fit``.
@@ -118,7 +120,7 @@ def on_loop_begin() -> None:
 
 
 @event(SPAN, LOOP)
-def run_epoch() -> int:
+def run_epoch() -> Result:
     """One pass over the data.
 
     When: once per epoch.
@@ -141,7 +143,7 @@ def on_epoch_begin() -> None:
 
 
 @event(SPAN, STEP)
-def run_step() -> bool:
+def run_step() -> Result:
     """One optimizer update attempt: one or more batches, then one update.
 
     When: once per step, after its batches were fetched (``ctx.batches``: (task, batch, weight)).
@@ -163,7 +165,7 @@ def on_step_begin() -> None:
 
 
 @event(DECISION, BATCH)
-def skip_batch() -> str | None:
+def skip_batch() -> Result:
     """Asks whether to leave this batch out.
 
     When: before ``run_batch``, for every batch.
@@ -174,7 +176,7 @@ def skip_batch() -> str | None:
 
 
 @event(SPAN, BATCH)
-def run_batch() -> Any:
+def run_batch() -> Result:
     """Forward, loss and backward of one batch of one task.
 
     When: once per batch (micro-batches of gradient accumulation are batches), in the task's scope.
@@ -196,7 +198,7 @@ def on_batch_begin() -> None:
 
 
 @event(SPAN, BATCH)
-def forward() -> Any:
+def forward() -> Result:
     """The model's forward pass.
 
     When: once per batch.
@@ -229,7 +231,7 @@ def on_forward_end() -> None:
 
 
 @event(SPAN, BATCH)
-def compute_loss() -> Any:
+def compute_loss() -> Result:
     """The losses of one batch.
 
     When: after ``forward``.
@@ -240,7 +242,7 @@ def compute_loss() -> Any:
 
 
 @event(SPAN, BATCH)
-def backward() -> bool:
+def backward() -> Result:
     """The backward pass: adds this batch's gradients.
 
     When: after ``compute_loss``, if gradients are wanted.
@@ -284,7 +286,7 @@ def on_batch_end() -> None:
 
 
 @event(SPAN, STEP)
-def clip_gradients() -> bool:
+def clip_gradients() -> Result:
     """Clips the gradients of the whole step, once; one plugin may own it (``grad.clip``).
 
     When: after the last backward of the step, gradients unscaled.
@@ -295,7 +297,7 @@ def clip_gradients() -> bool:
 
 
 @event(DECISION, STEP)
-def skip_update() -> str | None:
+def skip_update() -> Result:
     """Asks whether to leave out this step's optimizer update.
 
     When: after ``clip_gradients``, once per step.
@@ -306,7 +308,7 @@ def skip_update() -> str | None:
 
 
 @event(SPAN, STEP)
-def optimizer_step() -> bool:
+def optimizer_step() -> Result:
     """The optimizer's update.
 
     When: after ``skip_update``, if nobody gave a reason to skip.
@@ -372,7 +374,7 @@ def on_loop_end() -> None:
 
 
 @event(SPAN, LOOP, "reason")
-def validate() -> Any:
+def validate() -> Result:
     """Evaluates the model; a validation plugin provides it.
 
     When: whenever a plugin calls ``ctx.emit.validate``, and on ``ctx.control.validate``.
@@ -405,7 +407,7 @@ def on_validation_end() -> None:
 
 
 @event(DECISION, LOOP, "reason")
-def veto_checkpoint() -> str | None:
+def veto_checkpoint() -> Result:
     """Asks whether a checkpoint must not be written now.
 
     When: before ``save_checkpoint``.
@@ -416,7 +418,7 @@ def veto_checkpoint() -> str | None:
 
 
 @event(SPAN, LOOP, "reason")
-def save_checkpoint() -> Any:
+def save_checkpoint() -> Result:
     """Writes a checkpoint; the checkpoint plugin provides it.
 
     When: whenever a plugin calls ``ctx.save(reason)``, and on ``ctx.control.save``.
@@ -438,7 +440,7 @@ def on_checkpoint_saved() -> None:
 
 
 @event(SPAN, LOOP, "path")
-def load_checkpoint() -> Any:
+def load_checkpoint() -> Result:
     """Restores the run from a checkpoint; the checkpoint plugin provides it.
 
     When: on resume, inside ``on_loop_begin``.
@@ -449,7 +451,7 @@ def load_checkpoint() -> Any:
 
 
 @event(SPAN, LOOP, "reason")
-def export_model() -> Any:
+def export_model() -> Result:
     """Writes the model for use elsewhere; an export plugin provides it.
 
     When: whenever a plugin calls ``ctx.emit.export_model``.

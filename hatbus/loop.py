@@ -12,6 +12,8 @@ from hatbus.control import log
 from hatbus.declare import hookimpl
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hatbus.context import Context
 
 _SERVED: Final = ("validate", "save", "stop epoch", "stop run")
@@ -36,7 +38,7 @@ class Loop:
         """Runs the steps of one epoch, from the first that is still to do."""
         position, control, emit = ctx.position, ctx.control, ctx.emit
         first, complete = position.step, False
-        for ctx.batches in ctx.data.steps(ctx):
+        for ctx.batches in ctx.data.steps(ctx):  # noqa: B020 - the context holds the step's batches
             ctx.step_id, ctx.global_step_id = position.step, position.global_step
             position.step += 1
             position.global_step += 1
@@ -58,22 +60,29 @@ class Loop:
     @hookimpl(trylast=True)
     def run_step(self, ctx: Context) -> bool:
         """Runs the step's batches, then makes one update."""
-        emit, optimizer = ctx.emit, ctx.optimizer
-        optimizer.zero_grad()  # type: ignore[union-attr]  # a training run has one
+        emit, scopes = ctx.emit, ctx.bus.scopes
+        ctx.optimizer.zero_grad()  # type: ignore[union-attr]  # a training run has one
         losses: dict[str, Any] = {}
-        ctx.batches = kept_batches(ctx) if ctx.bus.asks_batches else ctx.batches
-        for ctx.task, ctx.batch, ctx.weight in ctx.batches:
-            found = ctx.bus.emitter(ctx.task).run_batch(ctx)
-            losses.update(found if ctx.task is None else {f"{ctx.task}/{n}": v for n, v in found.items()})
+        if ctx.bus.asks_batches:
+            ctx.batches = kept_batches(ctx)
+        for ctx.task, ctx.batch, ctx.weight in ctx.batches:  # noqa: B020 - and each of them
+            found = scopes[ctx.task].run_batch(ctx)
+            losses.update(found if ctx.task is None else prefixed(found, ctx.task))
         ctx.task, ctx.losses = None, losses
         emit.clip_gradients(ctx)
-        reasons = emit.skip_update(ctx) if emit.skip_update is not None else ()
+        decide = emit.skip_update
+        reasons = decide(ctx) if decide is not None else ()
         if reasons or not ctx.batches:
             log_skipped(ctx, "update", reasons)
             ctx.committed = False
         else:
             emit.optimizer_step(ctx)
         return ctx.committed
+
+
+def prefixed(losses: dict[str, Any], task: str) -> dict[str, Any]:
+    """A task's losses under the names they have at step end."""
+    return {f"{task}/{name}": loss for name, loss in losses.items()}
 
 
 def is_done(ctx: Context) -> bool:
@@ -104,7 +113,7 @@ def kept_batches(ctx: Context) -> list[tuple[str | None, Any, float]]:
     kept = []
     for entry in ctx.batches:
         ctx.task, ctx.batch, _ = entry
-        asks = ctx.bus.emitter(ctx.task).skip_batch
+        asks = ctx.bus.scopes[ctx.task].skip_batch
         reasons = asks(ctx) if asks is not None else ()
         if reasons:
             log_skipped(ctx, "batch", reasons)
@@ -113,7 +122,7 @@ def kept_batches(ctx: Context) -> list[tuple[str | None, Any, float]]:
     return kept
 
 
-def log_skipped(ctx: Context, what: str, reasons: list[tuple[str, str]]) -> None:
+def log_skipped(ctx: Context, what: str, reasons: Sequence[tuple[str, str]]) -> None:
     """Says what was skipped, by whom and why."""
     for name, reason in reasons:
         task = f", task {ctx.task!r}" if ctx.task else ""

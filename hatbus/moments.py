@@ -1,66 +1,83 @@
-"""Core hook wrappers: the moments around spans, and the task's scope."""
+"""Core hook wrappers: the moments around spans, and the task's scope.
+
+The wrapper that emits a span's begin and end is written once, as the text below, and compiled in
+two forms: the generator that pluggy knows as the outermost wrapper of the span, and the plain
+function that frozen dispatch runs in its place (a generator costs three times as much).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.declare import hookimpl
-from hatbus.events import PAIRS
+from hatbus.events import EVENTS, PAIRS
+from hatbus.payload import BATCH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
-
     from hatbus.context import Context
 
-    Wrapper = Callable[..., Generator[None, Any, Any]]
+Body = Callable[..., Any]
+Wrapper = Callable[..., Generator[None, Any, Any]]
+
+_TEXT: Final = """
+def {span}({parameters}):
+    emit = ctx.emit
+    try:
+        moment = emit.{begin}
+        if moment is not None:
+            moment(ctx)
+        value = {inside}
+        {keep}
+    except BaseException as error:
+        ctx.exception = error
+        {tell}
+        emit_after_error(emit.{end}, error, ctx)
+        raise
+    moment = emit.{end}
+    if moment is not None:
+        moment(ctx)
+    return {value}
+"""
 
 
-def emitting(span: str, result: str | None = None, failing: str | None = None) -> Wrapper:
+def emitting(
+    span: str, keep: str = "pass", value: str = "value", failing: str | None = None
+) -> Wrapper:
     """A hook wrapper that emits a span's begin and end around it.
 
     Args:
         span: the span.
-        result: attribute of the context that takes the span's result before the end is emitted.
-        failing: event that is told the exception before the end is emitted.
+        keep: statement that keeps the span's ``value`` before the end is emitted.
+        value: expression for what the wrapper returns.
+        failing: event that is told an exception before the end is emitted.
 
     Returns:
-        The wrapper; its ``moments`` name what it emits, so that the bus can leave it out when
-        nobody listens.
+        The wrapper, a generator function. Its ``around(body)`` gives the plain form; its
+        ``moments`` name what it emits, so that the bus can leave it out when nobody listens
+        (empty when it does more than emit).
     """
     begin, end = PAIRS[span]
+    tell = f"emit_after_error(emit.{failing}, error, ctx, error)" if failing else "pass"
+    parts = {"span": span, "begin": begin, "end": end, "keep": keep, "tell": tell, "value": value}
+    more = [name for name in EVENTS[span].arguments if name not in BATCH]
+    passed = ", ".join(["ctx", *more])
 
-    def wrapper(self: object, ctx: Context) -> Generator[None, Any, Any]:
-        emit = ctx.emit
-        try:
-            begin_now = getattr(emit, begin)
-            if begin_now is not None:
-                begin_now(ctx)
-            value = yield
-            if result is not None:
-                setattr(ctx, result, value)
-        except BaseException as error:
-            ctx.exception = error
-            if failing is not None:
-                emit_after_error(getattr(emit, failing), error, ctx, error)
-            emit_after_error(getattr(emit, end), error, ctx)
-            raise
-        end_now = getattr(emit, end)
-        if end_now is not None:
-            end_now(ctx)
-        return value if result is None else getattr(ctx, result)
+    def compiled(parameters: str, inside: str, **names: Any) -> Any:
+        names["emit_after_error"] = emit_after_error
+        exec(_TEXT.format(**parts, parameters=parameters, inside=inside), names)  # noqa: S102 - the text above
+        return names[span]
 
-    wrapper.__name__ = span
-    wrapper.__qualname__ = f"Moments.{span}"
+    wrapper: Any = compiled("self, ctx", "yield")
     wrapper.__doc__ = f"Emits {begin} and {end}."
-    if result is None:
-        heard = (begin, end) if failing is None else (begin, end, failing)
-        wrapper.moments = heard  # type: ignore[attr-defined]
-    return hookimpl(wrapper=True, tryfirst=True)(wrapper)
+    wrapper.around = lambda body: compiled(passed, f"body({passed})", body=body)
+    heard = (begin, end) if failing is None else (begin, end, failing)
+    wrapper.moments = heard if keep == "pass" or value != "value" else ()
+    marked: Wrapper = hookimpl(wrapper=True, tryfirst=True)(wrapper)
+    return marked
 
 
-def emit_after_error(
-    event: Callable[..., Any] | None, error: BaseException, *arguments: Any
-) -> None:
+def emit_after_error(event: Body | None, error: BaseException, *arguments: Any) -> None:
     """Emits an event on the way out of an error; a second error becomes a note on the first."""
     if event is None:
         return
@@ -78,26 +95,14 @@ class Moments:
     run_epoch = emitting("run_epoch")
     run_step = emitting("run_step")
     run_batch = emitting("run_batch")
-    forward = emitting("forward", "model_outs")
+    # An implementation of on_forward_end sees the outputs, and may put others in their place.
+    forward = emitting("forward", keep="ctx.model_outs = value", value="ctx.model_outs")
     backward = emitting("backward")
     validate = emitting("validate")
-
-    @hookimpl(wrapper=True, tryfirst=True)
-    def optimizer_step(self, ctx: Context) -> Generator[None, Any, Any]:
-        """Emits on_optimizer_step_begin and _end; counts the committed update in between."""
-        emit = ctx.emit
-        try:
-            if emit.on_optimizer_step_begin is not None:
-                emit.on_optimizer_step_begin(ctx)
-            ctx.committed = yield
-            ctx.updates += ctx.committed
-        except BaseException as error:
-            ctx.exception = error
-            emit_after_error(emit.on_optimizer_step_end, error, ctx)
-            raise
-        if emit.on_optimizer_step_end is not None:
-            emit.on_optimizer_step_end(ctx)
-        return ctx.committed
+    # on_optimizer_step_end sees the update counted; counting is needed although nobody listens.
+    optimizer_step = emitting(
+        "optimizer_step", keep="ctx.committed = value; ctx.updates += bool(value)"
+    )
 
 
 class TaskScope:
@@ -106,7 +111,7 @@ class TaskScope:
     @hookimpl(wrapper=True, tryfirst=True)
     def run_batch(self, ctx: Context) -> Generator[None, Any, Any]:
         """Makes ``ctx.emit`` the task's for the length of a batch."""
-        outer, ctx.emit = ctx.emit, ctx.bus.emitter(ctx.task)
+        outer, ctx.emit = ctx.emit, ctx.bus.scopes[ctx.task]
         try:
             return (yield)
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from hatbus.declare import STAGES
@@ -98,16 +99,12 @@ def _explain_cycle(
     edges: dict[str, dict[str, str]], waiting: dict[str, set[str]], places: Sequence[Place]
 ) -> str:
     path = [min(waiting)]
-    while True:
-        following = min(waiting[path[-1]])
-        if following in path:
-            cycle = [*path[path.index(following) :], following]
-            break
+    while (following := min(waiting[path[-1]])) not in path:
         path.append(following)
+    cycle = [*path[path.index(following) :], following]
     cycle.reverse()
     arrows = " -> ".join(cycle)
-    pairs = zip(cycle[:-1], cycle[1:], strict=True)
-    why = "; ".join(edges[later][earlier] for earlier, later in pairs)
+    why = "; ".join(edges[later][earlier] for earlier, later in pairwise(cycle))
     stages = {p.declared.stage for p in places if p.name in cycle}
     way_out = (
         "give them one stage in the job" if len(stages) > 1 else "drop one before/after in the job"

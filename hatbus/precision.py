@@ -56,7 +56,8 @@ class LossScaling:
     @hookimpl(wrapper=True, tryfirst=True)
     def backward(self, ctx: Context) -> Generator[None, Any, Any]:
         """Differentiates the scaled loss."""
-        ctx.loss = ctx.scaler.scale(ctx.loss)  # type: ignore[union-attr]  # set with this plugin
+        scaler: Any = ctx.scaler
+        ctx.loss = scaler.scale(ctx.loss)
         return (yield)
 
     @hookimpl(wrapper=True, tryfirst=True)

@@ -49,7 +49,7 @@ class Steps:
         loaders = dict(data) if isinstance(data, Mapping) else {None: data}
         if not loaders:
             raise JobError("data is an empty mapping; accepted: a loader, or {task: loader}")
-        self.tasks: tuple[str, ...] = tuple(loaders) if isinstance(data, Mapping) else ()
+        self.tasks: tuple[str, ...] = tuple(data) if isinstance(data, Mapping) else ()
         self.accumulate = accumulate
         self.feeds: dict[Any, Feed] = {t: Feed(d, t, device) for t, d in loaders.items()}
         self._sampler = sampler or AllTasks()

@@ -80,7 +80,9 @@ def longest(groups: Groups, per_round: Mapping[Any, int]) -> int | None:
 class AllTasks(TaskSampler):
     """Every task in every step, each ``factors[task]`` times (once by default)."""
 
-    def __init__(self, factors: Mapping[str, int] | None = None, *, steps: int | None = None) -> None:
+    def __init__(
+        self, factors: Mapping[str, int] | None = None, *, steps: int | None = None
+    ) -> None:
         super().__init__(steps=steps)
         self.factors = dict(factors or {})
         for task, factor in self.factors.items():
@@ -90,24 +92,29 @@ class AllTasks(TaskSampler):
         self._round: tuple[Any, ...] = ()
 
     def bind(self, tasks: tuple[Any, ...]) -> None:
+        """Takes the run's tasks; see ``TaskSampler.bind``."""
         super().bind(tasks)
         self._round = tuple(t for t in tasks for _ in range(self.factors.get(t, 1)))
 
     def named(self) -> Sequence[Any]:
+        """The tasks that the arguments name."""
         return tuple(self.factors)
 
-    def choose(self, seed: int, epoch: int, step: int) -> Sequence[Any]:  # noqa: ARG002 - the same in every step
+    def choose(self, seed: int, epoch: int, step: int) -> Sequence[Any]:
+        """The tasks of one step."""
         return self._round
 
     def per_epoch(self, groups: Groups) -> int | None:
+        """Steps in one epoch."""
         return longest(groups, Counter(self._round))
 
-    def counts(self, seed: int, epoch: int, steps: int) -> Counter[Any]:  # noqa: ARG002
+    def counts(self, seed: int, epoch: int, steps: int) -> Counter[Any]:
+        """How often each task was chosen in the first steps of an epoch."""
         return Counter({t: n * steps for t, n in Counter(self._round).items()})
 
 
 class ListedTasks(TaskSampler):
-    """The steps of a list, over and over: ``["det", "det", "seg"]`` or ``[["det", "seg"], "seg"]``."""
+    """The steps of a list, over and over: ``["det", "seg"]`` or ``[["det", "seg"], "seg"]``."""
 
     def __init__(self, listed: Sequence[str | Sequence[str]], *, steps: int | None = None) -> None:
         super().__init__(steps=steps)
@@ -116,12 +123,15 @@ class ListedTasks(TaskSampler):
         self.listed = [(t,) if isinstance(t, str) else tuple(t) for t in listed]
 
     def named(self) -> Sequence[Any]:
+        """The tasks that the arguments name."""
         return [t for step in self.listed for t in step]
 
-    def choose(self, seed: int, epoch: int, step: int) -> Sequence[Any]:  # noqa: ARG002 - no chance in it
+    def choose(self, seed: int, epoch: int, step: int) -> Sequence[Any]:
+        """The tasks of one step."""
         return self.listed[step % len(self.listed)]
 
     def per_epoch(self, groups: Groups) -> int | None:
+        """Steps in one epoch."""
         rounds = longest(groups, Counter(self.named()))
         return None if rounds is None else rounds * len(self.listed)
 
@@ -129,10 +139,12 @@ class ListedTasks(TaskSampler):
 class OneTask(TaskSampler):
     """One task a step, in turn."""
 
-    def choose(self, seed: int, epoch: int, step: int) -> Sequence[Any]:  # noqa: ARG002 - no chance in it
+    def choose(self, seed: int, epoch: int, step: int) -> Sequence[Any]:
+        """The tasks of one step."""
         return (self.tasks[step % len(self.tasks)],)
 
     def per_epoch(self, groups: Groups) -> int | None:
+        """Steps in one epoch."""
         rounds = longest(groups, dict.fromkeys(self.tasks, 1))
         return None if rounds is None else rounds * len(self.tasks)
 
@@ -143,7 +155,9 @@ class WeightedTasks(TaskSampler):
     An epoch has as many steps as all loaders together have groups of batches.
     """
 
-    def __init__(self, weights: Mapping[str, float] | None = None, *, steps: int | None = None) -> None:
+    def __init__(
+        self, weights: Mapping[str, float] | None = None, *, steps: int | None = None
+    ) -> None:
         super().__init__(steps=steps)
         self.weights = dict(weights or {})
         for task, weight in self.weights.items():
@@ -152,9 +166,11 @@ class WeightedTasks(TaskSampler):
         self._chunk: tuple[Any, list[Any]] = (None, [])
 
     def named(self) -> Sequence[Any]:
+        """The tasks that the arguments name."""
         return tuple(self.weights)
 
     def choose(self, seed: int, epoch: int, step: int) -> Sequence[Any]:
+        """The tasks of one step."""
         key = (seed, epoch, step // _CHUNK)
         if self._chunk[0] != key:
             weights = [self.weights.get(t, 1.0) for t in self.tasks]
@@ -163,5 +179,6 @@ class WeightedTasks(TaskSampler):
         return (self._chunk[1][step % _CHUNK],)
 
     def per_epoch(self, groups: Groups) -> int | None:
+        """Steps in one epoch."""
         lengths = list(groups.values())
         return None if None in lengths else sum(n for n in lengths if n is not None)

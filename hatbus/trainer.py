@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hatbus.batch_processor import BatchProcessor
+from hatbus.blame import locate
 from hatbus.bus import Bus, named_instances
 from hatbus.context import Context
 from hatbus.control import Control
@@ -117,7 +118,9 @@ class Trainer:
         if (num_epochs is None) == (num_steps is None):
             raise JobError("give num_epochs= or num_steps=, one of the two")
         if any(n is not None and n < 1 for n in plans):
-            raise JobError(f"num_epochs={num_epochs!r}, num_steps={num_steps!r}; accepted: 1 or more")
+            raise JobError(
+                f"num_epochs={num_epochs!r}, num_steps={num_steps!r}; accepted: 1 or more"
+            )
         ctx.num_epochs, ctx.num_steps = plans
         per_epoch = ctx.steps_per_epoch
         ctx.total_steps = num_steps
@@ -128,7 +131,11 @@ class Trainer:
         with joined(ctx.device):
             self._prepare()
             ctx.emit = self.bus.emitter()
-            ctx.emit.run_loop(ctx)
+            try:
+                ctx.emit.run_loop(ctx)
+            except BaseException as error:
+                locate(error, ctx)
+                raise
             ctx.control.close()
         return ctx
 
@@ -143,9 +150,7 @@ class Trainer:
             model = torch.compile(model, **options)
         ctx.wrapped_model = share(model, ctx.device, many_tasks=len(ctx.data.tasks) > 1)
 
-    def _register_core(
-        self, processor: BatchProcessor, steps: Steps, nan: str, world: int
-    ) -> None:
+    def _register_core(self, processor: BatchProcessor, steps: Steps, nan: str, world: int) -> None:
         """Registers hatbus's own parts, wrappers outermost first."""
         parts: dict[str, object] = {}
         if steps.tasks:
@@ -164,7 +169,7 @@ class Trainer:
             self.bus.register(part, f"core.{name}", core=True)
 
 
-def own_device(device: str | torch.device, rank: int) -> torch.device:
+def own_device(device: Any, rank: int) -> torch.device:
     """The device of this process: under torchrun each rank takes a GPU of its own.
 
     Raises:
@@ -180,5 +185,3 @@ def own_device(device: str | torch.device, rank: int) -> torch.device:
         place = torch.device("cuda", rank % torch.cuda.device_count())
         torch.cuda.set_device(place)
     return place
-
-

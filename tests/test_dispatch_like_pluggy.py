@@ -92,9 +92,7 @@ def implementation(index: int, drawn: dict[str, Any], log: list[Any], kind: str)
     }
     exec(source + BODIES[drawn["body"]].format(name=name), names)
     flags = {drawn["place"]: True} if drawn["place"] else {}
-    return pluggy.HookimplMarker("test")(
-        names["event"], wrapper=drawn["body"] in WRAPPING, **flags
-    )
+    return pluggy.HookimplMarker("test")(names["event"], wrapper=drawn["body"] in WRAPPING, **flags)
 
 
 def outcome(call: Any, log: list[Any]) -> tuple[Any, list[Any]]:

@@ -22,7 +22,9 @@ class Heads(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.heads = torch.nn.ModuleDict({"det": torch.nn.Linear(3, 1), "seg": torch.nn.Linear(3, 1)})
+        self.heads = torch.nn.ModuleDict(
+            {"det": torch.nn.Linear(3, 1), "seg": torch.nn.Linear(3, 1)}
+        )
 
     def forward(self, inputs: torch.Tensor, task: str) -> torch.Tensor:
         out: torch.Tensor = self.heads[task](inputs)
@@ -78,7 +80,10 @@ def test_tasks_add_up_and_micro_batches_are_averaged() -> None:
     expected = torch.autograd.grad(by_hand, list(model.parameters()))
     found: list[torch.Tensor] = []
     trainer.bus.register(
-        hearing(["skip_update"], lambda e, _: found or found.extend(p.grad.clone() for p in model.parameters())),
+        hearing(
+            ["skip_update"],
+            lambda e, _: found or found.extend(p.grad.clone() for p in model.parameters()),
+        ),
         "look",
     )
     trainer.fit(num_steps=1)
@@ -88,7 +93,9 @@ def test_tasks_add_up_and_micro_batches_are_averaged() -> None:
 
 def test_the_short_tail_of_an_epoch_makes_a_smaller_step() -> None:
     sizes: list[list[float]] = []
-    recorder = hearing(["on_step_end"], lambda _, v: sizes.append([w for *_, w in v["ctx"].batches]))
+    recorder = hearing(
+        ["on_step_end"], lambda _, v: sizes.append([w for *_, w in v["ctx"].batches])
+    )
     trainer = tiny_trainer([recorder], batches(5), accumulate=2)
     trainer.fit(num_epochs=1)
     assert sizes == [[0.5, 0.5], [0.5, 0.5], [1.0]]

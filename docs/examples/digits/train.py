@@ -18,7 +18,7 @@ HELD_OUT = 5
 
 
 def build(batch_size: int = 64, lr: float = 0.05) -> dict[str, Any]:
-    """Everything that the trainer needs; keys that it does not know are for plugins (``"@..."``)."""
+    """Everything the trainer needs; keys that it does not know are for plugins (``"@..."``)."""
     train, held_out = read_digits()
     model = Net()
     optimizer = torch.optim.SGD(
