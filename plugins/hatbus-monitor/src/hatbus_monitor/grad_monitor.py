@@ -22,8 +22,8 @@ class GradMonitor:
     """Publishes learning rates and the norms of gradients per module, every few steps.
 
     Gradients are seen after the last backward of the step and before they are clipped, unscaled.
-    Published: ``grad_norm`` (all), ``grad_norm/<module>``, ``weight_norm/<module>``, ``lr`` (or
-    ``lr/<group>`` with several groups). On steps in between nothing is computed; on a step that is
+    Published: ``grad_norm`` (all), ``grad_norm/<module>``, ``weight_norm/<module>``,
+    ``lr/<group>``. On steps in between nothing is computed; on a step that is
     due there is one transfer from the device.
 
     Args:
@@ -70,9 +70,8 @@ class GradMonitor:
     def _values(self, ctx: Context, groups: Mapping[str, list[nn.Parameter]]) -> dict[str, float]:
         every = [p for p in ctx.model.parameters() if p.grad is not None]
         named: dict[str, Tensor] = {}
-        norms = dict(
-            zip(map(id, every), each_norm([p.grad for p in every], self.norm_type), strict=True)
-        )
+        each = each_norm([p.grad for p in every], self.norm_type)
+        norms = dict(zip(map(id, every), each, strict=True))
         named["grad_norm"] = joint_norm(list(norms.values()), self.norm_type)
         for name, parameters in groups.items():
             found = [norms[id(p)] for p in parameters if id(p) in norms]
@@ -103,7 +102,6 @@ def parameters_of(model: nn.Module, names: Sequence[str] | None) -> dict[str, li
 
 def each_norm(tensors: Sequence[Tensor | None], norm_type: float) -> list[Tensor]:
     """The norm of every tensor, 0-d, computed together."""
-    norms: list[Tensor] = []
     by_kind: dict[Any, list[int]] = defaultdict(list)
     given = [tensor.detach() for tensor in tensors if tensor is not None]
     for index, tensor in enumerate(given):
@@ -121,12 +119,11 @@ def joint_norm(norms: Sequence[Tensor], norm_type: float) -> Tensor:
     if not norms:
         return torch.zeros(())
     row = torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms])
-    return torch.linalg.vector_norm(row, norm_type)
+    norm: Tensor = torch.linalg.vector_norm(row, norm_type)
+    return norm
 
 
 def learning_rates(optimizer: torch.optim.Optimizer | None) -> dict[str, float]:
-    """``lr``, or ``lr/<name or number of the group>`` where there are several."""
+    """``lr/<name or number of the group>``, as the learning rate plugins call it."""
     groups = [] if optimizer is None else optimizer.param_groups
-    if len(groups) == 1:
-        return {"lr": float(groups[0]["lr"])}
     return {f"lr/{g.get('name', index)}": float(g["lr"]) for index, g in enumerate(groups)}

@@ -73,7 +73,7 @@ def build(config: Any) -> Metric:
     if isinstance(config, Mapping) and not isinstance(config, Metric):
         options = dict(config)
         made = _made(options.pop("type", None), options)
-    elif isinstance(config, str) or isinstance(config, type):
+    elif isinstance(config, (str, type)):
         made = _made(config, {})
     else:
         made = config

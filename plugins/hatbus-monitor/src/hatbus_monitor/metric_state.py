@@ -80,7 +80,7 @@ def _parts(metric: nn.Module) -> Iterator[tuple[str, Any]]:
         if hasattr(part, "compute_groups"):
             part.values(copy_state=False)  # members of a compute group see their leader's sums
     for name, part in metric.named_modules():
-        if hasattr(part, "metric_state"):
+        if hasattr(part, "update_count") and hasattr(part, "metric_state"):
             yield name, part
 
 

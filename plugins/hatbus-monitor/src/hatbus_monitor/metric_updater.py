@@ -51,7 +51,8 @@ class MetricUpdater:
         step_storage_freq: every so many steps append the values to ``ctx.storage[storage_key]``;
             < 1: never.
         epoch_storage_freq: the same in epochs.
-        storage_key: where they are stored: a list of ``{"epoch_id", "global_step_id", name: value}``.
+        storage_key: where they are stored: a list of
+            ``{"epoch_id": ..., "global_step_id": ..., name: value, ...}``.
 
     Raises:
         PluginError: a value that is not accepted, or something that is no metric.
@@ -101,9 +102,8 @@ class MetricUpdater:
         if self._given is None:
             self.metrics = named_metrics(self._metrics_of_run(ctx))
         move(self.metrics.values(), ctx.device)
-        self._argument = (
-            self.metrics if isinstance(self._given, Mapping) else [*self.metrics.values()]
-        )
+        is_named = isinstance(self._given, Mapping)
+        self._argument: Any = self.metrics if is_named else list(self.metrics.values())
         self._detaches = all(map(holds_no_graph, self.metrics.values()))
         self._prefix = prefix(self.log_prefix, self, ctx)
         self._published_at = None
@@ -247,12 +247,8 @@ def wanted_extras(function: Callable[..., Any]) -> tuple[str, ...]:
         parameters = inspect.signature(function).parameters
     except ValueError:  # a function written in C
         return ()
-    named = [
-        p.name
-        for p in list(parameters.values())[3:]
-        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-    ]
-    wanted = tuple(name for name in named if name in EXTRA)
+    more = list(parameters)[3:]
+    wanted = tuple(name for name in EXTRA if name in more)
     try:
         inspect.signature(function).bind(None, None, None, **dict.fromkeys(wanted))
     except TypeError as error:

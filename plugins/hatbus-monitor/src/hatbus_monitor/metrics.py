@@ -24,7 +24,7 @@ class Mean:
     def __init__(self, name: str = "mean") -> None:
         self.name = name
         self.total = torch.zeros((), dtype=torch.float64)
-        self.count: float = 0
+        self.count: float | Tensor = 0
 
     def update(self, value: Tensor | float, weight: float = 1) -> None:
         """Adds a value.

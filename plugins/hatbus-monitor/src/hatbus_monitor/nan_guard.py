@@ -30,7 +30,8 @@ class NanGuard:
     the step's batches forward once more) are searched, in this order, then losses and gradients.
     Weights are as they were before the step, unless the fault is older than the last check.
 
-    With fp16 and a loss scaler only losses are looked at: infinite gradients are the scaler's affair.
+    With fp16 and a loss scaler only losses are looked at: infinite gradients are the
+    scaler's affair.
 
     Args:
         check_every: steps between two checks on an accelerator; 1 finds the very step.

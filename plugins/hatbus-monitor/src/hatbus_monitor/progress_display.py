@@ -65,7 +65,7 @@ class LiveDisplay:
             self._live.update(bars(snapshot), refresh=True)
 
     def stop(self) -> None:
-        """Leaves the last state on the screen, the cursor below it, and the streams as they were."""
+        """Leaves the last state on the screen, the cursor below it, the streams as they were."""
         live, self._live = self._live, None
         if live is not None:
             try:
@@ -126,7 +126,7 @@ class NotebookDisplay:
         """Puts the bar into the cell's output."""
         from IPython.display import display
 
-        self._handle = display(_Cell(snapshot), display_id=True)  # type: ignore[no-untyped-call]
+        self._handle = display(_Cell(snapshot), display_id=True)
 
     def show(self, snapshot: Snapshot) -> None:
         """Replaces the bar."""

@@ -52,21 +52,23 @@ def by_index(pred: Any = None, label: Any = 1) -> UpdateFunction:
     return update
 
 
-def by_regex(pred: str | Sequence[str], label: str | Sequence[str] | None = None) -> UpdateFunction:
+def by_regex(
+    pred: str | list[str], label: str | list[str | None] | None = None
+) -> UpdateFunction:
     r"""Updates with ``(prediction, label)`` found by regular expressions over flattened names.
 
     Names of nested dicts, lists and tuples are joined by "_": the second entry of
     ``{"head": [a, b]}`` is ``head_1``; a tensor alone has the name "".
 
     Args:
-        pred: pattern that matches (from the start) one name in the model's outputs, or one per
-            metric.
+        pred: pattern that matches (from the start) one name in the model's outputs, or a list
+            with one per metric.
         label: the same in the batch; None for metrics that take no label.
 
     >>> by_regex(pred=".*logits$", label="^1$")  # doctest: +ELLIPSIS
     <function by_regex...
     """
-    for pattern in [*_strings(pred), *_strings(label)]:
+    for pattern in [*_patterns(pred), *_patterns(label)]:
         _compiled(pattern)
 
     def update(metrics: Any, batch: Any, model_outs: Any) -> None:
@@ -158,8 +160,9 @@ def per_metric(given: Any, count: int) -> list[Any]:
     return given
 
 
-def _strings(given: str | Sequence[str] | None) -> Sequence[str]:
-    return () if given is None else [given] if isinstance(given, str) else given
+def _patterns(given: Any) -> list[str]:
+    every = given if isinstance(given, list) else [given]
+    return [pattern for pattern in every if pattern is not None]
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

@@ -1,0 +1,134 @@
+"""The accumulators of any metric survive a save and a load."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision
+
+from hatbus.errors import CheckpointError
+from hatbus_monitor.metric_state import is_data, restore, state_of
+
+
+class Attributes:
+    """A metric without state_dict: what it knows is in its attributes."""
+
+    def __init__(self) -> None:
+        self.total, self.seen, self.parts = torch.zeros(2), 0, {"a": [1.5]}
+        self.table = np.zeros(3)
+        self.call = print
+
+    def update(self, preds: Any, target: Any) -> None:
+        self.total += preds.sum()
+        self.table += 1
+        self.seen += len(target)
+        self.parts["a"].append(0.5)
+
+    def compute(self) -> Any:
+        return {"total": self.total, "seen": self.seen, "table": self.table.sum(), **self.parts}
+
+    def reset(self) -> None:
+        self.__init__()
+
+
+class Own:
+    """A metric with a state_dict."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def update(self, preds: Any, target: Any) -> None:
+        self.n += 1
+
+    def compute(self) -> int:
+        return self.n
+
+    def reset(self) -> None:
+        self.n = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"n": self.n}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.n = state["n"]
+
+
+MAKERS = [
+    Attributes,
+    Own,
+    lambda: MulticlassAccuracy(num_classes=3),
+    lambda: torchmetrics.MetricCollection([MulticlassPrecision(3), MulticlassF1Score(3)]),
+    lambda: torchmetrics.wrappers.ClasswiseWrapper(MulticlassAccuracy(3, average=None)),
+    lambda: torchmetrics.SpearmanCorrCoef(),
+]
+
+
+def batches(metric: Any) -> list[tuple[Any, Any]]:
+    chance = torch.Generator().manual_seed(2)
+    if isinstance(metric, torchmetrics.SpearmanCorrCoef):
+        return [tuple(torch.randn(2, 6, generator=chance)) for _ in range(4)]
+    return [
+        (torch.randn(6, 3, generator=chance), torch.randint(3, (6,), generator=chance))
+        for _ in range(4)
+    ]
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.filterwarnings("ignore:Metric `SpearmanCorrcoef` will save")
+def test_a_new_metric_goes_on_exactly_from_the_saved_state(make: Any) -> None:
+    metric, fresh = make(), make()
+    given = batches(metric)
+    for batch in given[:2]:
+        metric.update(*batch)
+    state = state_of(metric)
+    assert is_data(state)
+    for batch in given[2:]:
+        metric.update(*batch)
+    restore(fresh, state)
+    for batch in given[2:]:
+        fresh.update(*batch)
+    assert same(fresh.compute(), metric.compute())
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.filterwarnings("ignore:Metric `SpearmanCorrcoef` will save")
+def test_going_back_in_the_same_object_forgets_what_came_after(make: Any) -> None:
+    metric = make()
+    given = batches(metric)
+    metric.update(*given[0])
+    metric.update(*given[1])
+    state, expected = state_of(metric), state_of(metric)
+    metric.update(*given[2])
+    metric.compute()
+    restore(metric, state)
+    assert same(state_of(metric), expected)
+    metric.update(*given[3])
+    assert same(state, expected), "a saved state must not change with the metric"
+
+
+def test_another_metrics_state_is_refused() -> None:
+    metric = torchmetrics.MetricCollection([MulticlassPrecision(3)])
+    metric.update(torch.randn(6, 3), torch.randint(3, (6,)))
+    with pytest.raises(CheckpointError, match="resume with the metrics of the saved run"):
+        restore(MulticlassAccuracy(3), state_of(metric))
+
+
+def test_what_cannot_be_saved_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    metric = Attributes()
+    metric.handle = object()
+    with caplog.at_level(logging.WARNING, "hatbus"):
+        assert "handle" not in state_of(metric)
+    assert "Attributes.handle (object) is not saved" in caplog.text

@@ -1,0 +1,96 @@
+"""The functions that bring outputs and labels to the metrics."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from typing import Any
+
+import pytest
+import torch
+
+from hatbus.errors import PluginError
+from hatbus_monitor.metrics import Accuracy, Mean
+from hatbus_monitor.update_functions import by_index, by_regex, flatten, usual
+
+
+class Seen:
+    """A metric that keeps what it is given."""
+
+    name = "seen"
+
+    def __init__(self) -> None:
+        self.given: list[tuple[Any, ...]] = []
+
+    def update(self, *given: Any) -> None:
+        self.given.append(given)
+
+
+OUTS = {"head": [torch.tensor([[0.0, 1.0]]), {"loss": torch.tensor(2.0)}], "aux": 5}
+BATCH = (torch.zeros(1), {"cls": torch.tensor([1]), "box": 7})
+
+
+def test_names_of_nested_things_are_joined_by_underscores() -> None:
+    point = namedtuple("Point", "x y")(1, (2, 3))
+    assert flatten({"a": [4, {"b": 5}], "p": point}) == {
+        "a_0": 4,
+        "a_1_b": 5,
+        "p_x": 1,
+        "p_y_0": 2,
+        "p_y_1": 3,
+    }
+    assert flatten(6) == {"": 6}
+
+
+def test_index_leads_into_outputs_and_batch() -> None:
+    one, other = Seen(), Seen()
+    by_index(pred=[("head", 0), "aux"], label=[(1, "cls"), ()])([one, other], BATCH, OUTS)
+    assert one.given == [(OUTS["head"][0], BATCH[1]["cls"])]
+    assert other.given == [(5,)]
+
+
+def test_index_by_default_is_whole_outputs_and_second_of_batch() -> None:
+    seen = Seen()
+    by_index()({"seen": seen}, BATCH, 3)
+    assert seen.given == [(3, BATCH[1])]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pred": "hed"}, "no 'hed' in the model's outputs .dict.; did you mean 'head'"),
+        ({"label": 4}, "no 4 in the batch .tuple."),
+        ({"pred": ["aux", "aux"]}, "2 entries in .* for 1 metrics"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        by_index(**options)([Seen()], BATCH, OUTS)
+
+
+def test_patterns_match_one_name_each() -> None:
+    one, other = Seen(), Seen()
+    by_regex(pred=["head_0", ".*loss"], label=["1_cls", None])([one, other], BATCH, OUTS)
+    assert one.given == [(OUTS["head"][0], BATCH[1]["cls"])]
+    assert other.given == [(OUTS["head"][1]["loss"],)]
+
+
+@pytest.mark.parametrize(
+    ("pred", "message"),
+    [("head", "'head' matches 'head_0', 'head_1_loss' in"), ("x", "'x' matches nothing in the")],
+)
+def test_a_pattern_that_matches_none_or_several_is_refused(pred: str, message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        by_regex(pred)([Seen()], BATCH, OUTS)
+
+
+def test_a_text_that_is_no_pattern_is_refused_when_built() -> None:
+    with pytest.raises(PluginError, match=r"'\(' is no pattern"):
+        by_regex("(")
+
+
+def test_usual_gives_means_the_loss_and_others_outputs_and_target() -> None:
+    total, aux, accuracy = Mean("total"), Mean("aux"), Accuracy()
+    losses = {"cls": torch.tensor(1.0), "aux": torch.tensor(3.0)}
+    batch = (None, torch.tensor([1, 0]))
+    usual([total, aux, accuracy], batch, torch.tensor([[0.0, 1.0], [0.0, 1.0]]), losses)
+    assert [m.compute().item() for m in (total, aux, accuracy)] == [4.0, 3.0, 0.5]
