@@ -17,7 +17,7 @@ from hatbus import events
 from hatbus.admission import admit, default_name, options_of
 from hatbus.declare import PROJECT, Declaration, declaration_of
 from hatbus.dispatch import Gate, freeze
-from hatbus.errors import PluginError, did_you_mean
+from hatbus.errors import CheckpointError, PluginError, did_you_mean
 from hatbus.events import EVENTS, SPAN
 from hatbus.intervals import Interval, Intervals
 from hatbus.order import Place, Placed, resolve
@@ -282,15 +282,61 @@ class Bus:
         stateful = ((m.name, getattr(m.plugin, "state_dict", None)) for m in self._in_order())
         return {name: get() for name, get in stateful if get is not None}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Gives every plugin its state back, in order; plugins without a saved one keep theirs."""
+    def load_state_dict(
+        self, state: Mapping[str, Any], versions: Mapping[str, int] | None = None
+    ) -> None:
+        """Gives every plugin its state back, in order; plugins without a saved one keep theirs.
+
+        Args:
+            state: plugin name to state.
+            versions: plugin name to the ``state_version`` that its state was saved with; 1 where
+                none is named. A plugin with another version now is asked to
+                ``migrate_state(state, version)``.
+
+        Raises:
+            CheckpointError: a state has no taker, or is of a version that its plugin cannot read.
+        """
+        for name in state:
+            taker = self.members[name].plugin if name in self.members else None
+            if not hasattr(taker, "load_state_dict"):
+                raise CheckpointError(
+                    f"there is saved state of plugin {name!r}, which is not in this run or takes "
+                    f"none; add the plugin, or leave its state out: --drop-plugin-state {name}"
+                )
         for member in self._in_order():
             if member.name in state:
-                cast(Any, member.plugin).load_state_dict(state[member.name])
+                saved = (versions or {}).get(member.name, 1)
+                cast(Any, member.plugin).load_state_dict(
+                    migrated(member, state[member.name], saved)
+                )
 
     def _in_order(self) -> list[Member]:
         core = [m for m in self.members.values() if m.core]
         return [*core, *(self.members[p.name] for p in self.order())]
+
+
+def state_version(plugin: object) -> int:
+    """The version of a plugin's state: its attribute ``state_version``, 1 without one."""
+    return int(getattr(plugin, "state_version", 1))
+
+
+def migrated(member: Member, state: Any, saved: int) -> Any:
+    """A state of version ``saved`` as the plugin reads it now.
+
+    Raises:
+        CheckpointError: the plugin does not know that version.
+    """
+    now = state_version(member.plugin)
+    if saved == now:
+        return state
+    migrate = getattr(member.plugin, "migrate_state", None)
+    if migrate is None:
+        raise CheckpointError(
+            f"the saved state of plugin {member.name!r} is of version {saved}, this one reads "
+            f"version {now} and cannot migrate; install the version that saved it, or leave its "
+            f"state out: --drop-plugin-state {member.name}"
+        )
+    return migrate(state, saved)
 
 
 def named_instances(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hatbus import rng, signals
 from hatbus.control import log
 from hatbus.errors import DataError
 
@@ -19,12 +20,17 @@ PASS_STRIDE = 1_000_003
 class Feed:
     """Batches of one loader, pass after pass.
 
-    A loader that can be told where to start (``set_position(epoch, batch)``, as those made by
-    ``hatbus.data.loader``) is; any other is iterated and the batches behind us are thrown away.
+    How a run finds its place again, best first:
+
+    * a loader with ``set_position(epoch, batch)`` (``hatbus.data.loader``) is told where to start;
+    * one with ``state_dict`` and ``load_state_dict`` gets its own state back;
+    * any other is iterated again from the random state that the pass began with, and the batches
+      behind us are thrown away, with a note.
 
     Attributes:
         name: how messages call the loader.
         length: batches in one pass; None when the loader has no length.
+        taken: batches of the present pass that were handed out.
     """
 
     def __init__(self, loader: Any, task: str | None, device: Any = None) -> None:
@@ -33,24 +39,31 @@ class Feed:
         self.length = length_of(loader)
         if self.length == 0:
             raise DataError(f"{self.name} has length 0; check its data set, batch size, drop_last")
+        self.taken = 0
         self._device = device if device is not None and str(device) != "cpu" else None
-        self._epoch = self._pass = self._taken = 0
+        self._positions = hasattr(loader, "set_position")
+        self._stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+        self._epoch = self._pass = 0
         self._iterator: Iterator[Any] | None = None
+        self._began: dict[str, Any] = {}
+        self._resumed: dict[str, Any] | None = None
 
     def start(self, epoch: int, behind: int, group: int) -> None:
-        """Goes to a place in an epoch.
+        """Goes to a place in an epoch; once after ``load_state_dict``, to the place in the state.
 
         Args:
             epoch: the epoch.
             behind: batches of this epoch that lie behind us, whole groups counted in full.
             group: batches per group; a pass's last group may have been smaller.
         """
-        self._epoch, self._pass, self._taken = epoch, 0, behind
+        self._epoch, self._pass, self.taken = epoch, 0, behind
         if self.length is not None:
             per_pass = -(-self.length // group)
             self._pass, groups = divmod(behind // group, per_pass)
-            self._taken = groups * group
-        self._iterator = None
+            self.taken = groups * group
+        if self._resumed is not None:
+            self._pass, self.taken = self._resumed["pass"], self._resumed["taken"]
+        self._iterator, self._began = None, {}
 
     def fetch(self) -> Iterator[Any]:
         """The rest of the present pass, batch by batch, on the device."""
@@ -59,6 +72,16 @@ class Feed:
             return iterator
         device = self._device
         return (moved(batch, device) for batch in iterator)
+
+    def open_again(self) -> None:
+        """Goes on in the pass that a resumed run was in; nothing if it was in none."""
+        if self._resumed is not None and self._resumed["open"]:
+            self._iterator = self.fetch()
+        self.forget_resume()
+
+    def forget_resume(self) -> None:
+        """The saved place was reached."""
+        self._resumed = None
 
     def group(self, size: int, *, endless: bool) -> list[Any]:
         """Up to ``size`` batches of one pass; a new pass is begun when this one is over.
@@ -71,30 +94,109 @@ class Feed:
             self._iterator = self.fetch()
         found = list(islice(self._iterator, size))
         if not found and endless:
-            self._pass, self._taken = self._pass + 1, 0
+            self._pass, self.taken = self._pass + 1, 0
             self._iterator = self.fetch()
             found = list(islice(self._iterator, size))
             if not found:
                 raise DataError(f"{self.name} gave no batch in its pass {self._pass + 1}")
+        self.taken += len(found)
         return found
 
+    # ---- state --------------------------------------------------------------------------------
+
+    def state_dict(self, *, inside: bool) -> dict[str, Any]:
+        """Where this loader stands, counted by the batches handed out and not by those prefetched.
+
+        Args:
+            inside: whether the run is inside an epoch; between two, every pass is over.
+        """
+        is_open = inside and bool(self._began)
+        place = (self._pass, self.taken) if inside else (0, 0)
+        state: dict[str, Any] = {"open": is_open, "pass": place[0], "taken": place[1]}
+        if self._stateful and not self._positions:
+            state["loader"] = self.loader.state_dict()
+        elif not self._positions:
+            state["began"] = self._began if is_open else {"generators": self._generator_states()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes a saved place; the next ``start`` and ``open_again`` go there."""
+        self._resumed = state
+        if "loader" in state and self._stateful:
+            self.loader.load_state_dict(state["loader"])
+        elif "began" in state:
+            saved = state["began"]["generators"]
+            for generator, one in zip(generators_of(self.loader), saved, strict=False):
+                generator.set_state(one)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when a run is resumed."""
+        if hasattr(self.loader, "identity"):
+            found: dict[str, Any] = self.loader.identity()
+            return found
+        size = getattr(self.loader, "batch_size", None)
+        return {"batches": self.length, "batch_size": size if isinstance(size, int) else None}
+
+    def _generator_states(self) -> list[torch.Tensor]:
+        return [generator.get_state() for generator in generators_of(self.loader)]
+
     def _open(self) -> Iterator[Any]:
+        """A new iteration over the loader, the batches behind us left out."""
         key = self._epoch + self._pass * PASS_STRIDE
-        if hasattr(self.loader, "set_position"):
-            self.loader.set_position(key, self._taken)
-            return iter(self.loader)
+        if self._positions:
+            self._began = {"positioned": True}
+            self.loader.set_position(key, self.taken)
+            return self._iterated()
         for part in (self.loader, *(getattr(self.loader, n, None) for n in _SAMPLERS)):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(key)
-        iterator = iter(self.loader)
-        if self._taken:
-            log.info("%s cannot be positioned: replaying %d batches", self.name, self._taken)
-            for _ in islice(iterator, self._taken):
-                pass
+        resumed = self._resumed or {}
+        if "loader" in resumed:
+            self._began = {"stateful": True}
+            return self._iterated()
+        self._began = resumed.get("began") or {}
+        if "rng" in self._began:
+            rng.restore(self._began["rng"])
+        else:
+            self._began = {"rng": rng.capture(), "generators": self._generator_states()}
+        return self._replayed(self._iterated())
+
+    def _iterated(self) -> Iterator[Any]:
+        """``iter(loader)``; worker processes that it starts are deaf to the signals we serve."""
+        with signals.held():
+            return iter(self.loader)
+
+    def _replayed(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        """The iterator, behind the batches that were taken already.
+
+        Raises:
+            DataError: it ended before that.
+        """
+        if self.taken:
+            log.info("%s cannot be positioned: replaying %d batches", self.name, self.taken)
+            found = sum(1 for _ in islice(iterator, self.taken))
+            if found < self.taken:
+                raise DataError(
+                    f"{self.name} gave {found} batches in epoch {self._epoch}, but {self.taken} of "
+                    "them are behind the run; the data is not what it was: start a new run"
+                )
         return iterator
 
 
 _SAMPLERS = ("sampler", "batch_sampler", "dataset")
+
+
+def generators_of(loader: Any) -> list[torch.Generator]:
+    """The random generators of a loader's own: its and its samplers', each once."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    parts = (
+        loader,
+        getattr(loader, "sampler", None),
+        batch_sampler,
+        getattr(batch_sampler, "sampler", None),
+    )
+    found = [getattr(part, "generator", None) for part in parts]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
 def length_of(loader: Any) -> int | None:

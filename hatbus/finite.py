@@ -60,6 +60,14 @@ class FiniteLoss:
         if ctx.exception is None:
             self._look()
 
+    def state_dict(self) -> dict[str, Any]:
+        """How many steps in a row were skipped."""
+        return {"in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on counting."""
+        self._in_a_row = state["in_a_row"]
+
     def _found(self, step: int, name: str, number: float) -> str:
         self._in_a_row += 1
         what = f"loss {name!r} is {number} in step {step}"

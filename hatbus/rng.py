@@ -1,42 +1,58 @@
-"""The random state of python, numpy and torch: read, put back, and fenced in."""
+"""The random state of this process: taken, put back, and fenced off from what must not move it.
+
+Python's, numpy's and torch's generators, and one per GPU that was used. Everything that watches a
+run without being part of its training (validation, export, observers) belongs inside ``fenced``.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-def random_state() -> dict[str, Any]:
-    """The state of every global generator: python's, numpy's, torch's, one per CUDA device."""
-    state: dict[str, Any] = {
+RandomState = dict[str, Any]
+
+
+def capture() -> RandomState:
+    """The random state, made of what a checkpoint can hold."""
+    state: RandomState = {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),  # the global one is what users draw from
+        "numpy": np.random.get_state(legacy=False),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Puts back what ``random_state`` gave."""
+def restore(state: RandomState) -> None:
+    """Puts a captured state back; GPUs that are not here are left out."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.cuda.is_available():
+        for index, one in enumerate(state.get("cuda", ())[: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(one, index)
+
+
+def seed_all(seed: int) -> None:
+    """Seeds python, numpy and torch's CPU generator; cheap enough to be done for every sample."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)
 
 
 @contextmanager
 def fenced() -> Iterator[None]:
-    """What is drawn inside this context does not move the random state outside it."""
-    state = random_state()
+    """What draws random numbers in here leaves the random state outside as it was."""
+    state = capture()
     try:
         yield
     finally:
-        set_random_state(state)
+        restore(state)

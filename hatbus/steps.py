@@ -5,13 +5,14 @@ brings one group of up to ``accumulate`` batches; a batch's weight is 1 / size o
 a group's gradient is the mean over its batches and tasks add up. A group never crosses the end of
 a pass over its loader: the last one is smaller and weighted by what it has.
 
-Everything is a function of (epoch, step): a resumed run finds its place by arithmetic.
+Everything is a function of (epoch, step): a resumed run finds its place by arithmetic, and loaders
+that need more than a number keep that in ``state_dict``.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hatbus.errors import DataError, JobError
@@ -54,6 +55,7 @@ class Steps:
         self.feeds: dict[Any, Feed] = {t: Feed(d, t, device) for t, d in loaders.items()}
         self._sampler = sampler or AllTasks()
         self._sampler.bind(tuple(loaders))
+        self._afterwards: Callable[[], None] | None = None
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -71,7 +73,8 @@ class Steps:
             DataError: a loader is empty or failed.
         """
         epoch, first, last = ctx.position.epoch, ctx.position.step, self.steps_per_epoch
-        if last is not None and first >= last:
+        resumed = self._afterwards is not None
+        if last is not None and first >= last and not resumed:
             return
         if len(self.feeds) == 1 and self.accumulate == 1 and self._sampler.is_plain:
             yield from self._plain_steps(ctx, epoch, first)
@@ -79,6 +82,8 @@ class Steps:
         behind = self._sampler.counts(ctx.seed, epoch, first)
         for task, feed in self.feeds.items():
             feed.start(epoch, behind.get(task, 0) * self.accumulate, self.accumulate)
+            feed.open_again()
+        self._opened()
         step = first
         while last is None or step < last:
             began = time.perf_counter()
@@ -105,15 +110,53 @@ class Steps:
         """The common case, one loader and one batch a step, without the bookkeeping."""
         ((task, feed),) = self.feeds.items()
         feed.start(epoch, first, 1)
-        now, fetch = time.perf_counter, feed.fetch
-        step = first
+        now = time.perf_counter
+        step, batches = first, feed.fetch()
+        feed.forget_resume()
+        self._opened()
         began = now()
-        for batch in fetch():
+        for batch in batches:
             ctx.data_wait = now() - began
             step += 1
+            feed.taken = step
             yield [(task, batch, 1.0)]
             began = now()
         self._check_not_empty(step)
+
+    # ---- state --------------------------------------------------------------------------------
+
+    def state_dict(self, ctx: Context) -> dict[str, Any]:
+        """Where every loader stands, by task ("" in a run without tasks)."""
+        inside = ctx.position.step > 0
+        return {task or "": feed.state_dict(inside=inside) for task, feed in self.feeds.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any], afterwards: Callable[[], None]) -> None:
+        """Goes back to where the loaders stood.
+
+        Args:
+            state: from ``state_dict``.
+            afterwards: called once the next epoch's loaders are open, which may draw random
+                numbers: the place to put the random state back.
+        """
+        self._afterwards = afterwards
+        for task, feed in self.feeds.items():
+            if (task or "") in state:
+                feed.load_state_dict(state[task or ""])
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when a run is resumed, by task ("" in a run without tasks)."""
+        return {task or "": feed.identity() for task, feed in self.feeds.items()}
+
+    def adopt_seed(self, seed: int) -> None:
+        """Gives the run's seed to loaders that have none of their own."""
+        for feed in self.feeds.values():
+            if hasattr(feed.loader, "adopt_seed"):
+                feed.loader.adopt_seed(seed)
+
+    def _opened(self) -> None:
+        afterwards, self._afterwards = self._afterwards, None
+        if afterwards is not None:
+            afterwards()
 
     def _check_not_empty(self, steps: int) -> None:
         if steps == 0:

@@ -19,6 +19,7 @@ from hatbus.loop import Loop, Nobody
 from hatbus.moments import Moments, TaskScope
 from hatbus.precision import Autocast, LossScaling, check_precision
 from hatbus.processes import AgreedControl, ShareGradientsOnce, joined, rank_and_world, share
+from hatbus.signals import Signals
 from hatbus.steps import Steps
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class Trainer:
         rank, world = rank_and_world()
         place = own_device(device, rank)
         steps = Steps(data, task_sampler, accumulate, place)
+        steps.adopt_seed(seed)
+        self._signals = Signals()
         processor = batch_processor or BatchProcessor(loss)
         self.bus = Bus(rank=rank)
         self._register_core(processor, steps, nan, world)
@@ -113,6 +116,7 @@ class Trainer:
         Raises:
             JobError: not exactly one plan, or a plan < 1.
             HatbusError: what went wrong in the run, where it can be said in one line.
+            SystemExit: a signal ended the run (75: its state is saved); see ``hatbus.signals``.
         """
         ctx, plans = self.ctx, (num_epochs, num_steps)
         if (num_epochs is None) == (num_steps is None):
@@ -137,6 +141,7 @@ class Trainer:
                 locate(error, ctx)
                 raise
             ctx.control.close()
+            self._signals.leave(ctx)
         return ctx
 
     def _prepare(self) -> None:
@@ -152,7 +157,7 @@ class Trainer:
 
     def _register_core(self, processor: BatchProcessor, steps: Steps, nan: str, world: int) -> None:
         """Registers hatbus's own parts, wrappers outermost first."""
-        parts: dict[str, object] = {}
+        parts: dict[str, object] = {"signals": self._signals}
         if steps.tasks:
             parts["task_scope"] = TaskScope()
         parts["moments"] = Moments()

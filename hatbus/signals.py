@@ -1,0 +1,120 @@
+"""SIGTERM and SIGINT end a run after the present step, state saved; SIGUSR1 saves and goes on.
+
+A handler only sets a flag. The flag is read at the end of a step, where a save and a stop are
+asked for as any plugin would. A second SIGTERM or SIGINT ends the process at once. Worker processes
+of loaders are started with these signals blocked: a signal to the whole process group would else
+kill them, and the step that was to be finished with them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from hatbus.control import log
+from hatbus.declare import hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from hatbus.context import Context
+
+STOPPED_AND_SAVED: Final = 75
+"""Exit code of a run that was stopped by a signal and can be resumed."""
+_STOPS: Final = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGINT") if hasattr(signal, n))
+_SAVES: Final = tuple(getattr(signal, n) for n in ("SIGUSR1",) if hasattr(signal, n))
+_active: list[Signals] = []
+
+
+class Signals:
+    """Serves the signals of one process while its loop is on.
+
+    Attributes:
+        stop: the signal that asks for the end; 0 before one came.
+        save: the signal that asks for a checkpoint; 0 before one came, and after it was served.
+    """
+
+    def __init__(self) -> None:
+        self.stop = self.save = 0
+        self._asked = False
+        self._saved_at = -1
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def run_loop(self) -> Generator[None, Any, Any]:
+        """Serves signals inside the loop; handlers are put back on every way out."""
+        self.stop = self.save = 0
+        self._asked, self._saved_at = False, -1
+        if not can_serve():
+            return (yield)
+        kept = {number: signal.signal(number, self._note) for number in (*_STOPS, *_SAVES)}
+        _active.append(self)
+        try:
+            return (yield)
+        finally:
+            _active.remove(self)
+            for number, handler in kept.items():
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    @hookimpl
+    def on_step_end(self, ctx: Context) -> None:
+        """Turns the flags into requests."""
+        if self.save:
+            number, self.save = self.save, 0
+            ctx.control.save(signal.Signals(number).name)
+        if self.stop and not self._asked:
+            self._asked = True
+            name = signal.Signals(self.stop).name
+            ctx.control.save(name)
+            ctx.control.stop("run", name)
+
+    @hookimpl
+    def on_checkpoint_saved(self, ctx: Context) -> None:
+        """Remembers which step is safe."""
+        self._saved_at = ctx.position.global_step
+
+    def leave(self, ctx: Context) -> None:
+        """Ends the process if a signal asked for that; for the end of ``fit``.
+
+        Raises:
+            SystemExit: 75 when the state was saved, else 128 + the signal's number.
+        """
+        if not self.stop:
+            return
+        if self._saved_at == ctx.position.global_step:
+            raise SystemExit(STOPPED_AND_SAVED)
+        log.warning("stopped by %s, and no checkpoint was saved", signal.Signals(self.stop).name)
+        raise SystemExit(128 + self.stop)
+
+    def _note(self, number: int, _frame: object) -> None:
+        if number in _SAVES:
+            self.save = number
+        elif self.stop:
+            os._exit(128 + number)
+        else:
+            self.stop = number
+
+
+def can_serve() -> bool:
+    """Whether this thread may set signal handlers."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def stop_wanted() -> bool:
+    """Whether a signal asked the run to end; for long work inside a step, such as a validation."""
+    return any(served.stop for served in _active)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Processes that are started in here never get the signals that the run serves."""
+    if not _active or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_STOPS, *_SAVES))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
