@@ -1,0 +1,79 @@
+"""What may stand in ``callbacks``: plugins, names of installed plugins, and tables of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from hatbus import discovery
+from hatbus.admission import default_name
+from hatbus.declare import OVERRIDABLE
+from hatbus.errors import PluginError, did_you_mean
+from hatbus.first_party import FIRST_PARTY
+from hatbus.options import schema_of
+
+ACCEPTED: Final = (
+    "accepted: a plugin, the name of an installed one, or a table such as "
+    "{ use = 'metric_updater', metrics = ['accuracy'] }"
+)
+
+
+class Named(NamedTuple):
+    """One callback: its name inside the validation, the instance, and its filters."""
+
+    name: str
+    callback: object
+    overrides: dict[str, Any]
+
+
+def named_callbacks(given: Iterable[Any]) -> list[Named]:
+    """The callbacks, each under a name of its own.
+
+    Args:
+        given: plugins; names of installed plugins; tables with ``use`` (or, as in HAT, ``type``
+            with a class or its name), filters (``tasks``, ``every``, ...) and constructor options.
+
+    Raises:
+        PluginError: something that is none of these.
+    """
+    found: list[Named] = []
+    for one in given:
+        callback, overrides, name = _built(one)
+        taken = {other.name for other in found}
+        free = (f"{name}_{n}" if n > 1 else name for n in range(1, len(taken) + 2))
+        found.append(Named(next(n for n in free if n not in taken), callback, overrides))
+    return found
+
+
+def _built(given: Any) -> tuple[object, dict[str, Any], str]:
+    """Instance, filters and wished name."""
+    if isinstance(given, str):
+        given = {"use": given}
+    if not isinstance(given, Mapping):
+        return given, {}, default_name(given)
+    table = dict(given)
+    what = table.pop("use", None) or table.pop("type", None)
+    cls = _class(what) if isinstance(what, str) else what
+    if not isinstance(cls, type):
+        raise PluginError(f"validation: callbacks: {given!r} names no plugin in 'use'; {ACCEPTED}")
+    overrides = {key: table.pop(key) for key in OVERRIDABLE if key in table}
+    _check(cls, table)
+    return cls(**table), overrides, default_name(cls)
+
+
+def _class(name: str) -> type[Any]:
+    """The class of an entry point, or a first-party class by its own name."""
+    own = {first.class_name: entry for entry, first in FIRST_PARTY.items()}
+    return discovery.lookup(own.get(name, name)).load()
+
+
+def _check(cls: type[Any], table: Mapping[str, Any]) -> None:
+    """Refuses options that the constructor does not have, and missing ones."""
+    schema = schema_of(cls)
+    where = f"validation: callbacks: {default_name(cls)}"
+    for key in table:
+        if key not in schema.options and not schema.takes_more:
+            raise PluginError(f"{where}: unknown option {key!r}{did_you_mean(key, schema.options)}")
+    for name, option in schema.options.items():
+        if option.is_required and name not in table:
+            raise PluginError(f"{where}: missing option {name!r}")

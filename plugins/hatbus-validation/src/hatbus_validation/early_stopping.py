@@ -1,0 +1,129 @@
+"""``EarlyStopping``: ends the run when a metric has stopped getting better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from hatbus import hookimpl, plugin
+from hatbus.control import Request, log
+from hatbus.errors import PluginError, did_you_mean
+
+if TYPE_CHECKING:
+    from hatbus import Context
+
+MODES: Final = ("min", "max")
+
+
+@plugin(stage="validate", after=("validation", "mean_teacher_validation"))
+class EarlyStopping:
+    """Stops the run when ``monitor`` has not improved ``patience`` times in a row.
+
+    The metric is looked at after every validation, and at an epoch's end, if it was published
+    since the last look. All of it is saved: a resumed run counts on, and one that was
+    stopped here does not start again unless it is given more patience.
+
+    Args:
+        monitor: name of a published scalar, such as ``"val/loss"``.
+        mode: ``"min"``: smaller is better; ``"max"``: larger is better.
+        patience: looks without improvement before the run ends.
+        min_delta: how much better a value has to be to count, in the metric's own units.
+        check_finite: end the run at once when the metric is NaN or infinite.
+
+    Attributes:
+        best: the best value so far; None before the first.
+        wait: looks since then.
+
+    Raises:
+        PluginError: a value that is not accepted.
+    """
+
+    def __init__(
+        self,
+        monitor: str,
+        mode: Literal["min", "max"] = "min",
+        patience: int = 3,
+        min_delta: float = 0.0,
+        check_finite: bool = True,
+    ) -> None:
+        if mode not in MODES:
+            raise PluginError(f"early_stopping: mode={mode!r}; accepted: 'min', 'max'")
+        if patience < 1:
+            raise PluginError(f"early_stopping: patience={patience!r}; accepted: 1 or more")
+        if not min_delta >= 0:
+            raise PluginError(f"early_stopping: min_delta={min_delta!r}; accepted: 0 or more")
+        self.monitor, self.mode = monitor, mode
+        self.patience, self.min_delta = patience, min_delta
+        self.check_finite = check_finite
+        self.best: float | None = None
+        self.wait = 0
+        self._fresh: Any = None
+        self._validations = 0
+
+    @hookimpl(wrapper=True)
+    def run_loop(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Does not start a resumed run that was stopped here before."""
+        if self.wait >= self.patience:
+            reason = f"{self._waited()}; give it more patience to go on"
+            log.info("early_stopping: %s", reason)
+            ctx.control.stopped = Request("stop run", "early_stopping", reason)
+        return (yield)
+
+    @hookimpl
+    def on_log(self, logs: Mapping[str, Any], kind: str) -> None:
+        """Keeps the newest value, on its device."""
+        if kind == "scalar" and self.monitor in logs:
+            self._fresh = logs[self.monitor]
+
+    @hookimpl
+    def on_validation_end(self, ctx: Context) -> None:
+        """Looks at what the validation published."""
+        self._validations += 1
+        self._look(ctx)
+
+    @hookimpl
+    def on_epoch_end(self, ctx: Context) -> None:
+        """Looks at what the epoch published.
+
+        Raises:
+            PluginError: a validation has run, and the metric was never published.
+        """
+        self._look(ctx)
+        is_unknown = self._validations and self.monitor not in ctx.latest
+        if is_unknown and ctx.exception is None:
+            hint = did_you_mean(self.monitor, ctx.latest)
+            raise PluginError(f"early_stopping: no metric {self.monitor!r} is published{hint}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value, and how long ago it was."""
+        return {"best": self.best, "wait": self.wait}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes them back."""
+        self.best, self.wait = state["best"], state["wait"]
+
+    def _look(self, ctx: Context) -> None:
+        fresh, self._fresh = self._fresh, None
+        if fresh is None or ctx.exception is not None:
+            return
+        value = float(fresh)
+        if not math.isfinite(value) and self.check_finite:
+            ctx.control.stop("run", f"{self.monitor} is {value}")
+        elif improves(value, self.best, self.mode, self.min_delta):
+            self.best, self.wait = value, 0
+        else:
+            self.wait += 1
+            if self.wait >= self.patience:
+                ctx.control.stop("run", self._waited())
+
+    def _waited(self) -> str:
+        best = "none" if self.best is None else f"{self.best:.6g}"
+        return f"{self.monitor} did not improve {self.wait} times in a row (best {best})"
+
+
+def improves(value: float, best: float | None, mode: str, min_delta: float) -> bool:
+    """Whether a value is better than the best by more than ``min_delta``; NaN never is."""
+    if best is None:
+        return not math.isnan(value)
+    return value < best - min_delta if mode == "min" else value > best + min_delta

@@ -1,0 +1,160 @@
+"""The run inside a validation: a bus and a loop of its own, which never updates anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hatbus import Bus, Context, hookimpl
+from hatbus.context import Position
+from hatbus.control import Control
+from hatbus.loop import Nobody, kept_batches
+from hatbus.moments import Moments, TaskScope
+from hatbus.signals import stop_wanted
+
+if TYPE_CHECKING:
+    import torch
+
+    from hatbus_validation.callback_tables import Named
+    from hatbus_validation.loaders import Passes
+
+
+class EvaluationLoop:
+    """One epoch over the validation data; a step is a batch, and makes no update.
+
+    A signal that asks the run to end cuts it short (``ctx.is_cut``).
+    """
+
+    @hookimpl(trylast=True)
+    def run_loop(self, ctx: Context) -> int:
+        """Runs the one epoch."""
+        ctx.emit.run_epoch(ctx)
+        return ctx.position.global_step
+
+    @hookimpl(trylast=True)
+    def run_epoch(self, ctx: InnerContext) -> int:
+        """Runs a step per batch."""
+        position, emit = ctx.position, ctx.emit
+        for batches in ctx.data.steps(ctx):
+            if stop_wanted():
+                ctx.is_cut = True
+                break
+            ctx.batches = batches
+            ctx.step_id = ctx.global_step_id = position.global_step
+            position.step = position.global_step = position.global_step + 1
+            emit.run_step(ctx)
+        position.epoch, position.step = position.epoch + 1, 0
+        return position.global_step
+
+    @hookimpl(trylast=True)
+    def run_step(self, ctx: Context) -> bool:
+        """Runs the step's batch; nothing is ever committed."""
+        ctx.batches = kept_batches(ctx) if ctx.bus.asks_batches else ctx.batches
+        losses: dict[str, Any] = {}
+        for task, batch, _ in ctx.batches:
+            ctx.task, ctx.batch = task, batch
+            found = ctx.bus.emitter(task).run_batch(ctx)
+            losses.update(found if task is None else {f"{task}/{n}": v for n, v in found.items()})
+        ctx.task, ctx.losses = None, losses
+        return False
+
+
+class InnerContext(Context):
+    """The context of a validation run; its logs are collected, its requests passed on.
+
+    Attributes:
+        outer: the context of the training run.
+        published: kind to name to last value, of everything that was logged.
+        is_cut: whether the run was cut short by a signal; what it published is worth nothing then.
+    """
+
+    __slots__ = ("is_cut", "outer", "published")
+
+    def __init__(self, bus: Bus, outer: Context, **values: Any) -> None:
+        super().__init__(bus, **values)
+        self.outer = outer
+        self.is_cut = False
+        self.published: dict[str, dict[str, Any]] = {}
+        self.control = PassedOn(outer.control, bus.callers)
+        if "progress" in outer.storage:
+            self.storage["progress"] = outer.storage["progress"]
+
+    def log(self, values: Mapping[str, Any], kind: str = "scalar") -> None:
+        """Publishes on the inner bus; the outer one gets the last values when the run is over."""
+        self.published.setdefault(kind, {}).update(values)
+        super().log(values, kind)
+
+    def save(self, reason: str) -> bool:
+        """Asks for a checkpoint after the training step: here, other weights may be shown."""
+        self.control.save(reason)
+        return False
+
+
+class PassedOn(Control):
+    """Requests made inside a validation, handed to the training loop's own list."""
+
+    __slots__ = ()
+
+    def __init__(self, outer: Control, lines: Any) -> None:
+        super().__init__(lines)
+        self.pending = outer.pending
+
+
+def inner_bus(
+    callbacks: Sequence[Named],
+    processor: object,
+    outer: Context,
+    tasks: Sequence[str],
+) -> Bus:
+    """A bus with the core's parts for evaluation and the given callbacks."""
+    bus = Bus(rank=outer.rank)
+    parts: dict[str, object] = {"task_scope": TaskScope()} if tasks else {}
+    parts["moments"] = Moments()
+    if "core.autocast" in outer.bus.members:
+        parts["autocast"] = outer.bus.members["core.autocast"].plugin
+    parts.update(loop=EvaluationLoop(), batch_processor=processor, nobody=Nobody())
+    for name, part in parts.items():
+        bus.register(part, f"core.{name}", core=True)
+    for name, callback, overrides in callbacks:
+        bus.register(callback, name, overrides=overrides)
+    bus.set_tasks(tasks)
+    bus.freeze()
+    return bus
+
+
+def evaluate(bus: Bus, outer: Context, model: torch.nn.Module, data: Passes) -> InnerContext:
+    """Runs the callbacks over the data.
+
+    Args:
+        bus: from ``inner_bus``.
+        outer: the training run.
+        model: in eval mode, on the device, showing the weights to validate.
+        data: the batches.
+
+    Returns:
+        The context of the run that is over. Its epoch is the training's; its steps count from 0.
+    """
+    steps, epoch = data.steps_per_epoch, outer.epoch_id
+    ctx = InnerContext(
+        bus,
+        outer,
+        model=model,
+        data=data,
+        data_loader=data.loader,
+        device=outer.device,
+        epoch_id=epoch,
+        position=Position(epoch),
+        num_epochs=epoch + 1,
+        steps_per_epoch=steps,
+        total_steps=steps,
+        updates=outer.updates,
+        rank=outer.rank,
+        world_size=outer.world_size,
+        seed=outer.seed,
+        run_dir=outer.run_dir,
+        train_metrics=outer.val_metrics,
+        val_metrics=outer.val_metrics,
+        weights=outer.weights,
+    )
+    ctx.emit.run_loop(ctx)
+    return ctx

@@ -1,0 +1,130 @@
+"""Which loaders were given, and one pass over each: every sample once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from hatbus.errors import DataError, PluginError
+from hatbus.feed import length_of, moved
+
+if TYPE_CHECKING:
+    from hatbus import Context
+
+Batches = list[tuple[str | None, Any, float]]
+
+
+class Source(NamedTuple):
+    """One validation run's data: its name ("" for the only one), and a loader per task."""
+
+    name: str
+    loaders: Mapping[str | None, Iterable[Any]]
+
+
+def sources(given: Any, tasks: Sequence[str]) -> list[Source]:
+    """The validation runs that the given loaders make.
+
+    Args:
+        given: a loader; several, as a list or as a mapping from names; or ``{task: loader}``.
+        tasks: of the training run.
+
+    Returns:
+        One source per loader; ``{task: loader}`` makes one source of all its loaders.
+
+    Raises:
+        PluginError: task names and other names are mixed, or there is no loader.
+    """
+    if isinstance(given, Mapping):
+        return _of_mapping(given, tasks)
+    if isinstance(given, (list, tuple)) and given and all(map(is_loader, given)):
+        return [
+            Source(str(n) if len(given) > 1 else "", {None: one}) for n, one in enumerate(given)
+        ]
+    if isinstance(given, (list, tuple)) and not given:
+        raise PluginError("validation: data_loader is empty; accepted: a loader or several")
+    return [Source("", {None: given})]
+
+
+def is_loader(thing: Any) -> bool:
+    """Whether something in a list is a loader rather than a batch."""
+    if isinstance(thing, list):
+        return bool(thing) and not any(isinstance(one, torch.Tensor) for one in thing)
+    is_batch = isinstance(thing, (torch.Tensor, tuple, Mapping, str))
+    return not is_batch and hasattr(thing, "__iter__")
+
+
+def _of_mapping(given: Mapping[Any, Any], tasks: Sequence[str]) -> list[Source]:
+    if not given:
+        raise PluginError("validation: data_loader is empty; accepted: a loader or several")
+    bound = [name for name in given if name in tasks]
+    if len(bound) == len(given):
+        return [Source("", dict(given))]
+    if bound:
+        others = ", ".join(repr(name) for name in given if name not in tasks)
+        raise PluginError(
+            f"validation: data_loader mixes tasks ({', '.join(map(repr, bound))}) with other names "
+            f"({others}); accepted: only tasks of the run, or only names of your own"
+        )
+    return [Source(str(name), {None: one}) for name, one in given.items()]
+
+
+class Passes:
+    """Steps of one batch each: one pass over every loader, task after task.
+
+    Args:
+        source: the loaders.
+        device: where batches are moved.
+
+    Attributes:
+        tasks: of the loaders, in their order; empty without tasks.
+        loader: what was given: a loader, or ``{task: loader}``.
+
+    Raises:
+        DataError: something is no loader, or its length is 0.
+    """
+
+    def __init__(self, source: Source, device: torch.device) -> None:
+        self.tasks = tuple(task for task in source.loaders if task is not None)
+        self.loader: Any = dict(source.loaders) if self.tasks else source.loaders[None]
+        self._source = source
+        self._device = device
+        self._lengths = [length_of(one) for one in source.loaders.values()]
+        for task, length in zip(source.loaders, self._lengths, strict=True):
+            if length == 0:
+                raise DataError(f"{self._called(task)} has length 0; check its data set")
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Batches in all; None when a loader has no length."""
+        known = [length for length in self._lengths if length is not None]
+        return sum(known) if len(known) == len(self._lengths) else None
+
+    def steps(self, ctx: Context) -> Iterator[Batches]:
+        """Every batch once.
+
+        Raises:
+            DataError: a loader gave no batch.
+        """
+        for task, loader in self._source.loaders.items():
+            count, began = 0, time.perf_counter()
+            for batch in self._batches(loader):
+                ctx.data_wait = time.perf_counter() - began
+                yield [(task, batch, 1.0)]
+                count, began = count + 1, time.perf_counter()
+            if not count:
+                raise DataError(f"{self._called(task)} gave no batch; check its data set")
+
+    def _batches(self, loader: Any) -> Iterator[Any]:
+        """A pass from the start, in the same order every time where the loader can be told."""
+        if hasattr(loader, "set_position"):
+            loader.set_position(0, 0)
+        if self._device.type == "cpu":
+            return iter(loader)
+        return (moved(batch, self._device) for batch in loader)
+
+    def _called(self, task: str | None) -> str:
+        name = task or self._source.name
+        return f"the validation loader {name!r}" if name else "the validation loader"

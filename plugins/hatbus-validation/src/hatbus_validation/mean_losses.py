@@ -1,0 +1,76 @@
+"""What a validation without callbacks publishes: the mean of every loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed
+
+from hatbus import hookimpl, plugin
+
+if TYPE_CHECKING:
+    from hatbus import Context
+
+
+@plugin(stage="monitor")
+class MeanLosses:
+    """Publishes ``<loss>``, or ``<task>/<loss>``: the mean over all samples of all ranks.
+
+    A batch's loss counts as often as the batch has samples, which is exact for losses that are a
+    mean over the batch.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    @hookimpl
+    def on_epoch_begin(self) -> None:
+        """Forgets the last validation."""
+        self._sums, self._counts = {}, {}
+
+    @hookimpl
+    def on_batch_end(
+        self, ctx: Context, losses: dict[str, Tensor], task: str | None, batch: Any
+    ) -> None:
+        """Adds the batch's losses; they stay on their device."""
+        if ctx.exception is not None:
+            return
+        size = batch_size(batch)
+        for loss, value in losses.items():
+            name = loss if task is None else f"{task}/{loss}"
+            if name not in self._sums:
+                self._sums[name] = torch.zeros((), dtype=torch.float64, device=value.device)
+                self._counts[name] = 0
+            self._sums[name].add_(value, alpha=size)
+            self._counts[name] += size
+
+    @hookimpl
+    def on_epoch_end(self, ctx: Context) -> None:
+        """Publishes the means."""
+        if ctx.exception is None:
+            ctx.log({n: over_all_ranks(s, self._counts[n]) for n, s in self._sums.items()})
+
+
+def batch_size(batch: Any) -> int:
+    """Samples in a batch: the length of the first tensor in it that has one; else 1."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.dim() else 1
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, (list, tuple)):
+        for part in batch:
+            if isinstance(part, (Tensor, Mapping, list, tuple)):
+                return batch_size(part)
+    return 1
+
+
+def over_all_ranks(total: Tensor, count: int) -> Tensor:
+    """The mean, 0-d float64; sums and counts are added up over the ranks, never means."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return total / count
+    both = torch.stack([total, torch.as_tensor(count, dtype=total.dtype, device=total.device)])
+    distributed.all_reduce(both)
+    return both[0] / both[1]

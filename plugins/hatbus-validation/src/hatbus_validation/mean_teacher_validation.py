@@ -1,0 +1,90 @@
+"""``MeanTeacherValidation``: validates the student or the teacher of a pair.
+
+Source: ``hat.callbacks.MeanTeacherValidation``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import nn
+
+from hatbus import plugin
+from hatbus.errors import PluginError, did_you_mean
+from hatbus.weights import RAW
+from hatbus_validation.validation import Validation
+
+if TYPE_CHECKING:
+    from hatbus import Context
+
+PAIR: Final = ("student", "teacher")
+
+
+@plugin(stage="validate")
+class MeanTeacherValidation(Validation):
+    """As ``Validation``, of one half of a student and its teacher.
+
+    The pair is either a model with submodules ``student`` and ``teacher``, or a model whose
+    teacher is a weight view named ``teacher`` (plugin ``mean_teacher``); then the model's own
+    weights are the student's.
+
+    Args:
+        inference_on: ``"student"`` or ``"teacher"``. With ``val_model`` the weights whose names
+            start with this prefix are copied into it, the prefix stripped once; without it the
+            submodule, or the weight view, is validated.
+        kwargs: the options of ``Validation``.
+
+    Raises:
+        PluginError: a value that is not accepted, or a model without such a half.
+    """
+
+    def __init__(self, inference_on: str = "student", **kwargs: Any) -> None:
+        if inference_on not in PAIR:
+            raise PluginError(
+                f"mean_teacher_validation: inference_on={inference_on!r}"
+                f"{did_you_mean(inference_on, PAIR)}; accepted: 'student', 'teacher'"
+            )
+        options = inspect.signature(Validation).parameters
+        for name in kwargs:
+            if name not in options:
+                hint = did_you_mean(name, options)
+                raise PluginError(f"mean_teacher_validation: unknown option {name!r}{hint}")
+        if "data_loader" not in kwargs:
+            raise PluginError("mean_teacher_validation: missing option 'data_loader'")
+        super().__init__(**kwargs)
+        self.inference_on = inference_on
+
+    def view(self, ctx: Context) -> str:
+        """The teacher's view where the teacher is one, else as in ``Validation``.
+
+        Raises:
+            PluginError: there is neither such a submodule nor such a view.
+        """
+        if self.weights is not None or self._half(ctx) is not None:
+            return super().view(ctx)
+        if "teacher" not in ctx.weights.names:
+            children = ", ".join(repr(name) for name, _ in ctx.model.named_children())
+            raise PluginError(
+                f"mean_teacher_validation: no submodule {self.inference_on!r} in the model (it has "
+                f"{children or 'none'}), and no weight view 'teacher' in the run; accepted: a "
+                "pair of both names, or the plugin mean_teacher"
+            )
+        return "teacher" if self.inference_on == "teacher" else RAW
+
+    def trained_model(self, ctx: Context) -> nn.Module:
+        """The submodule, or all of the model under the view."""
+        half = self._half(ctx)
+        return ctx.model if half is None else half
+
+    def train_state(self, ctx: Context) -> Mapping[str, torch.Tensor]:
+        """The weights of the half, without its prefix."""
+        prefix = f"{self.inference_on}."
+        state = ctx.model.state_dict()
+        picked = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+        return picked or state
+
+    def _half(self, ctx: Context) -> nn.Module | None:
+        return dict(ctx.model.named_children()).get(self.inference_on)

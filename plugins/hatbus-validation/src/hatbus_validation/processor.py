@@ -1,0 +1,48 @@
+"""The batch processor of a validation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hatbus import BatchProcessor
+from hatbus.errors import PluginError
+
+if TYPE_CHECKING:
+    from hatbus import Context
+
+
+def evaluation_processor(given: Any, outer: Context) -> Any:
+    """A processor that computes no gradients.
+
+    Args:
+        given: a processor; options of a ``BatchProcessor``; None for the trainer's own.
+        outer: the training run.
+
+    Raises:
+        PluginError: it updates, or there is none.
+    """
+    if isinstance(given, Mapping):
+        return BatchProcessor(**{**given, "need_grad_update": False})
+    if given is None:
+        return without_gradients(outer)
+    if getattr(given, "need_grad_update", False):
+        raise PluginError(
+            "validation: batch_processor runs backward and update; accepted: "
+            "BatchProcessor(loss, need_grad_update=False), or none for the trainer's own"
+        )
+    return given
+
+
+def without_gradients(outer: Context) -> Any:
+    """A copy of the trainer's processor that computes no gradients."""
+    member = outer.bus.members.get("core.batch_processor")
+    if member is None or not hasattr(member.plugin, "need_grad_update"):
+        raise PluginError(
+            "validation: the run has no batch processor with need_grad_update; accepted: "
+            "batch_processor=BatchProcessor(loss, need_grad_update=False)"
+        )
+    processor: Any = copy.copy(member.plugin)
+    processor.need_grad_update = False
+    return processor

@@ -1,0 +1,146 @@
+"""Which model is validated, with which weights, and that nothing of it stays behind."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from hatbus.control import log
+from hatbus.errors import PluginError, did_you_mean
+from hatbus.weights import RAW
+
+if TYPE_CHECKING:
+    from hatbus import Context
+
+EMA = "ema"
+Converter = Callable[[nn.Module], Any]
+
+
+def view_name(ctx: Context, wanted: str | None) -> str:
+    """The weight view to validate: the wanted one, else one already shown, else EMA, else raw.
+
+    Raises:
+        PluginError: there is no such view.
+    """
+    if wanted is None:
+        if ctx.weights.current != RAW:
+            return ctx.weights.current
+        return EMA if EMA in ctx.weights.names else RAW
+    if wanted not in ctx.weights.names:
+        hint = did_you_mean(wanted, ctx.weights.names)
+        raise PluginError(f"validation: no weights {wanted!r} in this run{hint}")
+    return wanted
+
+
+def showing(ctx: Context, name: str) -> AbstractContextManager[None]:
+    """The model shows these weights inside the context; nothing to do if it does already."""
+    return nullcontext() if ctx.weights.current == name else ctx.weights.showing(name)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Everything in eval mode, and afterwards every module in the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(modes[0][1])  # for a train() of the user's own; the exact modes come after it
+        for module, mode in modes:
+            module.training = mode
+
+
+def converters(given: Any) -> tuple[Converter, ...]:
+    """``model_convert_pipeline`` as callables in order.
+
+    Raises:
+        PluginError: something in it cannot be called.
+    """
+    if isinstance(given, Mapping):
+        given = given.get("converters", ())
+    listed = () if given is None else given if isinstance(given, (list, tuple)) else (given,)
+    for one in listed:
+        if not callable(one):
+            raise PluginError(
+                f"validation: model_convert_pipeline holds {one!r}; accepted: callables that take "
+                "a model and return one"
+            )
+    return tuple(listed)
+
+
+def converted(model: nn.Module, pipeline: Sequence[Converter]) -> nn.Module:
+    """A copy of the model after every converter; the model itself when there is none."""
+    if not pipeline:
+        return model
+    result = copy.deepcopy(model)
+    for convert in pipeline:
+        made = convert(result)
+        if made is not None and not isinstance(made, nn.Module):
+            raise PluginError(
+                f"validation: converter {convert!r} returned {type(made).__name__}; accepted: a "
+                "model, or None when it changed the one it got"
+            )
+        result = result if made is None else made
+    return result
+
+
+def built_model(given: Any) -> nn.Module | None:
+    """``val_model`` as a model: itself, what a callable makes, or a table ``{type, ...}``.
+
+    Raises:
+        PluginError: it is none of these.
+    """
+    if given is None or isinstance(given, nn.Module):
+        return given
+    options = dict(given) if isinstance(given, Mapping) else {}
+    maker = options.pop("type", None) if isinstance(given, Mapping) else given
+    made = maker(**options) if callable(maker) else None
+    if not isinstance(made, nn.Module):
+        raise PluginError(
+            f"validation: val_model is {given!r}; accepted: a model, a function that makes one, or "
+            "a table with type = such a function and its arguments"
+        )
+    return made
+
+
+def copy_weights(state: Mapping[str, torch.Tensor], target: nn.Module, *, strict: bool) -> str:
+    """Copies weights by name into a model.
+
+    Args:
+        state: of the model that is trained.
+        target: the model that is validated.
+        strict: refuse any difference.
+
+    Returns:
+        The differences in words; empty if there are none.
+
+    Raises:
+        PluginError: there are differences and ``strict``, or nothing fits at all.
+    """
+    own = target.state_dict()
+    fitting = {n: v for n, v in state.items() if n in own and own[n].shape == v.shape}
+    said = "; ".join(
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in (
+            ("not in the trained model", [n for n in own if n not in state]),
+            ("not in val_model", [n for n in state if n not in own]),
+            ("of another shape", [n for n in state if n in own and n not in fitting]),
+        )
+        if names
+    )
+    if said and (strict or not fitting):
+        advice = "" if strict else "; no weight fits at all"
+        raise PluginError(f"validation: val_model differs from the trained model: {said}{advice}")
+    target.load_state_dict(fitting, strict=False)
+    return said
+
+
+def warn_of_differences(said: str) -> None:
+    """Says in the log which weights of ``val_model`` do not come from the trained model."""
+    if said:
+        log.warning("validation: val_model keeps what differs from the trained model: %s", said)

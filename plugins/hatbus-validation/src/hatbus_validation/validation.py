@@ -1,0 +1,286 @@
+"""``Validation``: evaluates the model during training.
+
+Source: ``hat.callbacks.Validation``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import torch
+from torch import nn
+
+from hatbus import hookimpl, plugin
+from hatbus.control import log
+from hatbus.errors import PluginError, did_you_mean
+from hatbus.loop import serve_requests
+from hatbus.rng import fenced
+from hatbus.signals import stop_wanted
+from hatbus_validation import shown_weights as shown
+from hatbus_validation.callback_tables import Named, named_callbacks
+from hatbus_validation.inner_run import InnerContext, evaluate, inner_bus
+from hatbus_validation.loaders import Passes, Source, sources
+from hatbus_validation.mean_losses import MeanLosses
+from hatbus_validation.processor import evaluation_processor
+from hatbus_validation.profile_steps import ProfileSteps
+from hatbus_validation.published import outer_name, said
+from hatbus_validation.step_log import StepLog
+
+if TYPE_CHECKING:
+    from hatbus import Bus, Context
+
+UNITS: Final = ("step", "epoch")
+
+
+@plugin(stage="validate")
+class Validation:
+    """Runs the model over validation data at an interval, and publishes what its callbacks found.
+
+    Inside, the same loop runs on a bus of its own: ``callbacks`` are its plugins and hear the same
+    events as in training, from ``on_loop_begin`` to ``on_loop_end``. What they publish with
+    ``ctx.log`` appears on the training's bus when the validation is over, as ``val/<name>``, or
+    ``val/<loader>/<name>`` when there are several loaders.
+
+    The training does not notice: weights, gradients, the mode of every module and the random state
+    are afterwards as before, also when the validation fails or is interrupted.
+
+    Args:
+        data_loader: a loader; several, as a list or a mapping from names; or ``{task: loader}``.
+            Each is passed over once per validation.
+        batch_processor: a ``BatchProcessor(..., need_grad_update=False)``, or a mapping of its
+            options; the trainer's own, without gradients, when None.
+        callbacks: plugins; in a job tables such as ``{ use = "metric_updater", ... }``. An empty
+            list switches the validation off; None publishes the mean of every loss. With
+            ``share_callbacks=False`` a list of callbacks per loader.
+        val_interval: validate every so many epochs or steps; None: at the end of the run only.
+        interval_by: ``"epoch"`` or ``"step"``.
+        val_model: a model to validate in place of the trained one, or a function that makes it.
+        model_convert_pipeline: callables, applied in order to a copy of the model.
+        init_with_train_model: copy the trained weights into ``val_model`` before each validation.
+        strict_match: refuse a ``val_model`` whose weights differ in name or shape from the trained
+            model's; otherwise they are named in a warning and left alone.
+        val_on_train_end: validate at the end of the run, unless that very step was validated.
+        profiler: options of ``ProfileSteps``; profiles steps of the first validation.
+        share_callbacks: use the same callbacks with every loader.
+        log_interval: steps between two lines in the log.
+        weights: the weight view to validate: ``"raw"``, ``"ema"`` or what another plugin offers;
+            None: EMA if there is one, else raw.
+        name: first part of the published names.
+
+    Raises:
+        PluginError: a value that is not accepted.
+    """
+
+    def __init__(
+        self,
+        data_loader: Iterable[Any] | Mapping[str, Iterable[Any]],
+        batch_processor: Mapping[str, Any] | Any = None,
+        callbacks: Sequence[Any] | None = None,
+        val_interval: int | None = 1,
+        interval_by: Literal["epoch", "step"] | None = "epoch",
+        val_model: nn.Module | Mapping[str, Any] | Callable[..., nn.Module] | None = None,
+        model_convert_pipeline: Sequence[Callable[[nn.Module], Any]]
+        | Mapping[str, Any]
+        | Callable[[nn.Module], Any]
+        | None = None,
+        init_with_train_model: bool | None = True,
+        strict_match: bool | None = False,
+        val_on_train_end: bool | None = True,
+        profiler: Mapping[str, Any] | None = None,
+        share_callbacks: bool = True,
+        log_interval: int | None = 10,
+        *,
+        weights: str | None = None,
+        name: str = "val",
+    ) -> None:
+        interval_by = interval_by or "epoch"
+        if interval_by not in UNITS:
+            raise PluginError(
+                f"validation: interval_by={interval_by!r}{did_you_mean(interval_by, UNITS)}"
+            )
+        for option, value in (("val_interval", val_interval), ("log_interval", log_interval)):
+            if value is not None and value < 1:
+                raise PluginError(f"validation: {option}={value!r}; accepted: 1 or more")
+        self.data_loader = data_loader
+        self.batch_processor = batch_processor
+        self.val_interval, self.interval_by = val_interval, interval_by
+        self.val_on_train_end = val_on_train_end
+        self.val_model = shown.built_model(val_model)
+        self.init_with_train_model = init_with_train_model
+        self.strict_match = bool(strict_match)
+        self.log_interval = log_interval
+        self.weights, self.name = weights, name
+        self.callbacks = _per_loader(callbacks, share=share_callbacks)
+        self.share_callbacks = share_callbacks or callbacks is None
+        self._pipeline = shown.converters(model_convert_pipeline)
+        self._profile = ProfileSteps(profiler) if profiler is not None else None
+        self._runs: list[tuple[Source, Passes, Bus]] = []
+        self._told = ""
+        self._validated_at = 0
+        self._is_owed = False
+
+    @property
+    def is_off(self) -> bool:
+        """Whether there is nothing to do: ``callbacks=[]``."""
+        return not any(self.callbacks)
+
+    @hookimpl
+    def on_loop_begin(self, ctx: Context) -> None:
+        """Checks the loaders, and puts the callbacks on their buses."""
+        self.view(ctx)  # a name that is not there is better known now
+        given = sources(self.data_loader, getattr(ctx.data, "tasks", ()))
+        lists = self.callbacks * len(given) if self.share_callbacks else self.callbacks
+        if len(lists) != len(given):
+            raise PluginError(
+                f"validation: share_callbacks=False with {len(lists)} lists of callbacks for "
+                f"{len(given)} loaders; accepted: one list per loader"
+            )
+        processor = evaluation_processor(self.batch_processor, ctx)
+        if self.val_model is not None:
+            self.val_model.to(ctx.device)
+        self._runs = []
+        for source, callbacks in zip(given, lists, strict=True):
+            data = Passes(source, ctx.device)
+            if callbacks:
+                inner = [*callbacks, *self._own_callbacks(source)]
+                bus = inner_bus(inner, processor, ctx, data.tasks)
+                self._runs.append((source, data, bus))
+
+    @hookimpl
+    def on_step_end(self, ctx: Context) -> None:
+        """Validates where an interval in steps is due."""
+        if self.interval_by == "step":
+            self._validate_if_due(ctx, ctx.global_step_id)
+
+    @hookimpl
+    def on_epoch_end(self, ctx: Context) -> None:
+        """Validates where an interval in epochs is due; not in an epoch that was cut short."""
+        if self.interval_by == "epoch" and ctx.position.step == 0:
+            self._validate_if_due(ctx, ctx.epoch_id)
+
+    @hookimpl
+    def on_loop_end(self, ctx: Context) -> None:
+        """Validates at the end, unless this step was validated, or a signal or error ended it."""
+        is_new = ctx.position.global_step not in (0, self._validated_at)
+        is_wanted = self.val_on_train_end and not (self.is_off or stop_wanted())
+        if is_new and is_wanted and ctx.exception is None:
+            ctx.emit.validate(ctx, "end of the run")
+
+    @hookimpl
+    def validate(self, ctx: Context, reason: str) -> dict[str, Any] | bool:
+        """Validates now, and publishes what was found on the training's bus."""
+        if self.is_off:
+            return False
+        found = []
+        with fenced(), torch.no_grad(), self.shown_model(ctx) as model:
+            for source, data, bus in self._runs:
+                found.append((source.name, evaluate(bus, ctx, model, data)))
+        self._is_owed = any(inner.is_cut for _, inner in found)
+        if self._is_owed:
+            ctx.control.save("validation cut short")
+            ctx.control.stop("run", "a signal during validation; it is made up for at resume")
+            return {}
+        self._validated_at = ctx.position.global_step
+        metrics = self._publish(ctx, found)
+        if ctx.rank == 0:
+            log.info("validation (%s), step %d: %s", reason, ctx.global_step_id, said(metrics))
+        return metrics
+
+    @hookimpl(wrapper=True)
+    def run_loop(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Makes up for a validation that a signal cut short, before the first step of a resume."""
+        if self._is_owed:
+            place = ctx.position
+            ctx.global_step_id = place.global_step - 1
+            ctx.epoch_id = place.epoch if place.step else place.epoch - 1
+            ctx.emit.validate(ctx, "cut short before")
+            serve_requests(ctx)
+        return (yield)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many steps were behind the run at its last validation, and whether one is owed."""
+        return {"validated_at": self._validated_at, "is_owed": self._is_owed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes them back."""
+        self._validated_at, self._is_owed = state["validated_at"], state["is_owed"]
+
+    @contextmanager
+    def shown_model(self, ctx: Context) -> Iterator[nn.Module]:
+        """The model to validate, in eval mode, with the weights to validate."""
+        if self.val_model is not None and not self.init_with_train_model:
+            with shown.eval_mode(self.val_model):
+                yield shown.converted(self.val_model, self._pipeline).eval()
+            return
+        with shown.showing(ctx, self.view(ctx)):
+            trained = self.trained_model(ctx)
+            if self.val_model is None:
+                with shown.eval_mode(trained):
+                    yield shown.converted(trained, self._pipeline).eval()
+                return
+            self._fill(self.val_model, self.train_state(ctx))
+        with shown.eval_mode(self.val_model):
+            yield shown.converted(self.val_model, self._pipeline).eval()
+
+    def view(self, ctx: Context) -> str:
+        """Name of the weight view to validate."""
+        return shown.view_name(ctx, self.weights)
+
+    def trained_model(self, ctx: Context) -> nn.Module:
+        """The part of the trained model that is validated: all of it."""
+        return ctx.model
+
+    def train_state(self, ctx: Context) -> Mapping[str, torch.Tensor]:
+        """The trained weights by the names that ``val_model`` has for them."""
+        return ctx.model.state_dict()
+
+    def _publish(self, ctx: Context, found: list[tuple[str, InnerContext]]) -> dict[str, Any]:
+        """Logs what was found on the training's bus; gives back the scalars."""
+        metrics: dict[str, Any] = {}
+        for loader, inner in found:
+            ctx.storage.setdefault("validation", {})[loader] = inner.storage
+            for kind, values in inner.published.items():
+                name = loader if len(found) > 1 else ""
+                named = {outer_name(self.name, name, n): v for n, v in values.items()}
+                metrics.update(named if kind == "scalar" else {})
+                ctx.log(named, kind)
+        return metrics
+
+    def _fill(self, val_model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+        differences = shown.copy_weights(state, val_model, strict=self.strict_match)
+        if differences != self._told:
+            shown.warn_of_differences(differences)
+        self._told = differences
+
+    def _validate_if_due(self, ctx: Context, index: int) -> None:
+        n = self.val_interval
+        if n is None or (index + 1) % n or ctx.exception is not None or self.is_off:
+            return
+        every = f"{n} {self.interval_by}s" if n > 1 else self.interval_by
+        ctx.emit.validate(ctx, f"every {every}")
+
+    def _own_callbacks(self, source: Source) -> list[Named]:
+        own = [Named("step_log", StepLog(self.log_interval, source.name), {})]
+        if self._profile is not None and not self._runs:
+            own.append(Named("profile_steps", self._profile, {}))
+        return own
+
+
+def _per_loader(callbacks: Sequence[Any] | None, *, share: bool) -> list[list[Named]]:
+    """One list of callbacks for all loaders, or one for each; the mean losses when None.
+
+    Raises:
+        PluginError: ``share_callbacks=False`` without a list of lists.
+    """
+    if callbacks is None:
+        callbacks, share = [MeanLosses()], True
+    if share:
+        return [named_callbacks(callbacks)]
+    if not all(isinstance(one, (list, tuple)) for one in callbacks):
+        raise PluginError(
+            "validation: share_callbacks=False wants a list of callbacks per loader: "
+            "callbacks=[[...], [...]]"
+        )
+    return [named_callbacks(one) for one in callbacks]

@@ -1,0 +1,131 @@
+"""EarlyStopping: when it stops, and that a resumed run counts on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hatbus import Context, Trainer, hookimpl, plugin
+from hatbus.errors import PluginError
+from hatbus_validation.early_stopping import EarlyStopping, improves
+from hatbus_validation.validation import Validation
+
+torch.set_num_threads(1)
+
+
+@plugin(stage="monitor")
+class Publishes:
+    """Publishes one value of a list at every epoch's end."""
+
+    def __init__(self, values: list[float], name: str = "score") -> None:
+        self.values, self.name = values, name
+
+    @hookimpl
+    def on_epoch_end(self, ctx: Context) -> None:
+        if ctx.epoch_id < len(self.values):
+            ctx.log({self.name: torch.tensor(self.values[ctx.epoch_id])})
+
+
+def trainer(*plugins: object) -> Trainer:
+    torch.manual_seed(0)
+    model, x = nn.Linear(2, 1), torch.ones(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = [(x, x[:, :1])] * 2
+    return Trainer(model, optimizer, data, nn.functional.mse_loss, plugins)
+
+
+def epochs(values: list[float], stopping: EarlyStopping, most: int = 20) -> int:
+    run = trainer(Publishes(values), stopping)
+    run.fit(num_epochs=most)
+    return run.ctx.position.epoch
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "ran"),
+    [
+        ([5, 4, 3, 3, 3, 3, 3, 3], {"patience": 3}, 6),
+        ([5, 4, 5, 5, 3, 5, 5, 5, 1], {"patience": 3}, 8),
+        ([1, 2, 3, 2, 2, 9], {"mode": "max", "patience": 2}, 5),
+        ([5, 4.95, 4.9, 4.85, 1], {"patience": 2, "min_delta": 0.2}, 3),
+        ([5, math.nan, 1, 1], {"patience": 2}, 2),
+        ([5, math.nan, math.nan, 4], {"patience": 2, "check_finite": False}, 3),
+        ([math.nan, 5, 6, 7, 8], {"patience": 3, "check_finite": False}, 5),
+        ([3, 2, 1], {"patience": 1}, 20),
+    ],
+)
+def test_the_run_ends_after_patience_looks_without_improvement(
+    values: list[float], options: dict[str, Any], ran: int
+) -> None:
+    assert epochs(values, EarlyStopping("score", **options)) == ran
+
+
+def test_an_improvement_is_more_than_min_delta_and_never_nan() -> None:
+    assert improves(0.8, 1.0, "min", 0.1)
+    assert not improves(0.5, 0.75, "min", 0.25)
+    assert improves(1.5, 1.0, "max", 0.25)
+    assert not improves(math.nan, 1.0, "max", 0.0)
+    assert not improves(math.nan, None, "min", 0.0)
+
+
+def test_a_metric_of_the_validation_is_looked_at_after_every_validation() -> None:
+    class Constant:
+        @hookimpl
+        def on_epoch_end(self, ctx: Context) -> None:
+            ctx.log({"constant": 1.0})
+
+    x = torch.ones(4, 2)
+    validation = Validation(
+        [(x, x[:, :1])], callbacks=[Constant()], val_interval=1, interval_by="step"
+    )
+    run = trainer(EarlyStopping("val/constant", patience=2), validation)
+    run.fit(num_epochs=5)
+    assert run.ctx.position.global_step == 3
+
+
+def test_a_resumed_run_counts_on_and_a_stopped_one_does_not_start_again() -> None:
+    values = [5.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0]
+    first = EarlyStopping("score", patience=3)
+    assert epochs(values, first, most=3) == 3
+    second = EarlyStopping("score", patience=3)
+    second.load_state_dict(first.state_dict())
+    run = trainer(Publishes(values), second)
+    run.ctx.position.epoch, run.ctx.position.global_step = 3, 6
+    run.fit(num_epochs=20)
+    assert run.ctx.position.epoch == 5
+    assert second.best == 4.0
+    third = EarlyStopping("score", patience=3)
+    third.load_state_dict(second.state_dict())
+    run = trainer(third)
+    run.ctx.position.epoch, run.ctx.position.global_step = 5, 10
+    run.fit(num_epochs=20)
+    assert run.ctx.position.global_step == 10
+    patient = EarlyStopping("score", patience=5)
+    patient.load_state_dict(second.state_dict())
+    run = trainer(Publishes(values), patient)
+    run.ctx.position.epoch, run.ctx.position.global_step = 5, 10
+    run.fit(num_epochs=20)
+    assert run.ctx.position.epoch == 7
+
+
+def test_a_metric_that_nobody_publishes_is_an_error_with_the_known_names() -> None:
+    x = torch.ones(4, 2)
+    run = trainer(Validation([(x, x[:, :1])]), EarlyStopping("val/los"))
+    with pytest.raises(PluginError, match="no metric 'val/los' is published; did you mean 'val/l"):
+        run.fit(num_epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "best"}, "mode='best'; accepted: 'min', 'max'"),
+        ({"patience": 0}, "patience=0; accepted: 1 or more"),
+        ({"min_delta": -1}, "min_delta=-1; accepted: 0 or more"),
+    ],
+)
+def test_wrong_options_are_refused_in_words(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        EarlyStopping("score", **options)
