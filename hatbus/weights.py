@@ -44,8 +44,12 @@ class Weights:
         return (RAW, *self._views)
 
     def add(self, name: str, view: Callable[[], AbstractContextManager[None]]) -> None:
-        """Offers a view under a name; a plugin does this at ``on_loop_begin``."""
-        if name == RAW or name in self._views:
+        """Offers a view under a name; a plugin does this at ``on_loop_begin``, in every fit anew.
+
+        Raises:
+            PluginError: another view has that name.
+        """
+        if name == RAW or self._views.get(name, view) != view:
             raise PluginError(f"a weight view named {name!r} exists already; choose another name")
         self._views[name] = view
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hatbus import Trainer, hookimpl
-from hatbus.errors import JobError, PluginError
 from torch import nn
 
+from hatbus import Trainer, hookimpl
+from hatbus.errors import JobError, PluginError
 from hatbus_grad.grad_clip import GradClip
 
 torch.set_num_threads(1)

@@ -10,10 +10,10 @@ import textwrap
 
 import pytest
 import torch
-from hatbus import Trainer, hookimpl
-from hatbus.errors import JobError, PluginError
 from torch import nn
 
+from hatbus import Trainer, hookimpl
+from hatbus.errors import JobError, PluginError
 from hatbus_grad.grad_clip import GradClip
 from hatbus_grad.grad_scale import GradScale
 
@@ -218,7 +218,8 @@ DDP_SCRIPT = textwrap.dedent("""
     class TwoHeads(nn.Module):
         def __init__(self):
             super().__init__()
-            self.backbone, self.head_a, self.head_b = nn.Linear(4, 4), nn.Linear(4, 1), nn.Linear(4, 1)
+            self.backbone = nn.Linear(4, 4)
+            self.head_a, self.head_b = nn.Linear(4, 1), nn.Linear(4, 1)
 
         def forward(self, x, task):
             return getattr(self, "head_" + task)(self.backbone(x).tanh())
@@ -228,17 +229,19 @@ DDP_SCRIPT = textwrap.dedent("""
     torch.manual_seed(0)
     model = TwoHeads().double()
     def data(offset):
-        whole = torch.randn(12, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(offset))
+        seeded = torch.Generator().manual_seed(offset)
+        whole = torch.randn(12, 4, 4, dtype=torch.float64, generator=seeded)
         return [(part.tensor_split(world)[rank], 0) for part in whole]
     loss = lambda o, t: (o ** 2).mean()
+    rules = [("backbone", 0.3, "a"), ("backbone", 1.7), ("head_b", 0, "b"), ("head_a", 3)]
     trainer = Trainer(
         model, torch.optim.SGD(model.parameters(), lr=0.1), {"a": data(1), "b": data(2)},
         {"a": loss, "b": loss}, accumulate=2,
-        plugins=[GradScale([("backbone", 0.3, "a"), ("backbone", 1.7), ("head_b", 0, "b"), ("head_a", 3)]),
-                 GradClip(0.7)],
+        plugins=[GradScale(rules), GradClip(0.7)],
     )
     trainer.fit(num_epochs=2)
-    torch.save(nn.utils.parameters_to_vector(model.parameters()), sys.argv[1] + f"-{rank}-of-{world}.pt")
+    weights = nn.utils.parameters_to_vector(model.parameters())
+    torch.save(weights, sys.argv[1] + f"-{rank}-of-{world}.pt")
 """)
 
 

@@ -15,6 +15,7 @@ those of all tasks and micro-batches of the step. Two ways, without a copy of an
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -141,9 +142,8 @@ class GradScale:
 
 def _hook(groups: Sequence[Group]) -> list[Any]:
     """Hooks that scale each parameter's gradient before it is added; DDP reduces afterwards."""
+    wanted = [(p, g.scale) for g in groups for p in g.parameters if p.requires_grad]
     return [
-        parameter.register_hook(lambda gradient, scale=group.scale: gradient * scale)
-        for group in groups
-        for parameter in group.parameters
-        if parameter.requires_grad
+        parameter.register_hook(partial(torch.mul, other=scale))  # type: ignore[no-untyped-call]  # torch's
+        for parameter, scale in wanted
     ]

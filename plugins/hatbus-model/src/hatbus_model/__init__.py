@@ -1,0 +1,1 @@
+"""Plugins for the model's weights: freezing, fusing, averaging, teaching."""

@@ -1,0 +1,147 @@
+"""``FreezeModule``: parts of a model stop training at a step or epoch, and may go on later."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hatbus import hookimpl, plugin
+from hatbus.module_names import find_module, structure_of
+from hatbus_model.freezing import batch_norms, freeze, keep_in_eval, unfreeze
+from hatbus_model.milestones import check_names, due, previewed, read_marks
+from hatbus_model.surgery import wrap_anew
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hatbus.context import Context
+
+
+@plugin(stage="train")
+class FreezeModule:
+    """Freezes modules: eval mode, no gradients, so that no momentum or weight decay moves them.
+
+    A frozen module stays so after ``model.train()`` and after a resume. A mark is reached at the
+    first step or epoch whose index is not less. Source: ``hat.callbacks.FreezeModule``.
+
+    Args:
+        modules: lists of module names; a name stands for the module and all below it, ``""`` for
+            the model.
+        step_or_epoch: when to freeze each list, from 0.
+        update_by: ``"step"`` or ``"epoch"``: the unit of the numbers.
+        only_batchnorm: freeze only the statistics of the batch norms; all weights go on training.
+        unfreeze_at: when to let each list go on, None for never; the same unit.
+
+    Raises:
+        JobError: a value that cannot be used; at loop begin, an unknown module.
+    """
+
+    def __init__(
+        self,
+        modules: list[list[str]],
+        step_or_epoch: list[int],
+        update_by: str,
+        only_batchnorm: bool = False,
+        unfreeze_at: list[int | None] | None = None,
+    ) -> None:
+        self.update_by, self.only_batchnorm = update_by, only_batchnorm
+        self.marks = read_marks("freeze_module", modules, step_or_epoch, update_by)
+        ends: list[int | None] = [None] * len(modules) if unfreeze_at is None else unfreeze_at
+        self.ends = read_marks("freeze_module", modules, ends, update_by, "unfreeze_at")
+        self.frozen: dict[str, list[str]] = {}
+        self._begun = self._ended = 0
+        self._kept: list[nn.Module] = []
+        self._structure = -1
+        self._ctx: Context | None = None
+
+    @hookimpl
+    def on_loop_begin(self, ctx: Context) -> None:
+        """Checks the module names."""
+        check_names("freeze_module", self.marks, ctx)
+        self._ctx = ctx
+
+    @hookimpl
+    def on_epoch_begin(self, ctx: Context) -> None:
+        """Freezes what is due."""
+        if self.update_by == "epoch":
+            self._pass_marks(ctx, ctx.epoch_id)
+
+    @hookimpl
+    def on_step_begin(self, ctx: Context) -> None:
+        """Freezes what is due."""
+        if self.update_by == "step":
+            self._pass_marks(ctx, ctx.global_step_id)
+
+    @hookimpl
+    def on_forward_begin(self, ctx: Context) -> None:
+        """Puts back to eval mode what ``model.train()`` has changed."""
+        if self._structure != structure_of(ctx):
+            self._find_kept(ctx)
+        keep_in_eval(self._kept)
+
+    def process(self, model: nn.Module, name: str) -> None:
+        """Freezes one module in place, once."""
+        module = find_module(model, name, "freeze_module: modules")
+        if self.only_batchnorm:
+            keep_in_eval(batch_norms(module))
+            self.frozen.setdefault(name, [])
+        elif name not in self.frozen:
+            self.frozen[name] = freeze(module)
+
+    def preview_marks(self, ctx: Context) -> list[tuple[int, str]]:
+        """``(global step, label)`` of everything this will do."""
+        begins = previewed("freeze", self.marks, self.update_by, ctx)
+        return sorted(begins + previewed("unfreeze", self.ends, self.update_by, ctx))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which modules are frozen, and how many marks are behind us."""
+        frozen = {name: list(stopped) for name, stopped in self.frozen.items()}
+        return {"frozen": frozen, "begun": self._begun, "ended": self._ended}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Freezes what was frozen, and lets go what was not."""
+        self._begun, self._ended = int(state["begun"]), int(state["ended"])
+        if self._ctx is None:
+            return
+        frozen = {str(name): [str(n) for n in found] for name, found in state["frozen"].items()}
+        for name in list(self.frozen):
+            self._release(self._ctx.model, name)
+        for name in frozen:
+            self.process(self._ctx.model, name)
+        self.frozen = frozen
+        self._changed(self._ctx)
+
+    def _pass_marks(self, ctx: Context, now: int) -> None:
+        begun = due(self.marks, self._begun, now)
+        ended = due(self.ends, self._ended, now)
+        if not begun and not ended:
+            return
+        self._begun, self._ended = self._begun + len(begun), self._ended + len(ended)
+        for name in (n for mark in begun for n in mark.modules):
+            self.process(ctx.model, name)
+        for name in (n for mark in ended for n in mark.modules if n in self.frozen):
+            self._release(ctx.model, name)
+        self._changed(ctx)
+
+    def _release(self, model: nn.Module, name: str) -> None:
+        """Unfreezes one module; what lies in it and was frozen by another name stays so."""
+        stopped, module = self.frozen.pop(name), find_module(model, name, "freeze_module: modules")
+        if self.only_batchnorm:
+            for norm in batch_norms(module):
+                norm.train()
+        else:
+            unfreeze(module, stopped)
+            for other in self.frozen:
+                freeze(find_module(model, other, "freeze_module: modules"))
+
+    def _changed(self, ctx: Context) -> None:
+        if not self.only_batchnorm:
+            wrap_anew(ctx)
+        self._find_kept(ctx)
+
+    def _find_kept(self, ctx: Context) -> None:
+        """The modules to keep in eval mode; other plugins may have replaced some."""
+        found = [find_module(ctx.model, n, "freeze_module: modules") for n in self.frozen]
+        parts = (batch_norms(m) if self.only_batchnorm else list(m.modules()) for m in found)
+        self._kept = [module for part in parts for module in part]
+        self._structure = structure_of(ctx)
+        keep_in_eval(self._kept)

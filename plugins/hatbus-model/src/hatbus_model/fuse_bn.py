@@ -1,0 +1,165 @@
+"""``FuseBN``: batch norms folded into their convolutions while training goes on."""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Any
+
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hatbus import hookimpl, plugin
+from hatbus.control import log
+from hatbus.errors import CheckpointError
+from hatbus_model.folding import Fold, folds_of
+from hatbus_model.fusion import Fusion, apply_fold, candidates
+from hatbus_model.milestones import check_names, due, previewed, read_marks
+from hatbus_model.surgery import replace_in_optimizer, wrap_anew
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from hatbus.context import Context
+
+
+@plugin(stage="train")
+class FuseBN:
+    """Folds each batch norm into the convolution directly before it in a Sequential or ModuleList.
+
+    ``W' = W * gamma / sqrt(var + eps)``, ``b' = (b - mean) * gamma / sqrt(var + eps) + beta``: the
+    model's outputs in eval mode stay the same. An ``nn.Identity`` keeps the batch norm's place, so
+    no other module changes its name. What cannot be folded is left as it is and named in a
+    warning. The fused weights go on training: they take their predecessors' places in the
+    optimizer's groups, with a fresh optimizer state; averages (``ema``) are folded alike; a DDP
+    wrapper is made anew. Source: ``hat.callbacks.FuseBN``.
+
+    Args:
+        modules: lists of module names; a name stands for the module and all below it, ``""`` for
+            the model.
+        step_or_epoch: when to fuse each list, from 0; reached at the first index not less.
+        update_by: ``"step"`` or ``"epoch"``: the unit of the numbers.
+        inplace: write into the convolutions' own tensors instead of putting new modules.
+
+    Raises:
+        JobError: a value that cannot be used; at loop begin, an unknown module.
+    """
+
+    def __init__(
+        self,
+        modules: list[list[str]],
+        step_or_epoch: list[int],
+        update_by: str,
+        inplace: bool = False,
+    ) -> None:
+        self.update_by, self.inplace = update_by, inplace
+        self.marks = read_marks("fuse_bn", modules, step_or_epoch, update_by)
+        self.folds: list[Fold] = []
+        self._passed = 0
+        self._ctx: Context | None = None
+
+    @hookimpl
+    def on_loop_begin(self, ctx: Context) -> None:
+        """Checks the module names."""
+        check_names("fuse_bn", self.marks, ctx)
+        self._ctx = ctx
+
+    @hookimpl
+    def on_epoch_begin(self, ctx: Context) -> None:
+        """Fuses what is due."""
+        if self.update_by == "epoch":
+            self._pass_marks(ctx, ctx.epoch_id)
+
+    @hookimpl
+    def on_step_begin(self, ctx: Context) -> None:
+        """Fuses what is due."""
+        if self.update_by == "step":
+            self._pass_marks(ctx, ctx.global_step_id)
+
+    def process(
+        self,
+        model: nn.Module,
+        name: str,
+        inplace: bool = False,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> Fusion:
+        """Fuses one module of a model, in place, and says what it left.
+
+        Args:
+            model: the raw model.
+            name: of the module.
+            inplace: keep the convolutions' own tensors.
+            optimizer: made to follow, if given.
+
+        Raises:
+            JobError: there is no such module.
+        """
+        folds, left = candidates(model, name)
+        fusion = Fusion(folds, left)
+        for fold in folds:
+            fusion.replaced.update(apply_fold(model, fold, optimizer, inplace=inplace))
+        if optimizer is not None:
+            replace_in_optimizer(optimizer, fusion.replaced)
+        _report(name, fusion)
+        return fusion
+
+    def preview_marks(self, ctx: Context) -> list[tuple[int, str]]:
+        """``(global step, label)`` of everything this will do."""
+        return previewed("fuse", self.marks, self.update_by, ctx)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was folded, and how many marks are behind us."""
+        return {"folds": [list(astuple(fold)) for fold in self.folds], "passed": self._passed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Folds again what was folded, so that the weights which come next fit.
+
+        Raises:
+            CheckpointError: this model was fused beyond the checkpoint, or has not what it fused.
+        """
+        folds = [Fold(*entry) for entry in state["folds"]]
+        if self.folds != folds[: len(self.folds)]:
+            raise CheckpointError("fuse_bn: this model is fused already; load into a fresh one")
+        self._passed = int(state["passed"])
+        if self._ctx is not None:
+            for fold in folds[len(self.folds) :]:
+                self._fold_again(self._ctx, fold)
+            if len(folds) > len(self.folds):
+                self._followed(self._ctx, folds[len(self.folds) :])
+
+    def _pass_marks(self, ctx: Context, now: int) -> None:
+        reached = due(self.marks, self._passed, now)
+        if not reached:
+            return
+        self._passed += len(reached)
+        folds: list[Fold] = []
+        for name in (n for mark in reached for n in mark.modules):
+            folds += self.process(ctx.model, name, self.inplace, ctx.optimizer).folds
+        if folds:
+            self._followed(ctx, folds)
+
+    def _fold_again(self, ctx: Context, fold: Fold) -> None:
+        modules = dict(ctx.model.named_modules())
+        if not isinstance(modules.get(fold.norm), _BatchNorm) or fold.conv not in modules:
+            raise CheckpointError(
+                f"fuse_bn: the checkpoint folded {fold.norm!r} into {fold.conv!r}, "
+                "which the model does not have; is it another model?"
+            )
+        replaced = apply_fold(ctx.model, fold, ctx.optimizer, inplace=self.inplace)
+        if ctx.optimizer is not None:
+            replace_in_optimizer(ctx.optimizer, replaced)
+
+    def _followed(self, ctx: Context, folds: list[Fold]) -> None:
+        """Lets everything else follow: averages by the list of folds, DDP by a new wrapper."""
+        self.folds += folds
+        folds_of(ctx).extend(folds)
+        wrap_anew(ctx)
+
+
+def _report(name: str, fusion: Fusion) -> None:
+    where = repr(name) if name else "the model"
+    log.info("fuse_bn: %d batch norms folded in %s", len(fusion.folds), where)
+    if fusion.left:
+        named = "; ".join(f"{n!r}: {reason}" for n, reason in fusion.left.items())
+        log.warning("fuse_bn: left in place in %s: %s", where, named)
+    if not fusion.folds and not fusion.left:
+        log.warning("fuse_bn: there is no batch norm in %s", where)

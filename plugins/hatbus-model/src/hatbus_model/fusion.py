@@ -1,0 +1,135 @@
+"""Finding the batch norms to fold in a module, and replacing the modules."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from torch import nn
+
+from hatbus.module_names import find_module
+from hatbus_model.folding import TRANSPOSED, Fold, folded_pair, why_not
+from hatbus_model.freezing import batch_norms
+from hatbus_model.surgery import take_from_first_rank
+
+if TYPE_CHECKING:
+    import torch
+
+ALONE: Final = "no convolution directly before it inside a Sequential or ModuleList"
+
+
+@dataclass(slots=True)
+class Fusion:
+    """What was done to a model.
+
+    Attributes:
+        folds: the pairs that were folded.
+        left: name of each batch norm left in place, to the reason.
+        replaced: old parameter to the (name, new parameter) in its place.
+    """
+
+    folds: list[Fold] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+    replaced: dict[nn.Parameter, list[tuple[str, nn.Parameter]]] = field(default_factory=dict)
+
+
+def candidates(model: nn.Module, name: str) -> tuple[list[Fold], dict[str, str]]:
+    """The pairs to fold in a module, and the batch norms to leave with the reason.
+
+    Args:
+        model: the raw model.
+        name: of the module.
+
+    Raises:
+        JobError: there is no such module.
+    """
+    target = find_module(model, name, "fuse_bn: modules")
+    names = {id(module): found for found, module in model.named_modules()}
+    holders = Counter(id(child) for m in model.modules() for child in m._modules.values())
+    tied = Counter(id(p) for m in model.modules() for p in m._parameters.values())
+    before: dict[int, Any] = {}
+    for container in target.modules():
+        if isinstance(container, (nn.Sequential, nn.ModuleList)):
+            children = [child for child in container._modules.values() if child is not None]
+            before.update({id(b): a for a, b in zip(children, children[1:], strict=False)})
+    folds, left = [], {}
+    for norm in batch_norms(target):
+        conv: Any = before.get(id(norm))
+        reason = ALONE if conv is None else why_not(conv, norm)  # type: ignore[arg-type]  # batch norms
+        if reason is None and max(holders[id(conv)], holders[id(norm)]) > 1:
+            reason = "it or its convolution stands in more than one place"
+        if (
+            reason is None
+            and max(tied[id(p)] for p in conv._parameters.values() if p is not None) > 1
+        ):
+            reason = "its convolution shares parameters with another module"
+        if reason is None:
+            folds.append(_fold(names[id(conv)], names[id(norm)], conv, norm))
+        else:
+            left[names[id(norm)]] = reason
+    return folds, left
+
+
+def _fold(conv_name: str, norm_name: str, conv: Any, norm: Any) -> Fold:
+    return Fold(conv_name, norm_name, norm.eps, conv.groups, isinstance(conv, TRANSPOSED))
+
+
+def apply_fold(
+    model: nn.Module,
+    fold: Fold,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    inplace: bool = False,
+) -> dict[nn.Parameter, list[tuple[str, nn.Parameter]]]:
+    """Folds one pair: the convolution takes it all in, an ``nn.Identity`` keeps the place.
+
+    Args:
+        model: the raw model.
+        fold: the pair.
+        optimizer: decides in whose place a new bias goes.
+        inplace: write into the convolution's own tensors instead of making a new module.
+
+    Returns:
+        Old parameter to the new ones in its place.
+    """
+    conv: Any = model.get_submodule(fold.conv)
+    norm: Any = model.get_submodule(fold.norm)
+    take_from_first_rank([norm.running_mean, norm.running_var])
+    weight, bias = folded_pair(conv, norm, fold)
+    biases = [p for p in (conv.bias, norm.bias) if p is not None]
+    bias_moves = any(p.requires_grad for p in biases or [conv.weight])
+    new = conv if inplace else copy.deepcopy(conv)
+    old_weight, old_bias = conv.weight, conv.bias
+    new.weight = _parameter(weight, old_weight, old_weight.requires_grad, inplace=inplace)
+    new.bias = _parameter(bias, old_bias, bias_moves, inplace=inplace)
+    placeholder = nn.Identity()
+    placeholder.training = norm.training
+    _put(model, fold.conv, new)
+    _put(model, fold.norm, placeholder)
+    replaced = {old_weight: [(f"{fold.conv}.weight", new.weight)]}
+    replaced.update({p: [] for p in (*biases, norm.weight) if p is not None})
+    place = next((p for p in biases if _holds(optimizer, p)), old_weight)
+    replaced[place] = [*replaced[place], (f"{fold.conv}.bias", new.bias)]
+    return replaced
+
+
+def _parameter(
+    value: torch.Tensor, old: nn.Parameter | None, moves: bool, *, inplace: bool
+) -> nn.Parameter:
+    if not inplace or old is None:
+        return nn.Parameter(value, requires_grad=moves)
+    old.data.copy_(value)
+    old.grad = None
+    return old.requires_grad_(moves)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, key = name.rpartition(".")
+    model.get_submodule(parent)._modules[key] = module
+
+
+def _holds(optimizer: torch.optim.Optimizer | None, parameter: nn.Parameter) -> bool:
+    groups = optimizer.param_groups if optimizer is not None else ()
+    return any(p is parameter for group in groups for p in group["params"])

@@ -1,0 +1,122 @@
+"""Exponential moving averages of many tensors at once, with a decay that warms up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from hatbus.errors import JobError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Place = tuple[dict[str, Any], str]
+"""Where a module keeps a tensor: its dict and the key. What is there may be replaced at any time."""
+_LOW: Final = (torch.float16, torch.bfloat16)
+
+
+def decay_at(update: int, decay: float, decay_base: float) -> float:
+    """``decay * (1 - exp(-update / decay_base))``; ``decay_base`` 0: ``decay`` from the start.
+
+    Args:
+        update: number of the committed update, from 1.
+        decay: what it tends to.
+        decay_base: updates after which it has come 63 % of the way.
+
+    Source: ``hat.callbacks.ExponentialMovingAverage``.
+    """
+    return decay if decay_base == 0 else decay * -math.expm1(-update / decay_base)
+
+
+def check_decay(plugin: str, decay: float | None, decay_base: float | None) -> tuple[float, float]:
+    """The two numbers, if an average can be made with them.
+
+    Raises:
+        JobError: which one cannot be used, and what is accepted.
+    """
+    if decay is None or not 0 <= decay < 1:
+        raise JobError(f"{plugin}: decay is {decay!r}; accepted: 0 <= decay < 1")
+    base = 0.0 if decay_base is None else float(decay_base)
+    if not 0 <= base < math.inf:
+        raise JobError(f"{plugin}: decay_base is {decay_base!r}; accepted: updates > 0, or 0")
+    return float(decay), base
+
+
+def places(model: nn.Module) -> dict[str, Place]:
+    """Where the model keeps its parameters and persistent buffers, by name; each tensor once."""
+    found: dict[str, Place] = {}
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        passing = module._non_persistent_buffers_set
+        for held in (module._parameters, module._buffers):
+            for key, tensor in held.items():
+                if (
+                    tensor is None
+                    or id(tensor) in seen
+                    or (held is module._buffers and key in passing)
+                ):
+                    continue
+                seen.add(id(tensor))
+                found[f"{prefix}.{key}" if prefix else key] = (held, key)
+    return found
+
+
+def averaged_dtype(tensor: Tensor) -> torch.dtype:
+    """What an average is kept in: halves are too coarse for small steps, so they take float32."""
+    return torch.float32 if tensor.dtype in _LOW else tensor.dtype
+
+
+def is_averaged(tensor: Tensor) -> bool:
+    """Whether a tensor can be averaged (otherwise it is copied)."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Averages and what they follow, all of one kind, so that one call moves them."""
+
+    averages: list[Tensor]
+    followed: list[Place]
+    averaged: bool
+
+    def move(self, weight: float) -> None:
+        """``average += weight * (followed - average)``, or a copy for what is not averaged."""
+        live = [held[key] for held, key in self.followed]
+        if not self.averaged:
+            torch._foreach_copy_(self.averages, live)
+            return
+        first = self.averages[0]
+        if live[0].dtype != first.dtype or live[0].device != first.device:
+            live = [tensor.to(first) for tensor in live]
+        torch._foreach_lerp_(self.averages, live, weight)
+
+    def copy(self) -> None:
+        """Makes every average equal to what it follows."""
+        torch._foreach_copy_(self.averages, [held[key] for held, key in self.followed])
+
+
+def lanes(
+    averages: Mapping[str, Tensor], followed: Mapping[str, Place], copied: Iterable[str] = ()
+) -> list[Lane]:
+    """Sorts tensors into lanes of one kind, dtype and device.
+
+    Args:
+        averages: the averages by name.
+        followed: what they follow, under the same names.
+        copied: names that are copied although they could be averaged.
+    """
+    as_is = set(copied)
+    found: dict[object, Lane] = {}
+    for name, average in averages.items():
+        held, key = followed[name]
+        live = held[key]
+        moves = is_averaged(live) and name not in as_is
+        kind = (moves, average.dtype, average.device, live.dtype, live.device)
+        lane = found.setdefault(kind, Lane([], [], moves))
+        lane.averages.append(average)
+        lane.followed.append(followed[name])
+    return list(found.values())

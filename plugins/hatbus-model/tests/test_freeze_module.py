@@ -1,0 +1,204 @@
+"""FreezeModule: when, what, momentum, model.train(), unfreezing, resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from hatbus import Trainer, hookimpl
+from hatbus.errors import JobError
+from hatbus_model.freeze_module import FreezeModule
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.side_backbone = nn.Linear(3, 4)
+        self.head = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.backbone(x) + self.side_backbone(x))
+
+
+class History:
+    """What changed in each step: names of the state's tensors."""
+
+    def __init__(self) -> None:
+        self.moved: list[set[str]] = []
+        self.training: list[dict[str, bool]] = []
+
+    @hookimpl
+    def on_step_begin(self, model: nn.Module) -> None:
+        self.before = {n: v.clone() for n, v in model.state_dict().items()}
+
+    @hookimpl
+    def on_backward_begin(self, model: nn.Module) -> None:
+        self.training.append({n: m.training for n, m in model.named_modules()})
+
+    @hookimpl
+    def on_step_end(self, model: nn.Module) -> None:
+        after = model.state_dict()
+        self.moved.append({n for n, v in self.before.items() if not torch.equal(v, after[n])})
+
+
+class TrainMode:
+    """Does what a careless validation does."""
+
+    @hookimpl
+    def on_step_end(self, model: nn.Module) -> None:
+        model.train()
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1),
+}
+
+
+def build(
+    *plugins: object, optimizer: str = "sgd", batches: int = 4, accumulate: int = 1
+) -> Trainer:
+    model = Net()
+    generator = torch.Generator().manual_seed(1)
+    data = [
+        (torch.randn(5, 3, generator=generator), torch.randn(5, 1, generator=generator))
+        for _ in range(batches)
+    ]
+    made = OPTIMIZERS[optimizer](model.parameters())
+    return Trainer(model, made, data, nn.functional.mse_loss, list(plugins), accumulate=accumulate)
+
+
+def run(*plugins: object, steps: int = 8, **options: object) -> History:
+    history = History()
+    build(*plugins, history, **options).fit(num_steps=steps)
+    return history
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_frozen_module_does_not_move_under_momentum_and_weight_decay(optimizer: str) -> None:
+    history = run(FreezeModule([["backbone"]], [3], "step"), TrainMode(), optimizer=optimizer)
+    for step, moved in enumerate(history.moved):
+        backbone = {n for n in moved if n.startswith("backbone")}
+        assert bool(backbone) == (step < 3)
+        assert {"side_backbone.weight", "head.1.weight", "head.0.running_mean"} <= moved
+
+
+def test_everything_in_it_is_in_eval_mode_even_after_train() -> None:
+    history = run(FreezeModule([["backbone"]], [3], "step"), TrainMode())
+    inside = ("backbone", "backbone.0", "backbone.1", "backbone.2")
+    for step, training in enumerate(history.training):
+        assert all(training[name] == (step < 3) for name in inside)
+        assert training["head.0"]
+
+
+def test_by_epoch_at_its_begin() -> None:
+    history = run(FreezeModule([["backbone"], ["head"]], [1, 0], "epoch"))
+    assert [any(n.startswith("backbone") for n in moved) for moved in history.moved] == [
+        True
+    ] * 4 + [False] * 4
+    assert not any(n.startswith("head") for moved in history.moved for n in moved)
+
+
+def test_only_batchnorm_keeps_statistics_and_trains_weights() -> None:
+    history = run(FreezeModule([["backbone"]], [2], "step", only_batchnorm=True), TrainMode())
+    for step, moved in enumerate(history.moved):
+        assert ("backbone.1.running_mean" in moved) == (step < 2)
+        assert {"backbone.1.weight", "backbone.0.weight", "head.0.running_mean"} <= moved
+        assert history.training[step]["backbone.2"]
+
+
+def test_unfreeze_at_lets_it_go_on() -> None:
+    model_was_stopped = FreezeModule(
+        [["backbone"], ["head"]], [1, 2], "step", unfreeze_at=[5, None]
+    )
+    history = run(model_was_stopped)
+    backbone = [any(n.startswith("backbone") for n in moved) for moved in history.moved]
+    head = [any(n.startswith("head") for n in moved) for moved in history.moved]
+    assert backbone == [True, False, False, False, False, True, True, True]
+    assert head == [True, True] + [False] * 6
+    assert history.training[5]["backbone.2"]
+
+
+def test_unfreezing_leaves_alone_what_did_not_train_before() -> None:
+    trainer = build(FreezeModule([["backbone"]], [1], "step", unfreeze_at=[3]))
+    trainer.ctx.model.backbone[0].bias.requires_grad_(False)
+    trainer.fit(num_steps=5)
+    assert not trainer.ctx.model.backbone[0].bias.requires_grad
+    assert trainer.ctx.model.backbone[0].weight.requires_grad
+
+
+def test_until_its_mark_training_is_the_same_bits() -> None:
+    plain, late = build(), build(FreezeModule([["backbone"]], [99], "step"))
+    for trainer in (plain, late):
+        torch.manual_seed(7)  # for the dropout
+        trainer.fit(num_steps=6)
+    states = [t.ctx.model.state_dict().values() for t in (plain, late)]
+    assert all(map(torch.equal, *states))
+
+
+@pytest.mark.parametrize("at", [0, 2, 3, 4, 6])
+@pytest.mark.parametrize("only_batchnorm", [False, True])
+def test_a_resumed_run_is_in_the_same_condition(
+    continues_exactly: Callable[..., object], at: int, only_batchnorm: bool
+) -> None:
+    def again(more: list[object]) -> Trainer:
+        freeze = FreezeModule(
+            [["backbone"], ["head"]], [3, 1], "step", only_batchnorm, unfreeze_at=[6, None]
+        )
+        trainer = build(freeze, *more)
+        for module in trainer.ctx.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        return trainer
+
+    continues_exactly(again, 9, at)
+
+
+def test_an_unknown_module_is_refused_with_the_closest_names() -> None:
+    with pytest.raises(
+        JobError, match=r"freeze_module: modules: unknown module 'backbon'; did you mean 'backbone'"
+    ):
+        run(FreezeModule([["backbon"]], [0], "step"))
+
+
+@pytest.mark.parametrize(
+    ("modules", "at", "by", "words"),
+    [
+        ([["a"]], [1, 2], "step", "modules has 1 entries, step_or_epoch 2"),
+        ([["a"]], [-1], "step", "step_or_epoch holds -1"),
+        ([["a"]], [1.5], "step", "step_or_epoch holds 1.5"),
+        ([["a"]], [1], "steps", "did you mean 'step'"),
+        ("backbone", [1], "step", "modules is 'backbone'"),
+        ([[1]], [1], "step", "module names"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused(
+    modules: list, at: list, by: str, words: str
+) -> None:
+    with pytest.raises(JobError, match=words):
+        FreezeModule(modules, at, by)
+
+
+def test_marks_can_be_previewed() -> None:
+    trainer = build(
+        by_step := FreezeModule([["backbone"], ["head"]], [7, 2], "step", unfreeze_at=[9, None])
+    )
+    assert by_step.preview_marks(trainer.ctx) == [
+        (2, "freeze head"),
+        (7, "freeze backbone"),
+        (9, "unfreeze backbone"),
+    ]
+    by_epoch = FreezeModule([["backbone", "head"]], [2], "epoch")
+    assert by_epoch.preview_marks(trainer.ctx) == [(8, "freeze backbone, head")]
+
+
+def test_process_freezes_in_place() -> None:
+    model = Net()
+    FreezeModule([], [], "step").process(model, "backbone.0")
+    assert not model.backbone[0].weight.requires_grad
+    assert model.backbone[1].weight.requires_grad
