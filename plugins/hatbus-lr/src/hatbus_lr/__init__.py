@@ -1,0 +1,48 @@
+"""Learning-rate schedules for hatbus: the seven updaters of HAT, and torch's own schedulers.
+
+Each class is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from hatbus_lr.cos_lr import CosLrUpdater
+    from hatbus_lr.cosine_annealing_lr import CosineAnnealingLrUpdater
+    from hatbus_lr.cyclic_lr import CyclicLrUpdater
+    from hatbus_lr.noam_lr import NoamLrUpdater
+    from hatbus_lr.one_cycle_lr import OneCycleUpdater
+    from hatbus_lr.poly_lr import PolyLrUpdater
+    from hatbus_lr.step_decay_lr import StepDecayLrUpdater
+    from hatbus_lr.torch_lr import TorchLr
+
+__all__ = [
+    "CosLrUpdater",
+    "CosineAnnealingLrUpdater",
+    "CyclicLrUpdater",
+    "NoamLrUpdater",
+    "OneCycleUpdater",
+    "PolyLrUpdater",
+    "StepDecayLrUpdater",
+    "TorchLr",
+]
+
+_HOME: Final = {
+    "CosLrUpdater": "cos_lr",
+    "CosineAnnealingLrUpdater": "cosine_annealing_lr",
+    "CyclicLrUpdater": "cyclic_lr",
+    "NoamLrUpdater": "noam_lr",
+    "OneCycleUpdater": "one_cycle_lr",
+    "PolyLrUpdater": "poly_lr",
+    "StepDecayLrUpdater": "step_decay_lr",
+    "TorchLr": "torch_lr",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a class when it is first asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'hatbus_lr' has no attribute {name!r}")
+    return getattr(import_module(f"hatbus_lr.{_HOME[name]}"), name)

@@ -1,0 +1,52 @@
+"""Checks of constructor values; each error says what was given and what is accepted."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+from hatbus.errors import JobError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+UNITS: Final = ("step", "epoch")
+
+
+def one_of(name: str, value: Any, words: Sequence[str]) -> None:
+    """Refuses a word that is not in the list."""
+    if value not in words:
+        hint = did_you_mean(value, words) if isinstance(value, str) else ""
+        listed = ", ".join(map(repr, words))
+        raise JobError(f"{name} is {value!r}; accepted: {listed}{hint if 'mean' in hint else ''}")
+
+
+def whole(name: str, value: Any, least: int) -> None:
+    """Refuses what is no whole number, or less than ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise JobError(f"{name} is {value!r}; accepted: a whole number of at least {least}")
+
+
+def number(
+    name: str, value: Any, least: float = 0.0, most: float = math.inf, *, above: bool = False
+) -> None:
+    """Refuses what is no finite number, or lies outside ``least`` to ``most``.
+
+    Args:
+        name: of the option.
+        value: what was given.
+        least: the least value.
+        most: the greatest value.
+        above: ``least`` itself is refused too.
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if (
+        is_number
+        and math.isfinite(value)
+        and least <= value <= most
+        and not (above and value == least)
+    ):
+        return
+    start = f"above {least:g}" if above else f"of at least {least:g}"
+    end = f" and at most {most:g}" if most < math.inf else ""
+    raise JobError(f"{name} is {value!r}; accepted: a number {start}{end}")

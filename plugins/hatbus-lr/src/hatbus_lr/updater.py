@@ -1,0 +1,210 @@
+"""What every updater does: read the plan, warm up, set each group's value, log it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from hatbus import hookimpl, plugin
+from hatbus.control import log
+from hatbus.declare import DECLARATION, Declaration
+from hatbus_lr.accepted import UNITS, one_of, whole
+from hatbus_lr.field import Field, Group, labels
+from hatbus_lr.plan import Plan
+from hatbus_lr.warmup import Warmup, linear
+
+if TYPE_CHECKING:
+    import torch
+
+    from hatbus.context import Context
+
+Curve = Callable[[float, int], float]
+CLAIM: Final = "optimizer.{}"
+
+
+@plugin(stage="schedule", writes="optimizer.lr")
+class Updater:
+    """Base of the updaters; a subclass gives ``get_lr``, and ``prepare`` if it needs the plan.
+
+    The value of a step is a pure function of its ids, so a resumed run needs no state but each
+    group's initial value, which the optimizer's own state carries (``initial_lr``).
+
+    Args:
+        update_by: what counts in the formal part: ``"step"`` (``global_step_id``) or ``"epoch"``
+            (``epoch_id``; changes at epoch begin only).
+        warmup: the warmup; None for none.
+        step_log_interval: log every so many steps; None for never. With a warmup by epoch the
+            first step of every epoch is logged instead (as HAT does).
+        log_by: ``"epoch"``: log in the first step of every so many epochs instead.
+        field: of the param groups that is set; see ``hatbus_lr.field.Field``.
+
+    Attributes:
+        warmup_steps: W, known from ``on_loop_begin`` on.
+    """
+
+    __hatbus__: ClassVar[Declaration]
+
+    def __init__(
+        self,
+        *,
+        update_by: str = "step",
+        warmup: Warmup | None = None,
+        step_log_interval: int | None = 1,
+        log_by: str = "step",
+        field: str = "lr",
+    ) -> None:
+        one_of("update_by", update_by, UNITS)
+        if step_log_interval is not None:
+            whole("step_log_interval", step_log_interval, 1)
+        self.update_by = update_by
+        self.warmup = warmup or Warmup()
+        self.step_log_interval: float = step_log_interval or math.inf
+        if step_log_interval is not None and self.warmup.by == "epoch":
+            log_by, self.step_log_interval = "epoch", 1
+        self.field = Field(field)
+        self._name, self._initial = self.field.name, self.field.initial
+        self.warmup_steps: float = self.warmup.len if self.warmup.by == "step" else 0
+        self._share = float(self.warmup.lr_ratio)
+        self._by_step = update_by == "step"
+        self._logs_epochs = log_by == "epoch"
+        self._is_first_step = True
+        self._held: dict[str, float] = {}
+        self._held_epoch = -1
+        self._is_plain = True
+        self._labels: tuple[str, ...] = ()
+        if field != "lr":
+            claim = (CLAIM.format(field),)
+            setattr(self, DECLARATION, replace(type(self).__hatbus__, writes=claim))
+
+    # ---- the schedule ---------------------------------------------------------------------------
+
+    def get_lr(self, begin_lr: float, num_update: int) -> float:
+        """The formal value.
+
+        Args:
+            begin_lr: the group's initial value.
+            num_update: absolute index (warmup included): ``global_step_id``, or ``epoch_id`` with
+                ``update_by="epoch"``.
+        """
+        raise NotImplementedError
+
+    def get_warmup_lr(self, warmup_end_lr: float, num_update: int) -> float:
+        """The value during warmup: ``b + (end - b) * num_update / W``, or ``end`` if constant.
+
+        Args:
+            warmup_end_lr: what warmup aims at: initial value times ``warmup_lr_ratio``.
+            num_update: ``global_step_id``.
+        """
+        if self.warmup.mode == "constant" or not self.warmup_steps:
+            return warmup_end_lr
+        return linear(self.warmup.begin_lr, warmup_end_lr, num_update, self.warmup_steps)
+
+    def lr_at(self, begin_lr: float, global_step_id: int, epoch_id: int, step_id: int) -> float:
+        """The value of any step of the run, without side effects.
+
+        Args:
+            begin_lr: the group's initial value.
+            global_step_id: the step in the run.
+            epoch_id: its epoch.
+            step_id: its place in the epoch.
+        """
+        curve, share, index = self._phase(global_step_id, epoch_id, step_id)
+        return curve(begin_lr * share, index)
+
+    def prepare(self, plan: Plan) -> None:
+        """Takes from the run's plan what the schedule needs; ``warmup_steps`` is known."""
+
+    # ---- events ---------------------------------------------------------------------------------
+
+    @hookimpl
+    def on_loop_begin(
+        self, optimizer: Any, data_loader: Any, num_epochs: int | None, **kwargs: Any
+    ) -> None:
+        """Prepares for the run's length and notes every group's initial value."""
+        plan = Plan.read(kwargs.get("ctx"), data_loader, num_epochs, kwargs.get("num_steps"))
+        self.warmup_steps = self.warmup.steps(plan, type(self).__name__)
+        self.prepare(plan)
+        self._adopt(optimizer.param_groups)
+
+    @hookimpl
+    def on_epoch_begin(self, ctx: Context, optimizer: torch.optim.Optimizer) -> None:
+        """Sets the value of the epoch's first step, for plugins that look at it now."""
+        self._adopt(optimizer.param_groups)  # a checkpoint may have brought other groups
+        step, step_id = ctx.position.global_step, ctx.step_id
+        self._held = self._set(optimizer.param_groups, *self._phase(step, ctx.epoch_id, step_id))
+        is_held = not self._by_step and step - step_id >= self.warmup_steps
+        self._held_epoch = ctx.epoch_id if is_held else -1
+        self._is_first_step = True
+
+    @hookimpl
+    def on_step_begin(self, ctx: Context, optimizer: torch.optim.Optimizer) -> None:
+        """Sets the value of this step."""
+        step, every, groups = ctx.global_step_id, self.step_log_interval, optimizer.param_groups
+        if self._by_step and step >= self.warmup_steps:  # as _phase says; most steps of most runs
+            values = self._set(groups, self.get_lr, 1.0, step)
+        elif self._held_epoch == ctx.epoch_id and len(self._held) == len(groups):
+            values = self._held
+        else:
+            values = self._set(groups, *self._phase(step, ctx.epoch_id, ctx.step_id))
+        if self._logs_epochs:
+            due = self._is_first_step and (ctx.epoch_id + 1) % every == 0
+            self._is_first_step = False
+        else:
+            due = (step + 1) % every == 0
+        if due:
+            ctx.log(values)
+
+    def set_warmup_training_lr(self, optimizer: torch.optim.Optimizer, num_update: int) -> None:
+        """Sets every group to its warmup value.
+
+        Args:
+            optimizer: the optimizer.
+            num_update: ``global_step_id``, below W.
+        """
+        for group in optimizer.param_groups:
+            end = self.field.remember(group) * self.warmup.lr_ratio
+            self.field.write(group, self.get_warmup_lr(end, num_update))
+
+    def _phase(self, step: int, epoch: int, step_id: int) -> tuple[Curve, float, int]:
+        """The curve of a step, the share of the initial value that it gets, and its index."""
+        length = self.warmup_steps
+        if step < length:
+            return self.get_warmup_lr, self._share, step
+        if self._by_step:
+            return self.get_lr, 1.0, step
+        if step - step_id < length:  # warmup ended in this epoch: its last value stays
+            return self.get_warmup_lr, self._share, int(length) - 1
+        return self.get_lr, 1.0, epoch
+
+    def _set(self, groups: list[Group], curve: Curve, share: float, index: int) -> dict[str, float]:
+        """Sets every group's value; gives them back by log name."""
+        name, initial, names = self._name, self._initial, self._labels
+        if len(groups) != len(names):  # a plugin has added a group
+            self._adopt(groups)
+            names = self._labels
+        values: dict[str, float] = {}
+        place = 0
+        for group in groups:
+            value = curve(group[initial] * share, index)
+            if self._is_plain:
+                group[name] = value
+            else:
+                self.field.write(group, value)
+            values[names[place]] = value
+            place += 1  # noqa: SIM113 - enumerate and zip cost more than this loop's arithmetic
+        return values
+
+    def _adopt(self, groups: list[Group]) -> None:
+        """Notes the groups' initial values and names, and whether plain floats are set."""
+        for group in groups:
+            self.field.remember(group)
+        self._labels = labels(self.field.name, groups)
+        self._is_plain = all(type(group.get(self.field.name)) in {int, float} for group in groups)
+
+
+def warn_of_long_warmup(who: str, warmup: float, total: int) -> None:
+    """Says that a run ends before its formal part begins; a short trial run may want that."""
+    if warmup >= total:
+        log.warning("%s: warmup of %d steps fills the run of %d steps", who, warmup, total)
