@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,7 @@ def quick_summary(file: Path, name: str) -> str | None:
 def find_source(module: str) -> Path | None:
     """The file of a module, found without importing it or the packages around it."""
     top, _, inner = module.partition(".")
-    spec = _top_spec(top)
+    spec = _top_spec(top, tuple(sys.path))
     if spec is None:
         return None
     if not inner:
@@ -33,7 +34,7 @@ def find_source(module: str) -> Path | None:
 
 
 @cache
-def _top_spec(name: str) -> ModuleSpec | None:
+def _top_spec(name: str, path: tuple[str, ...]) -> ModuleSpec | None:  # noqa: ARG001 - the cache's key
     try:
         return find_spec(name)
     except (ImportError, ValueError):

@@ -44,7 +44,10 @@ class Schema(NamedTuple):
 
 def schema_of(target: Callable[..., Any]) -> Schema:
     """Reads a signature; annotations that cannot be evaluated count as ``Any``."""
-    parameters = inspect.signature(target).parameters.values()
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except ValueError:  # written in C, without a signature
+        return Schema({}, takes_more=True)
     names = _Names(_globals_of(target))
     options = {
         p.name: Option(p.name, _hint(p, names), p.default) for p in parameters if p.kind in _KINDS
@@ -106,8 +109,8 @@ def _hint(parameter: inspect.Parameter, names: _Names) -> Any:
     if not isinstance(annotation, str):
         return annotation
     try:
-        return eval(annotation, {}, names)
-    except Exception:  # an annotation may say anything
+        return eval(annotation, {}, names)  # noqa: S307 - the annotation of an imported class
+    except Exception:  # noqa: BLE001 - an annotation may say anything
         return Any
 
 

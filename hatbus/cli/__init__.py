@@ -11,7 +11,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from hatbus.cli.display import explain
+from hatbus.cli import display
 from hatbus.errors import JobError, did_you_mean
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("train what a job file says", "hatbus.cli.run"),
+    "explain": ("show what will run when, and why there", "hatbus.cli.explain"),
     "plugins": ("list, show and check plugins", "hatbus.cli.plugins"),
     "events": ("show the events that a plugin can hook", "hatbus.cli.events"),
 }
@@ -44,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (Exception, KeyboardInterrupt) as error:
-        return explain(error, traceback=getattr(args, "traceback", False))
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - each has its own exit code
+        return display.explain(error, traceback=getattr(args, "traceback", False))
     return code
 
 

@@ -1,0 +1,135 @@
+"""``hatbus explain JOB``: what will run when, and why there, before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import TYPE_CHECKING, Any
+
+from hatbus.errors import JobError, did_you_mean
+from hatbus.events import EVENTS
+from hatbus.explanation import CORE
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from hatbus.explanation import Entry, Plan
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    from hatbus.cli.run import arguments as job_arguments
+
+    job_arguments(parser)
+    parser.add_argument("--event", metavar="NAME", help="this event only")
+    parser.add_argument("--all", action="store_true", help="also events that no plugin uses")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument("--diff", metavar="OTHER_JOB", help="show what another job does otherwise")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the plan of a job.
+
+    Raises:
+        HatbusError: what is wrong with the job.
+    """
+    if args.event is not None and args.event not in EVENTS:
+        raise JobError(f"unknown event {args.event!r}{did_you_mean(args.event, EVENTS)}")
+    plan = plan_of_job(args.job, args.plugins, args.options)
+    if args.diff is not None:
+        show_difference(plan, plan_of_job(args.diff, (), ()), args.job, args.diff)
+    elif args.json:
+        found = plan.as_json()
+        if args.event is not None:
+            found["events"] = {args.event: found["events"].get(args.event, [])}
+        print(json.dumps(found, indent=2))
+    else:
+        show(plan, args.event, everything=args.all)
+    return 0
+
+
+def plan_of_job(job: str, plugins: Any, options: Any) -> Plan:
+    """Builds the job, without running it, and reads its plan off the bus."""
+    from hatbus import discovery, jobrun
+    from hatbus.explanation import plan_of
+
+    prepared = jobrun.prepare(job, tuple(plugins), tuple(options))
+    trainer = prepared.build()
+    trainer.bus.set_tasks(trainer.ctx.data.tasks)
+    used = [found.name for found in prepared.found.values()]
+    return plan_of(trainer.bus, [found.name for found in discovery.installed()], used)
+
+
+def show(plan: Plan, event: str | None, *, everything: bool) -> None:
+    """Prints the plugins in order, then who takes part in which event; or one event in full."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    if event is not None:
+        entries = plan.events.get(event, ())
+        if entries:
+            console.print(_table(f"{event}, outermost first", entries, roles=True))
+        else:
+            console.print(f"nobody takes part in {event}")
+        return
+    console.print(_table("plugins, in the order they have in every event", plan.plugins))
+    console.print(_events(plan, everything=everything))
+    if plan.off:
+        console.print(Text("installed but off: " + ", ".join(plan.off), "dim"))
+
+
+def _table(title: str, entries: Sequence[Entry], *, roles: bool = False) -> Table:
+    """A row per implementation, or per plugin."""
+    from rich.table import Table
+    from rich.text import Text
+
+    heads = ["plugin", *(["does"] if roles else []), "why there", "only", "writes", "from"]
+    table = Table(*heads, title=title, title_justify="left", title_style="bold", box=None)
+    for entry in entries:
+        cells = [entry.plugin, *([entry.does] if roles else []), "; ".join(entry.why)]
+        cells += [entry.filters, ", ".join(entry.writes), entry.source]
+        style = "dim" if entry.source == CORE else ""
+        table.add_row(*(Text(cell, style) for cell in cells))
+    return table
+
+
+def _events(plan: Plan, *, everything: bool) -> Table:
+    """A row per event: what wraps it, and what runs inside."""
+    from rich.table import Table
+    from rich.text import Text
+
+    title = "events, in the order of the loop"
+    table = Table("event", "wrapped by", "runs", title=title, title_justify="left", box=None)
+    table.title_style = "bold"
+    for name, entries in plan.events.items():
+        if not everything and all(e.source == CORE for e in entries):
+            continue
+        wrapping = [e for e in entries if e.does == "wraps" and (everything or e.source != CORE)]
+        replaced = any(e.does == "replaces" for e in entries)
+        inside = [
+            e for e in entries if e.does != "wraps" and not (replaced and e.does == "default")
+        ]
+        table.add_row(
+            name,
+            Text(" > ".join(_name(e) for e in wrapping)),
+            Text(", ".join(_name(e) for e in inside)),
+        )
+    return table
+
+
+def _name(entry: Entry) -> str:
+    if entry.source == CORE:
+        return f"{entry.plugin} ({CORE})"
+    return entry.plugin + (f" [{', '.join(entry.tasks)}]" if entry.tasks else "")
+
+
+def show_difference(plan: Plan, other: Plan, name: str, other_name: str) -> None:
+    """Prints what differs between two plans, as a unified diff."""
+    lines = list(
+        difflib.unified_diff(plan.lines(), other.lines(), name, other_name, lineterm="", n=1)
+    )
+    print("\n".join(lines) if lines else f"{name} and {other_name} run the same, in the same order")
