@@ -132,7 +132,7 @@ class Bus:
         if interval is not None:
             self._watch(interval)
         self.members[name] = Member(name, plugin, declared, self._positions, core, interval)
-        self._positions += 1
+        self._positions += not core
         self._changed()
         return name
 

@@ -92,7 +92,7 @@ def _edges(places: Sequence[Place]) -> dict[str, dict[str, str]]:
 
 def _reasons(place: Place, before: dict[str, str]) -> tuple[str, ...]:
     soft = tuple(reason for reason in before.values() if " says " in reason)
-    return (f"stage {place.declared.stage}", *soft, f"place {place.position} in the job")
+    return (f"stage {place.declared.stage}", *soft, f"number {place.position + 1} in the job")
 
 
 def _explain_cycle(

@@ -57,7 +57,7 @@ def test_an_edge_against_the_stages_names_both_and_the_way_out() -> None:
 
 def test_every_plugin_is_told_why_it_stands_where_it_does() -> None:
     placed = resolve([place("a", position=3, after=("b",)), place("b", position=4)])
-    assert placed[1].reasons == ("stage monitor", "a says after b", "place 3 in the job")
+    assert placed[1].reasons == ("stage monitor", "a says after b", "number 4 in the job")
 
 
 def test_an_unknown_stage_is_refused_with_the_closest() -> None:

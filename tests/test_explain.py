@@ -1,0 +1,97 @@
+"""``hatbus explain``: the plan of a run, before anything runs."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from hatbus import discovery
+from hatbus.cli import main
+from hatbus.cli.explain import plan_of_job
+from hatbus.explanation import CORE
+
+MULTITASK = "docs/examples/multitask/job.toml"
+ACCURACIES = ["digit_accuracy", "turn_accuracy"]
+ORDER = {
+    "run_loop": ["validation"],
+    "on_loop_begin": ["cos_lr", *ACCURACIES, "validation", "stats_monitor", "progress"],
+    "on_epoch_begin": ["cos_lr", *ACCURACIES, "stats_monitor"],
+    "on_step_begin": ["cos_lr", "stats_monitor"],
+    "on_batch_end": ACCURACIES,
+    "on_step_end": [*ACCURACIES, "validation", "stats_monitor", "progress"],
+    "on_epoch_end": [*ACCURACIES, "validation", "stats_monitor", "progress"],
+    "on_loop_end": ["validation", "progress"],
+    "validate": ["validation"],
+    "save_checkpoint": ["stats_monitor"],
+    "on_validation_begin": ["stats_monitor", "progress"],
+    "on_validation_end": ["stats_monitor", "progress"],
+}
+"""The multitask example: who takes part in each event that a plugin uses, in order."""
+
+
+def orders(checkout: Path) -> dict[str, list[str]]:
+    plan = plan_of_job(str(checkout / MULTITASK), (), ())
+    mine = {e: [p.plugin for p in ps if p.source != CORE] for e, ps in plan.events.items()}
+    return {event: names for event, names in mine.items() if names}
+
+
+def test_the_order_of_every_event_of_the_multitask_example(checkout: Path) -> None:
+    assert orders(checkout) == ORDER
+
+
+def test_the_order_never_depends_on_what_was_installed_first(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = discovery.installed()
+    for seed in range(50):
+        shuffled = random.Random(seed).sample(installed, len(installed))
+        monkeypatch.setattr(discovery, "_scan", lambda path, offers=tuple(shuffled): offers)
+        assert orders(checkout) == ORDER
+
+
+def explained(checkout: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(["explain", str(checkout / MULTITASK), *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_tables_say_why_each_stands_where_it_does_and_what_is_off(
+    checkout: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = explained(checkout, capsys, "-o", "turn_accuracy.every='2 epochs'")
+    assert "cos_lr          stage schedule; number 1 in the job" in shown
+    assert "progress says after stats_monitor" in shown
+    assert "tasks turn; every 2 epochs" in shown
+    assert "optimizer.lr" in shown
+    assert "installed but off: " in shown
+
+
+def test_one_event_can_be_asked_for_with_hatbus_s_own_parts(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = json.loads(explained(checkout, capsys, "--event", "run_batch", "--json"))
+    assert [(e["plugin"], e["does"]) for e in found["events"]["run_batch"]] == [
+        ("task_scope", "wraps"),
+        ("moments", "wraps"),
+        ("batch_processor", "default"),
+    ]
+
+
+def test_the_difference_of_two_jobs_is_shown(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = explained(
+        checkout, capsys, "-p", "no:cos_lr", "--diff", str(checkout / MULTITASK)
+    ).splitlines()
+    assert "+on_step_begin: cos_lr hears" in shown
+    assert not [line for line in shown if line.startswith("-") and "cos_lr" in line]
+
+
+def test_an_unknown_event_is_refused_with_the_closest(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", str(checkout / MULTITASK), "--event", "on_step_ends"]) == 2
+    assert "unknown event 'on_step_ends'; did you mean 'on_step_end'?" in capsys.readouterr().err
