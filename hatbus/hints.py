@@ -29,6 +29,7 @@ _SIMPLE: Final[dict[Any, tuple[tuple[type, ...], str]]] = {
     Path: ((str,), "a path"),
     PurePath: ((str,), "a path"),
 }
+_TOML: Final = (str, int, float, list, dict)
 CALL: Final = "call"
 
 
@@ -40,7 +41,8 @@ def convert(value: Any, hint: Any, find: Find | None) -> Any:
     """The value as the hint wants it.
 
     Args:
-        value: from TOML: a string, number, boolean, list, table or date.
+        value: from TOML: a string, number, boolean, list, table or date. Anything else is an
+            object that was found before, and taken as it is.
         hint: the evaluated annotation.
         find: finds the object that a text names; None where no objects can be named.
 
@@ -52,6 +54,8 @@ def convert(value: Any, hint: Any, find: Find | None) -> Any:
         Mismatch: it does not fit.
         JobError: it names an object that is not there.
     """
+    if not isinstance(value, _TOML):
+        return value
     if find is not None and isinstance(value, str) and value.startswith("@"):
         return value[1:] if value.startswith("@@") else Built(value[1:])
     if find is not None and isinstance(value, dict) and isinstance(value.get(CALL), str):

@@ -186,3 +186,8 @@ def test_any_value_fits_any_hint_or_is_a_mismatch(value: Any, one: Any, other: A
             convert(value, hint, None)
         except Mismatch:
             assert accepted(hint)
+
+
+def test_an_object_that_was_found_before_is_taken_as_it_is() -> None:
+    assert convert(len, Callable[..., int], None) is len
+    assert convert([len], Sequence[Callable[..., int]], None) == [len]
