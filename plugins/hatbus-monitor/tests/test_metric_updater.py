@@ -185,7 +185,7 @@ def test_a_users_metric_does_not_hold_the_graph(trainer) -> None:
 def test_metrics_of_the_trainer_are_used_when_none_are_given(trainer) -> None:
     run = trainer([MetricUpdater(usual)], train_metrics=[Mean("loss")])
     assert "train/loss" in run.fit(num_epochs=1).latest
-    with pytest.raises(PluginError, match="give metrics=.*train_metrics="):
+    with pytest.raises(PluginError, match=r"give metrics=.*train_metrics="):
         trainer([MetricUpdater(usual)]).fit(num_epochs=1)
 
 

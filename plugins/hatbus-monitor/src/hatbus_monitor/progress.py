@@ -177,7 +177,7 @@ class Progress:
             remaining=self._remaining(done, total),
             values=self._values(ctx),
             nested=self._nested,
-            ending=ending(ctx.exception),
+            ending=ending(ctx),
         )
 
     def _remaining(self, done: int, total: int | None) -> float:
@@ -203,10 +203,11 @@ def is_single(value: Any) -> bool:
     return isinstance(value, (int, float)) or getattr(value, "numel", lambda: 0)() == 1
 
 
-def ending(exception: BaseException | None) -> str:
-    """How an exception ends a run, in a word or two."""
+def ending(ctx: Context) -> str:
+    """What ends a run early, in a word or two; empty when nothing does."""
+    exception, stopped = ctx.exception, ctx.control.stopped
     if exception is None:
-        return ""
+        return f"stopped ({stopped.reason or stopped.by})" if stopped is not None else ""
     if isinstance(exception, KeyboardInterrupt):
         return "interrupted"
     return f"failed ({type(exception).__name__})"

@@ -6,8 +6,9 @@ import contextlib
 import sys
 from typing import Any, Final, Protocol
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.text import Text
 
 from hatbus.errors import PluginError, did_you_mean
 from hatbus_monitor.console_log import LogThrough
@@ -43,13 +44,15 @@ class LiveDisplay:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self._live: Live | None = None
+        self._last = Snapshot()
         self._log = LogThrough()
 
     def start(self, snapshot: Snapshot) -> None:
         """Draws the bars and leads stdout (if it is a terminal), stderr and the log above them."""
         # Only from show() is anything drawn: a thread would draw into what others are printing.
+        self._last = snapshot
         self._live = Live(
-            bars(snapshot),
+            _above_cursor(snapshot),
             console=self._console,
             auto_refresh=False,
             redirect_stdout=sys.stdout.isatty(),
@@ -57,21 +60,29 @@ class LiveDisplay:
         )
         before = (sys.stdout, sys.stderr)
         self._live.start(refresh=True)
+        # Left visible, on a line of its own: a process that is killed cannot put it back.
+        self._console.show_cursor(True)
         self._log.start(self._console, before)
 
     def show(self, snapshot: Snapshot) -> None:
         """Draws the bars anew."""
         if self._live is not None:
-            self._live.update(bars(snapshot), refresh=True)
+            self._last = snapshot
+            self._live.update(_above_cursor(snapshot), refresh=True)
 
     def stop(self) -> None:
         """Leaves the last state on the screen, the cursor below it, the streams as they were."""
         live, self._live = self._live, None
         if live is not None:
             try:
+                live.update(bars(self._last))
                 live.stop()
             finally:
                 self._log.stop()
+
+
+def _above_cursor(snapshot: Snapshot) -> RenderableType:
+    return Group(bars(snapshot), Text(""))
 
 
 class PlainDisplay:

@@ -52,9 +52,7 @@ def by_index(pred: Any = None, label: Any = 1) -> UpdateFunction:
     return update
 
 
-def by_regex(
-    pred: str | list[str], label: str | list[str | None] | None = None
-) -> UpdateFunction:
+def by_regex(pred: str | list[str], label: str | list[str | None] | None = None) -> UpdateFunction:
     r"""Updates with ``(prediction, label)`` found by regular expressions over flattened names.
 
     Names of nested dicts, lists and tuples are joined by "_": the second entry of

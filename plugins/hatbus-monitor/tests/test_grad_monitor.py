@@ -1,0 +1,97 @@
+"""GradMonitor against norms computed one by one."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from hatbus import hookimpl, plugin
+from hatbus.errors import PluginError
+from hatbus_monitor.grad_monitor import GradMonitor
+
+
+@plugin(stage="setup")
+class Expected:
+    """Norms of the same gradients, the slow way, before the step clips them."""
+
+    def __init__(self, norm_type: float = 2.0) -> None:
+        self.norms: list[dict[str, float]] = []
+        self.norm_type = norm_type
+
+    @hookimpl
+    def on_batch_end(self, model: Any) -> None:
+        def norm(tensors: list[torch.Tensor]) -> float:
+            flat = torch.cat([t.detach().flatten() for t in tensors])
+            return float(torch.linalg.vector_norm(flat, self.norm_type))
+
+        named = {"": model, "0": model[0], "2": model[2]}
+        found = {n: norm([p.grad for p in m.parameters()]) for n, m in named.items()}
+        weights = {f"w{n}": norm(list(m.parameters())) for n, m in named.items()}
+        self.norms.append(found | weights)
+
+
+@plugin(stage="train")
+class Clips:
+    """Clips to nearly nothing."""
+
+    @hookimpl
+    def clip_gradients(self, model: Any) -> bool:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-6)
+        return True
+
+
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, float("inf")])
+def test_norms_per_module_are_those_before_clipping(trainer, events, norm_type: float) -> None:
+    expected = Expected(norm_type)
+    monitor = GradMonitor(log_freq=3, norm_type=norm_type, weights=True)
+    trainer([expected, Clips(), monitor, events]).fit(num_epochs=1)
+    for name, key in [("grad_norm", ""), ("grad_norm/0", "0"), ("weight_norm/2", "w2")]:
+        found = events.of(name)
+        assert [step for step, _ in found] == [2, 5]
+        assert [v for _, v in found] == pytest.approx([expected.norms[n][key] for n in (2, 5)])
+
+
+def test_learning_rate_of_each_group_is_published(trainer, events) -> None:
+    run = trainer([GradMonitor(log_freq=6), events])
+    run.ctx.optimizer.param_groups[0]["name"] = "all"
+    run.ctx.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.5})
+    run.fit(num_epochs=1)
+    assert (events.of("lr/all"), events.of("lr/1")) == ([(5, 0.1)], [(5, 0.5)])
+
+
+def test_chosen_modules_only(trainer, events) -> None:
+    trainer([GradMonitor(log_freq=6, modules=["2"], lr=False), events]).fit(num_epochs=1)
+    assert [set(logs) for _, logs in events.logs] == [{"grad_norm", "grad_norm/2"}]
+
+
+def test_an_unknown_module_is_refused_at_loop_begin(trainer) -> None:
+    model = torch.nn.Sequential()
+    model.add_module("head", torch.nn.Linear(5, 3))
+    run = trainer([GradMonitor(modules=["haed"])], model=model)
+    with pytest.raises(PluginError, match="no module 'haed'; did you mean 'head'"):
+        run.fit(num_epochs=1)
+
+
+def test_steps_in_between_compute_nothing(trainer, events, monkeypatch) -> None:
+    calls = []
+    foreach = torch._foreach_norm
+    monkeypatch.setattr(torch, "_foreach_norm", lambda *a: calls.append(1) or foreach(*a))
+    trainer([GradMonitor(log_freq=4), events]).fit(num_steps=11)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("options", [{"log_freq": 0}, {"norm_type": 0}])
+def test_wrong_values_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(PluginError, match="accepted: "):
+        GradMonitor(**options)
+
+
+def test_losses_are_bit_identical_with_and_without(trainer, events, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    plain = type(events)()
+    trainer([GradMonitor(log_freq=1, weights=True), events]).fit(num_epochs=2)
+    trainer([plain]).fit(num_epochs=2)
+    assert events.losses == plain.losses

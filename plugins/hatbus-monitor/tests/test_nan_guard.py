@@ -1,0 +1,128 @@
+"""NanGuard names the first bad tensor, wherever it is."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hatbus import hookimpl, plugin
+from hatbus.errors import NonFiniteError, PluginError
+from hatbus_monitor.nan_guard import NanGuard
+
+NAN = float("nan")
+
+
+class Net(nn.Module):
+    """Three layers; the middle one can be told to go wrong."""
+
+    def __init__(self, bad: str = "") -> None:
+        super().__init__()
+        self.stem, self.body, self.head = nn.Linear(5, 8), Middle(bad), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(self.stem(x)))
+
+
+class Middle(nn.Module):
+    def __init__(self, bad: str) -> None:
+        super().__init__()
+        self.bad, self.inner, self.calls = bad, nn.Linear(8, 8), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.bad == "output" and self.calls >= 4:
+            return self.inner(x) * torch.tensor([1.0, NAN, *[1.0] * 6])
+        if self.bad == "gradient" and self.calls >= 4:
+            return self.inner(x) + torch.sqrt(x * 0)  # finite forward, infinite backward
+        return self.inner(x)
+
+
+def said(run: Any) -> str:
+    with pytest.raises(NonFiniteError) as caught:
+        run.fit(num_epochs=1)
+    return str(caught.value)
+
+
+def test_a_finite_run_is_left_alone(trainer, events) -> None:
+    plain = type(events)()
+    trainer([NanGuard(), events], model=None).fit(num_epochs=2)
+    trainer([plain]).fit(num_epochs=2)
+    assert events.losses == plain.losses
+
+
+def test_bad_batch_is_named(trainer, data) -> None:
+    batches = data()
+    batches[2][0][3, 1] = NAN
+    text = said(trainer([NanGuard()], batches))
+    assert "step 2: the first tensor that is not finite is the batch, entry '0'" in text
+    assert "of shape (8, 5): 1 of 40 entries are nan" in text
+
+
+def test_task_of_a_bad_batch_is_named(trainer, data) -> None:
+    batches = data()
+    batches[1][0][0, 0] = float("inf")
+    text = said(trainer([NanGuard()], {"a": data(), "b": batches}))
+    assert "step 1: the first tensor that is not finite is the batch of task 'b', entry '0'" in text
+    assert "are inf" in text
+
+
+def test_first_module_with_a_bad_output_is_named(trainer) -> None:
+    text = said(trainer([NanGuard()], model=Net("output")))
+    assert "step 3" in text
+    assert "the output of 'body' (Middle): of shape (8, 8): 8 of 64 entries are nan" in text
+
+
+def test_bad_loss_of_finite_outputs_is_named(trainer) -> None:
+    text = said(trainer([NanGuard()], loss=lambda outs, target: {"ce": outs.sum() * NAN}))
+    assert "is loss 'ce' = nan" in text
+
+
+def test_bad_gradient_is_named_in_the_order_of_the_backward_pass(trainer) -> None:
+    text = said(trainer([NanGuard()], model=Net("gradient")))
+    assert "step 3" in text
+    assert "is the gradient of 'stem.bias'" in text
+
+
+@plugin(stage="setup")
+class Poisons:
+    @hookimpl
+    def on_step_begin(self, model: Any, global_step_id: int) -> None:
+        if global_step_id == 1:
+            with torch.no_grad():
+                model.head.bias[0] = NAN
+
+
+def test_bad_parameter_is_named(trainer) -> None:
+    text = said(trainer([Poisons(), NanGuard()], model=Net()))
+    assert "step 1: the first tensor that is not finite is the parameter 'head.bias'" in text
+
+
+def test_seldom_checks_say_that_the_fault_may_be_older(trainer) -> None:
+    text = said(trainer([Poisons(), NanGuard(check_every=3)], model=Net(), nan="ignore"))
+    assert "step 2" in text
+    assert "checked every 3 steps, so it may be older" in text
+
+
+def test_log_leaves_the_policy_to_the_run(trainer, caplog) -> None:
+    with caplog.at_level(logging.WARNING, "hatbus"):
+        run = trainer([NanGuard(action="log")], model=Net("output"), nan="skip_step")
+        run.fit(num_epochs=1)
+    assert "step 3: the first tensor that is not finite is the output of 'body'" in caplog.text
+    assert run.ctx.updates == 3
+
+
+def test_hooks_and_context_are_as_before(trainer) -> None:
+    run = trainer([NanGuard(action="log")], model=Net("output"), nan="skip_step")
+    run.fit(num_epochs=1)
+    assert not any(module._forward_hooks for module in run.ctx.model.modules())
+    assert run.ctx.emit is run.bus.emitter()
+
+
+@pytest.mark.parametrize("options", [{"check_every": 0}, {"action": "warn"}])
+def test_wrong_values_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(PluginError, match="accepted: "):
+        NanGuard(**options)
