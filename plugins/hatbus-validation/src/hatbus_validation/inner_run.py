@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hatbus import Bus, Context, hookimpl
 from hatbus.context import Position
 from hatbus.control import Control
-from hatbus.loop import Nobody, kept_batches
+from hatbus.loop import Nobody, kept_batches, prefixed
 from hatbus.moments import Moments, TaskScope
 from hatbus.signals import stop_wanted
 
@@ -49,12 +49,13 @@ class EvaluationLoop:
     @hookimpl(trylast=True)
     def run_step(self, ctx: Context) -> bool:
         """Runs the step's batch; nothing is ever committed."""
-        ctx.batches = kept_batches(ctx) if ctx.bus.asks_batches else ctx.batches
+        if ctx.bus.asks_batches:
+            ctx.batches = kept_batches(ctx)
         losses: dict[str, Any] = {}
         for task, batch, _ in ctx.batches:
             ctx.task, ctx.batch = task, batch
-            found = ctx.bus.emitter(task).run_batch(ctx)
-            losses.update(found if task is None else {f"{task}/{n}": v for n, v in found.items()})
+            found = ctx.bus.scopes[task].run_batch(ctx)
+            losses.update(found if task is None else prefixed(found, task))
         ctx.task, ctx.losses = None, losses
         return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hatbus import hookimpl, plugin
@@ -25,18 +26,19 @@ class StepLog:
         self._interval = interval
         self._loader = f" of {loader!r}" if loader else ""
         self._began = 0.0
+        self._show: Callable[[str, int, int | None], None] | None = None
 
     @hookimpl
-    def on_loop_begin(self) -> None:
+    def on_loop_begin(self, ctx: Context) -> None:
         """Starts the clock."""
+        self._show = ctx.storage.get("progress")
         self._began = time.monotonic()
 
     @hookimpl
     def on_step_end(self, ctx: Context, step_id: int) -> None:
         """Says the step and the time per step."""
-        show = ctx.storage.get("progress")
-        if show is not None:
-            show(f"validation{self._loader}", step_id + 1, ctx.total_steps)
+        if self._show is not None:
+            self._show(f"validation{self._loader}", step_id + 1, ctx.total_steps)
         n = self._interval
         if n is not None and (step_id + 1) % n == 0 and ctx.exception is None:
             steps = "" if ctx.total_steps is None else f" of {ctx.total_steps}"
