@@ -73,6 +73,7 @@ class TorchLr:
         self.scheduler: Any = None
         self._labels: tuple[str, ...] = ()
         self._count = 0
+        self._updates_before: int | None = None
         self._restored: Mapping[str, Any] | None = None
 
     @hookimpl
@@ -129,11 +130,20 @@ class TorchLr:
             self.scheduler.step(metric_value(ctx, self.metric))
             self._count = count
             return
-        if self._count == 0:
-            with warnings.catch_warnings():  # a skipped first update is no wrong order of calls
-                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-                self.scheduler.step()
-            self._count = 1
+        if self._had_update(ctx):
+            self._step_to(count)
+            return
+        with warnings.catch_warnings():  # an update that was skipped is no wrong order of calls
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self._step_to(count)
+
+    def _had_update(self, ctx: Context) -> bool:
+        """Whether this process has made an update, which torch's schedulers look for."""
+        if self._updates_before is None:
+            self._updates_before = ctx.updates
+        return ctx.updates > self._updates_before
+
+    def _step_to(self, count: int) -> None:
         while self._count < count:
             self.scheduler.step()
             self._count += 1
