@@ -31,11 +31,12 @@ def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
     while True:
         if isinstance(inner, (DataParallel, DistributedDataParallel)):
             inner = inner.module
-        elif "_orig_mod" in inner._modules:
-            inner = inner._orig_mod
-        else:
+            continue
+        compiled_from = getattr(inner, "_orig_mod", None)
+        if compiled_from is None:
             found: torch.nn.Module = inner
             return found
+        inner = compiled_from
 
 
 def find_module(model: torch.nn.Module, name: str, where: str) -> torch.nn.Module:
@@ -51,7 +52,7 @@ def find_module(model: torch.nn.Module, name: str, where: str) -> torch.nn.Modul
     """
     module = unwrapped(model)
     for part in name.split(".") if name else ():
-        child = module._modules.get(part)
+        child = dict(module.named_children()).get(part)
         if child is None:
             raise JobError(f"{where}: unknown module {name!r}{_closest(name, module_names(model))}")
         module = unwrapped(child)
@@ -77,10 +78,9 @@ def structure_changed(ctx: Context) -> None:
 
 
 def _collect(module: torch.nn.Module, prefix: str, found: list[str]) -> None:
-    for name, child in module._modules.items():
-        if child is not None:
-            found.append(prefix + name)
-            _collect(unwrapped(child), f"{prefix}{name}.", found)
+    for name, child in module.named_children():
+        found.append(prefix + name)
+        _collect(unwrapped(child), f"{prefix}{name}.", found)
 
 
 def _closest(name: str, known: Iterable[str]) -> str:

@@ -161,11 +161,16 @@ def test_the_view_shows_the_average_and_gives_the_raw_weights_back() -> None:
     trainer = run(SetTo(), ema)
     model, weights = trainer.ctx.model, trainer.ctx.weights
     parameter, storage = model.weight, model.weight.data_ptr()
-    with pytest.raises(RuntimeError, match="validation failed"), weights.showing("ema"):
-        assert model.weight.item() == pytest.approx(WORKED[-1])
-        assert weights.current == "ema"
-        model.mean += 1  # a forward pass in train mode would
-        raise RuntimeError("validation failed")
+
+    def validate() -> None:
+        with weights.showing("ema"):
+            assert model.weight.item() == pytest.approx(WORKED[-1])
+            assert weights.current == "ema"
+            model.mean += 1  # a forward pass in train mode would
+            raise RuntimeError("validation failed")
+
+    with pytest.raises(RuntimeError, match="validation failed"):
+        validate()
     assert weights.current == "raw"
     assert model.weight is parameter
     assert model.weight.data_ptr() == storage
@@ -176,9 +181,9 @@ def test_the_view_shows_the_average_and_gives_the_raw_weights_back() -> None:
 def test_views_do_not_nest() -> None:
     trainer = run(SetTo(), ExponentialMovingAverage())
     weights = trainer.ctx.weights
+    nested = weights.showing("raw")
     with weights.showing("ema"), pytest.raises(PluginError, match="do not nest"):
-        with weights.showing("raw"):
-            pass
+        nested.__enter__()
     with weights.showing("raw"):
         assert trainer.ctx.model.weight.item() == 6
 

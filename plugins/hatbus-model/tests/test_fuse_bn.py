@@ -274,13 +274,14 @@ def test_a_resumed_run_is_in_the_same_condition(
         )
         return trainer_of(net("nested"), *plugins, *more, optimizer=optimizer)
 
-    whole, again = continues_exactly(build, 9, at)
+    _, again = continues_exactly(build, 9, at)
     assert isinstance(again.ctx.model.block[2], nn.Identity)
 
 
 def test_the_average_is_folded_alike() -> None:
     class Around:
-        found: list[torch.Tensor] = []
+        def __init__(self) -> None:
+            self.found: list[torch.Tensor] = []
 
         def show(self, ctx: object) -> None:
             with ctx.weights.showing("ema"):

@@ -92,7 +92,7 @@ def why_not(conv: nn.Module, norm: _BatchNorm) -> str | None:
     if norm.num_features != channels:
         return f"it has {norm.num_features} channels, the convolution {channels}"
     for module in (conv, norm):
-        if module._forward_hooks or module._forward_pre_hooks:
+        if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001 - torch has no other way
             return f"the {type(module).__name__} has forward hooks"
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from torch import nn
@@ -47,29 +48,35 @@ def candidates(model: nn.Module, name: str) -> tuple[list[Fold], dict[str, str]]
     """
     target = find_module(model, name, "fuse_bn: modules")
     names = {id(module): found for found, module in model.named_modules()}
-    holders = Counter(id(child) for m in model.modules() for child in m._modules.values())
-    tied = Counter(id(p) for m in model.modules() for p in m._parameters.values())
+    holders = Counter(id(child) for m in model.modules() for _, child in m.named_children())
+    holders.update(id(c) for m in model.modules() for c in _more_than_once(m))
+    own = (m.named_parameters(recurse=False, remove_duplicate=False) for m in model.modules())
+    tied = Counter(id(p) for parameters in own for _, p in parameters)
     before: dict[int, Any] = {}
     for container in target.modules():
         if isinstance(container, (nn.Sequential, nn.ModuleList)):
-            children = [child for child in container._modules.values() if child is not None]
-            before.update({id(b): a for a, b in zip(children, children[1:], strict=False)})
+            before.update({id(norm): conv for conv, norm in pairwise(container)})
     folds, left = [], {}
     for norm in batch_norms(target):
         conv: Any = before.get(id(norm))
         reason = ALONE if conv is None else why_not(conv, norm)  # type: ignore[arg-type]  # batch norms
         if reason is None and max(holders[id(conv)], holders[id(norm)]) > 1:
             reason = "it or its convolution stands in more than one place"
-        if (
-            reason is None
-            and max(tied[id(p)] for p in conv._parameters.values() if p is not None) > 1
-        ):
+        if reason is None and max(tied[id(p)] for p in conv.parameters()) > 1:
             reason = "its convolution shares parameters with another module"
         if reason is None:
             folds.append(_fold(names[id(conv)], names[id(norm)], conv, norm))
         else:
             left[names[id(norm)]] = reason
     return folds, left
+
+
+def _more_than_once(module: nn.Module) -> list[nn.Module]:
+    """The children that a container holds a second time; ``named_children`` leaves them out."""
+    if not isinstance(module, (nn.Sequential, nn.ModuleList)):
+        return []
+    counts = Counter(id(child) for child in module)
+    return [child for child in module.children() if counts[id(child)] > 1]
 
 
 def _fold(conv_name: str, norm_name: str, conv: Any, norm: Any) -> Fold:
@@ -122,12 +129,13 @@ def _parameter(
         return nn.Parameter(value, requires_grad=moves)
     old.data.copy_(value)
     old.grad = None
-    return old.requires_grad_(moves)
+    old.requires_grad_(moves)
+    return old
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, key = name.rpartition(".")
-    model.get_submodule(parent)._modules[key] = module
+    setattr(model.get_submodule(parent), key, module)
 
 
 def _holds(optimizer: torch.optim.Optimizer | None, parameter: nn.Parameter) -> bool:

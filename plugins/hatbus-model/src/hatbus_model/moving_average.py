@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Place = tuple[dict[str, Any], str]
-"""Where a module keeps a tensor: its dict and the key. What is there may be replaced at any time."""
+"""A module's dict and a key in it: where a tensor is, whatever tensor that is at the time."""
 _LOW: Final = (torch.float16, torch.bfloat16)
 
 
@@ -51,16 +51,14 @@ def places(model: nn.Module) -> dict[str, Place]:
     found: dict[str, Place] = {}
     seen: set[int] = set()
     for prefix, module in model.named_modules():
-        passing = module._non_persistent_buffers_set
-        for held in (module._parameters, module._buffers):
-            for key, tensor in held.items():
-                if (
-                    tensor is None
-                    or id(tensor) in seen
-                    or (held is module._buffers and key in passing)
-                ):
-                    continue
-                seen.add(id(tensor))
+        inside: Any = module
+        passing = inside._non_persistent_buffers_set  # noqa: SLF001 - torch shows it nowhere else
+        parameters, buffers = inside._parameters, inside._buffers  # noqa: SLF001 - the dicts themselves
+        listed = [(parameters, key) for key in parameters]
+        listed += [(buffers, key) for key in buffers if key not in passing]
+        for held, key in listed:
+            if held[key] is not None and id(held[key]) not in seen:
+                seen.add(id(held[key]))
                 found[f"{prefix}.{key}" if prefix else key] = (held, key)
     return found
 

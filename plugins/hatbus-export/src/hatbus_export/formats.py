@@ -1,0 +1,103 @@
+"""The two formats of a written model: TorchScript (``.pt``) and ``torch.export`` (``.pt2``)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from hatbus.errors import SaveError
+from hatbus_export.annotations import FILE
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Inputs = tuple[Any, ...] | Mapping[str, Any]
+
+
+def called(model: Callable[..., Any], inputs: Inputs) -> Any:
+    """The model's outputs: a tuple is unpacked, a mapping passed as keywords."""
+    with torch.no_grad():
+        return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+
+
+def write_traced(model: nn.Module, inputs: Inputs, annotations: str, path: str) -> None:
+    """Traces the model and writes TorchScript; ``torch.jit.load`` reads it."""
+    named = isinstance(inputs, Mapping)
+    example = {"example_kwarg_inputs": dict(inputs)} if named else {"example_inputs": inputs}
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch would like torch.export used instead; it is the other format
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced: Any = torch.jit.trace(model, **example, strict=False)  # type: ignore[no-untyped-call]  # torch's
+        torch.jit.save(traced, path, _extra_files={FILE: annotations})
+
+
+def write_exported(model: nn.Module, inputs: Inputs, annotations: str, path: str) -> None:
+    """Exports the model's graph for inputs of these shapes; ``torch.export.load`` reads it."""
+    named = isinstance(inputs, Mapping)
+    arguments = ((), dict(inputs)) if named else (tuple(inputs), None)
+    with torch.no_grad():
+        program = torch.export.export(model, *arguments)
+    torch.export.save(program, path, extra_files={FILE: annotations})
+
+
+WRITERS: Final[dict[str, Callable[[Any, Inputs, str, str], None]]] = {
+    "pt": write_traced,
+    "pt2": write_exported,
+}
+"""File suffix to writer."""
+
+
+def write_durably(
+    write: Callable[[str], None], folder: Path, stem: str, suffix: str, *, with_hash: bool
+) -> Path:
+    """Writes a file under a temporary name, and gives it its own name when it is whole.
+
+    Args:
+        write: writes to a path.
+        folder: where; made if it is not there.
+        stem: the name without hash and suffix.
+        suffix: without the dot.
+        with_hash: put the first 8 characters of the content's sha256 in the name.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        SaveError: the folder or file cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=f".{suffix}", dir=folder)
+        os.close(handle)
+    except OSError as error:
+        raise SaveError(f"save_traced: cannot write in {str(folder)!r}: {error}") from error
+    temporary = Path(name)
+    try:
+        write(name)
+        mark = f"-{_digest(temporary)[:8]}" if with_hash else ""
+        _make_durable(temporary)
+        return temporary.replace(folder / f"{stem}{mark}.{suffix}")
+    except OSError as error:
+        raise SaveError(f"save_traced: cannot write in {str(folder)!r}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _make_durable(path: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)  # mkstemp makes files that nobody else may read
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

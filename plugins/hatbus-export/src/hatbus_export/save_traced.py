@@ -1,0 +1,128 @@
+"""``SaveTraced``: the trained model in a file that runs without its source code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hatbus import hookimpl, plugin
+from hatbus.control import log
+from hatbus.errors import JobError, did_you_mean
+from hatbus_export.annotations import annotations_of
+from hatbus_export.copying import eval_copy, on_cpu
+from hatbus_export.formats import WRITERS, called, write_durably
+
+if TYPE_CHECKING:
+    from hatbus.context import Context
+
+
+@plugin(stage="report", ranks="zero")
+class SaveTraced:
+    """Traces the model at the end of the run and writes ``{prefix}deploy-checkpoint-last.pt``.
+
+    It works on a copy on the CPU in eval mode: the live model keeps its device, modes, gradients
+    and wrapper. Nothing is written when the run failed. ``ctx.emit.export_model(ctx, reason)``
+    writes at any other time. Source: ``hat.callbacks.SaveTraced``.
+
+    Args:
+        save_dir: folder of the file.
+        trace_inputs: example inputs: a tuple is unpacked, a dict passed as keywords.
+        name_prefix: beginning of the file's name.
+        allow_anno_miss: whether outputs may lack their attribute ``annotation``. The annotations
+            that a forward found are written with the model as the extra file
+            ``annotations.json``.
+        save_hash: put the first 8 characters of the content's sha256 in the name.
+        forward_before_trace: run the copy once before it is traced (always done when no
+            annotation may miss).
+        formats: what to write: ``"pt"`` (TorchScript) and ``"pt2"`` (``torch.export``).
+        weights: the weight view to write: ``"raw"``, or ``"ema"`` when that plugin is on.
+
+    Raises:
+        JobError: a value that cannot be used.
+        SaveError: while writing: the model cannot be copied or the file not written.
+    """
+
+    def __init__(
+        self,
+        save_dir: str,
+        trace_inputs: tuple[Any, ...] | dict[str, Any],
+        name_prefix: str = "",
+        allow_anno_miss: bool = True,
+        save_hash: bool = True,
+        forward_before_trace: bool = False,
+        formats: list[str] | tuple[str, ...] = ("pt",),
+        weights: str = "raw",
+    ) -> None:
+        self.trace_inputs = _read_inputs(trace_inputs)
+        self.formats = _read_formats(formats)
+        self.save_dir, self.name_prefix = Path(save_dir), name_prefix
+        self.allow_anno_miss, self.save_hash = allow_anno_miss, save_hash
+        self.forward_before_trace = forward_before_trace
+        self.weights = weights
+        self.written: list[Path] = []
+
+    @hookimpl
+    def on_loop_end(self, ctx: Context) -> None:
+        """Writes the model, unless the run failed."""
+        if ctx.exception is None:
+            ctx.emit.export_model(ctx, "end of the run")
+
+    @hookimpl
+    def export_model(self, ctx: Context, reason: str) -> Path:
+        """Writes the model in every format; returns the path of the first."""
+        with ctx.weights.showing(self.weights):
+            model = eval_copy(ctx.model)
+        inputs = on_cpu(self.trace_inputs)
+        stem = f"{self.name_prefix}deploy-checkpoint-last"
+        with _random_state_kept():
+            outputs = None
+            if self.forward_before_trace or not self.allow_anno_miss:
+                outputs = called(model, inputs)
+            annotations = annotations_of(outputs, allow_miss=self.allow_anno_miss)
+            found = [
+                write_durably(
+                    partial(WRITERS[suffix], model, inputs, annotations),
+                    self.save_dir,
+                    stem,
+                    suffix,
+                    with_hash=self.save_hash,
+                )
+                for suffix in self.formats
+            ]
+        for old in set(self.written) - set(found):  # an earlier export of this run: no longer last
+            old.unlink(missing_ok=True)
+        self.written = found
+        log.info("save_traced: wrote %s (%s)", ", ".join(map(str, found)), reason)
+        return found[0]
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Training draws the same random numbers afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+def _read_inputs(inputs: Any) -> tuple[Any, ...] | dict[str, Any]:
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    if isinstance(inputs, (tuple, list)):
+        return tuple(inputs)
+    raise JobError(
+        f"save_traced: trace_inputs is a {type(inputs).__name__}; accepted: a tuple of arguments, "
+        "such as (images,), or a dict of keywords"
+    )
+
+
+def _read_formats(formats: Any) -> tuple[str, ...]:
+    if isinstance(formats, str) or not formats:
+        raise JobError(f"save_traced: formats is {formats!r}; accepted: a list of 'pt', 'pt2'")
+    for name in formats:
+        if name not in WRITERS:
+            raise JobError(f"save_traced: unknown format {name!r}{did_you_mean(name, WRITERS)}")
+    return tuple(formats)

@@ -1,0 +1,219 @@
+"""SaveTraced: its files run elsewhere, and the live model notices nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hatbus import Trainer, hookimpl
+from hatbus.errors import JobError, SaveError
+from hatbus_export.save_traced import SaveTraced
+
+torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.load` is:DeprecationWarning")
+
+
+class Net(nn.Module):
+    def __init__(self, *, annotate: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.head = nn.Linear(4, 1)
+        self.annotate, self.calls = annotate, 0
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.calls += 1
+        out = self.head(self.body(x))
+        if self.annotate:
+            out.annotation = {"unit": "m"}
+        return {"out": out, "twice": out * 2}
+
+
+X = torch.linspace(-1, 1, 15).reshape(5, 3)
+
+
+def run(*plugins: object, model: nn.Module | None = None, fail: bool = False) -> Trainer:
+    model = model or Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss(outs: dict[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        if fail:
+            raise RuntimeError("broken loss")
+        return (outs["out"] - target).square().mean()
+
+    trainer = Trainer(model, optimizer, [(X, torch.ones(5, 1))] * 3, loss, list(plugins))
+    trainer.fit(num_epochs=1)
+    return trainer
+
+
+def outputs(model: nn.Module) -> torch.Tensor:
+    modes = [(m, m.training) for m in model.modules()]
+    with torch.no_grad():
+        found = model.eval()(X)["out"]
+    for module, mode in modes:
+        module.training = mode
+    return found
+
+
+READERS = {
+    "pt": "model = torch.jit.load(path)",
+    "pt2": "model = torch.export.load(path).module()",
+}
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_a_fresh_process_without_hatbus_gets_the_same_outputs(tmp_path: Path, suffix: str) -> None:
+    save = SaveTraced(str(tmp_path / "deploy"), (X,), formats=(suffix,), save_hash=False)
+    trainer = run(save)
+    expected = outputs(trainer.ctx.model)
+    torch.save((X, expected), tmp_path / "expected.pt")
+    code = f"""
+import sys
+class Nobody:
+    def find_spec(self, name, path=None, target=None):
+        assert not name.startswith("hatbus"), name
+sys.meta_path.insert(0, Nobody())
+import torch
+path = {str(tmp_path / "deploy" / f"deploy-checkpoint-last.{suffix}")!r}
+{READERS[suffix]}
+x, expected = torch.load({str(tmp_path / "expected.pt")!r})
+assert torch.equal(model(x)["out"], expected), (model(x)["out"], expected)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_live_model_is_untouched(tmp_path: Path) -> None:
+    class Before:
+        @hookimpl
+        def on_step_end(self, model: nn.Module) -> None:
+            self.state = {n: v.clone() for n, v in model.state_dict().items()}
+            self.grads = [p.grad.clone() for p in model.parameters()]
+            self.modes = [m.training for m in model.modules()]
+            self.random = torch.get_rng_state()
+
+    before = Before()
+    trainer = run(
+        SaveTraced(str(tmp_path), (X,), forward_before_trace=True, formats=("pt", "pt2")), before
+    )
+    model = trainer.ctx.model
+    assert all(torch.equal(v, before.state[n]) for n, v in model.state_dict().items())
+    assert all(
+        torch.equal(p.grad, g) for p, g in zip(model.parameters(), before.grads, strict=True)
+    )
+    assert [m.training for m in model.modules()] == before.modes
+    assert all(before.modes)
+    assert torch.equal(torch.get_rng_state(), before.random)
+    assert model.calls == 3
+    assert model.head.weight.requires_grad
+
+
+def test_the_name_holds_prefix_and_hash_of_the_content(tmp_path: Path) -> None:
+    run(SaveTraced(str(tmp_path), (X,), name_prefix="float-"))
+    (path,) = tmp_path.iterdir()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    assert path.name == f"float-deploy-checkpoint-last-{digest}.pt"
+
+
+def test_a_dict_is_passed_as_keywords(tmp_path: Path) -> None:
+    run(SaveTraced(str(tmp_path), {"x": X}, save_hash=False, formats=["pt", "pt2"]))
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "deploy-checkpoint-last.pt",
+        "deploy-checkpoint-last.pt2",
+    }
+    assert torch.jit.load(tmp_path / "deploy-checkpoint-last.pt")(x=X)["out"].shape == (5, 1)
+
+
+def test_a_failed_run_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="broken loss"):
+        run(SaveTraced(str(tmp_path), (X,)), fail=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_trace_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises((RuntimeError, TypeError)):
+        run(SaveTraced(str(tmp_path), (X, X)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_later_export_takes_the_place_of_the_earlier_one(tmp_path: Path) -> None:
+    class Now:
+        @hookimpl
+        def on_step_end(self, ctx: object) -> None:
+            assert ctx.emit.export_model(ctx, "for the test").exists()
+
+    run(SaveTraced(str(tmp_path), (X,)), Now())
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_weight_view_can_be_written(tmp_path: Path) -> None:
+    class Zeros:
+        @hookimpl
+        def on_loop_begin(self, ctx: object) -> None:
+            self.model = ctx.model
+            ctx.weights.add("ema", self.zeros)
+
+        @contextmanager
+        def zeros(self) -> Iterator[None]:
+            kept = self.model.head.bias.data
+            self.model.head.bias.data = torch.full((1,), 7.0)
+            yield
+            self.model.head.bias.data = kept
+
+    trainer = run(Zeros(), SaveTraced(str(tmp_path), (X,), save_hash=False, weights="ema"))
+    written = torch.jit.load(tmp_path / "deploy-checkpoint-last.pt")
+    assert written.head.bias.item() == 7
+    assert trainer.ctx.model.head.bias.item() != 7
+
+
+def test_annotations_are_written_beside_the_model(tmp_path: Path) -> None:
+    save = SaveTraced(str(tmp_path), (X,), save_hash=False, forward_before_trace=True)
+    run(save, model=Net(annotate=True))
+    extra = {"annotations.json": ""}
+    torch.jit.load(tmp_path / "deploy-checkpoint-last.pt", _extra_files=extra)
+    assert json.loads(extra["annotations.json"]) == {"out": {"unit": "m"}}
+
+
+def test_a_missing_annotation_is_named_when_it_may_not_miss(tmp_path: Path) -> None:
+    with pytest.raises(SaveError, match="outputs 'twice' have no 'annotation'"):
+        run(SaveTraced(str(tmp_path), (X,), allow_anno_miss=False), model=Net(annotate=True))
+
+
+def test_a_model_that_cannot_be_copied_is_an_error_that_says_so(tmp_path: Path) -> None:
+    class Keeps(Net):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            self.last = super().forward(x)
+            return self.last
+
+    with pytest.raises(SaveError, match="cannot be copied"):
+        run(SaveTraced(str(tmp_path), (X,)), model=Keeps())
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SaveError, match="file"):
+        run(SaveTraced(str(tmp_path / "file"), (X,)))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"trace_inputs": X}, "trace_inputs is a Tensor"),
+        ({"formats": ["onnx"]}, "unknown format 'onnx'"),
+        ({"formats": []}, "formats"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(JobError, match=words):
+        SaveTraced(**{"save_dir": "x", "trace_inputs": (X,), **options})
