@@ -16,14 +16,14 @@ import pluggy
 from hatbus import events
 from hatbus.admission import admit, default_name, options_of
 from hatbus.declare import PROJECT, Declaration, declaration_of
-from hatbus.dispatch import Gate, freeze
+from hatbus.dispatch import Gate, Rules, freeze
 from hatbus.errors import CheckpointError, PluginError, did_you_mean
 from hatbus.events import EVENTS, SPAN
 from hatbus.intervals import Interval, Intervals
 from hatbus.order import Place, Placed, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 INTERVALS: Final = "core.intervals"
 
@@ -70,6 +70,8 @@ class Bus:
         members: registered plugins by name, in no order.
         callers: frozen function's filename to plugin name per line.
         asks_batches: whether any plugin decides on ``skip_batch``.
+        instrument: gives the function to call in place of a plugin's (``hatbus.profile``); set it
+            before the first event.
         scopes: task (None: no task) to its frozen events.
         gates: name to gate, of the plugins with an interval.
     """
@@ -92,6 +94,7 @@ class Bus:
         self._manager = _new_manager()
         self._is_frozen = False
         self.asks_batches = False
+        self.instrument: Callable[..., Any] | None = None
         for name, instance in named_instances(plugins):
             self.register(instance, name)
 
@@ -102,6 +105,7 @@ class Bus:
         *,
         overrides: dict[str, Any] | None = None,
         core: bool = False,
+        outermost: bool = False,
     ) -> str:
         """Adds a plugin.
 
@@ -110,6 +114,7 @@ class Bus:
             name: its instance name; its entry point's name when None.
             overrides: stage, before, after, tasks, every, ranks from the job.
             core: part of hatbus itself (keeps ``tryfirst`` and ``trylast``).
+            outermost: for a part of hatbus whose wrappers go around all others.
 
         Returns:
             The name it is registered under.
@@ -131,7 +136,10 @@ class Bus:
         interval = Interval.parse(declared.every, name) if declared.every else None
         if interval is not None:
             self._watch(interval)
-        self.members[name] = Member(name, plugin, declared, self._positions, core, interval)
+        member = Member(name, plugin, declared, self._positions, core, interval)
+        self.members = (
+            {name: member, **self.members} if outermost else {**self.members, name: member}
+        )
         self._positions += not core
         self._changed()
         return name
@@ -206,11 +214,7 @@ class Bus:
     def _watch(self, interval: Interval) -> None:
         """Adds the wrapper that sets the gates, outermost, once a plugin has an interval."""
         if not self._intervals:
-            watcher = Intervals(self._intervals)
-            self.members = {
-                INTERVALS: Member(INTERVALS, watcher, Declaration(), -1, core=True),
-                **self.members,
-            }
+            self.register(Intervals(self._intervals), INTERVALS, core=True, outermost=True)
         self._intervals.append(interval)
 
     def _changed(self) -> None:
@@ -221,7 +225,7 @@ class Bus:
         impls = self._caller(event, task).get_hookimpls()
         listened = [i for i in impls if self._is_needed(i)]
         gates = {name: g for name, g in self.gates.items() if self._gate_applies(name, event)}
-        return freeze(event, listened, gates, strict=self._strict, callers=self.callers)
+        return freeze(event, listened, Rules(gates, self._strict, self.callers, self.instrument))
 
     def _caller(self, event: events.Event, task: str | None) -> pluggy.HookCaller:
         """pluggy's caller of an event, without the plugins that are silent here."""

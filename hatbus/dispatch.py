@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
@@ -75,23 +75,37 @@ class _Source:
         return frozen
 
 
-def freeze(
-    event: Event,
-    impls: Sequence[HookImpl],
-    gates: dict[str, Gate] | None = None,
-    *,
-    strict: bool = False,
-    callers: dict[str, tuple[str, ...]] | None = None,
-) -> Frozen | None:
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How to freeze.
+
+    Attributes:
+        gates: plugin name to gate, for plugins with an interval.
+        strict: refuse results of moments.
+        callers: filled with filename to the plugin name on each line, for ``caller_name``.
+        instrument: gives the function to call in place of a plugin's, to measure it.
+    """
+
+    gates: Mapping[str, Gate] = field(default_factory=dict)
+    strict: bool = False
+    callers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    instrument: Callable[[Event, HookImpl], Frozen] | None = None
+
+    def function(self, event: Event, impl: HookImpl) -> Frozen:
+        """What to call for an implementation."""
+        if self.instrument is None or impl.plugin_name.startswith("core."):
+            return impl.function
+        return self.instrument(event, impl)
+
+
+def freeze(event: Event, impls: Sequence[HookImpl], rules: Rules | None = None) -> Frozen | None:
     """Writes the dispatch function of one event.
 
     Args:
         event: the event.
         impls: its implementations in pluggy's order (``HookCaller.get_hookimpls``: last runs
             first).
-        gates: plugin name to gate, for plugins with an interval.
-        strict: refuse results of moments.
-        callers: filled with filename to the plugin name on each line, for ``caller_name``.
+        rules: gates, strictness, instrument.
 
     Returns:
         ``f(ctx, *more)``, or None when there is nothing to call.
@@ -99,18 +113,16 @@ def freeze(
     ordered = list(reversed(impls))
     if not ordered:
         return None
-    gates = gates or {}
+    rules = rules or Rules()
     calls = [impl for impl in ordered if not impl.wrapper]
     if event.kind == SPAN and len(calls) == 1 and _is_plain_core(event, calls[0]):
         body = calls[0].function  # nothing to choose, and nobody to blame
     else:
-        body = _write_calls(event, calls, gates, strict, callers)
+        body = _write_calls(event, calls, rules)
     for impl in reversed([i for i in ordered if i.wrapper]):
         around = getattr(impl.function, "around", None)
-        if around is not None:  # one of the core's own, which has a plain form
-            body = around(body)
-        else:
-            body = _write_wrapper(event, impl, body, gates, callers)
+        # One of the core's own has a plain form.
+        body = around(body) if around else _write_wrapper(event, impl, body, rules)
     return body
 
 
@@ -119,34 +131,28 @@ def _is_plain_core(event: Event, impl: HookImpl) -> bool:
     return impl.plugin_name.startswith("core.") and [*impl.argnames] == ["ctx", *_parameters(event)]
 
 
-def _write_calls(
-    event: Event,
-    impls: list[HookImpl],
-    gates: dict[str, Gate],
-    strict: bool,
-    callers: dict[str, tuple[str, ...]] | None,
-) -> Frozen:
+def _write_calls(event: Event, impls: list[HookImpl], rules: Rules) -> Frozen:
     """The function that calls every implementation that is no wrapper."""
     source = _begin(event, impls)
     if event.kind == DECISION:
         source.add(1, "found = []")
     source.add(1, "try:" if impls else "pass")
     for index, impl in enumerate(impls):
-        source.names[f"f{index}"] = impl.function
+        source.names[f"f{index}"] = rules.function(event, impl)
         indent = 2
-        if impl.plugin_name in gates:
-            source.names[f"g{index}"] = gates[impl.plugin_name]
+        if impl.plugin_name in rules.gates:
+            source.names[f"g{index}"] = rules.gates[impl.plugin_name]
             source.add(2, f"if g{index}.is_open:")
             indent = 3
-        _write_call(source, indent, index, impl, strict)
+        _write_call(source, indent, index, impl, strict=rules.strict)
     if impls:
         _write_failure(source, impls)
     if event.kind == DECISION:
         source.add(1, "return found")
-    return _finish(source, callers)
+    return _finish(source, rules)
 
 
-def _write_call(source: _Source, indent: int, index: int, impl: HookImpl, strict: bool) -> None:
+def _write_call(source: _Source, indent: int, index: int, impl: HookImpl, *, strict: bool) -> None:
     call = f"f{index}({_arguments(source.event, impl)})"
     kind = source.event.kind
     if kind == SPAN:
@@ -205,19 +211,13 @@ def _write_failure(source: _Source, impls: list[HookImpl]) -> None:
     source.add(2, "raise")
 
 
-def _write_wrapper(
-    event: Event,
-    impl: HookImpl,
-    body: Frozen,
-    gates: dict[str, Gate],
-    callers: dict[str, tuple[str, ...]] | None,
-) -> Frozen:
+def _write_wrapper(event: Event, impl: HookImpl, body: Frozen, rules: Rules) -> Frozen:
     """The function that runs one generator around everything inside it."""
     source = _begin(event, [impl])
-    source.names.update(wrapper=impl.function, body=body, leave=_leave_with, name=impl.plugin_name)
+    source.names.update(wrapper=rules.function(event, impl), body=body, leave=_leave_with)
     passed = "".join(f", {name}" for name in _parameters(event))
-    if impl.plugin_name in gates:
-        source.names["gate"] = gates[impl.plugin_name]
+    if impl.plugin_name in rules.gates:
+        source.names["gate"] = rules.gates[impl.plugin_name]
         source.add(1, "if not gate.is_open:")
         source.add(2, f"return body(ctx{passed})")
     source.add(1, "try:")
@@ -243,7 +243,7 @@ def _write_wrapper(
         second_yield=lambda generator: _second_yield(event, impl, generator),
     )
     _write_failure(source, [impl])
-    return _finish(source, callers)
+    return _finish(source, rules)
 
 
 def _leave_with(generator: Any, error: BaseException, ctx: Any) -> Any:
@@ -275,10 +275,9 @@ def _begin(event: Event, impls: list[HookImpl]) -> _Source:
     return source
 
 
-def _finish(source: _Source, callers: dict[str, tuple[str, ...]] | None) -> Frozen:
-    if callers is not None:
-        at = {line: impl.plugin_name for line, impl in source.calls.items()}
-        callers[source.filename] = tuple(at.get(n, "") for n in range(len(source.lines) + 1))
+def _finish(source: _Source, rules: Rules) -> Frozen:
+    at = {line: impl.plugin_name for line, impl in source.calls.items()}
+    rules.callers[source.filename] = tuple(at.get(n, "") for n in range(len(source.lines) + 1))
     return source.compile()
 
 

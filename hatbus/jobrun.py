@@ -16,7 +16,8 @@ from hatbus.errors import HatbusError, JobError, PluginError, SaveError, did_you
 from hatbus.job import PLUGIN_KEYS, parse_job
 from hatbus.options import check
 from hatbus.references import References, finish
-from hatbus.results import places_of, show_results
+from hatbus.profile import Profile
+from hatbus.results import places_of, show_profile, show_results
 from hatbus.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -144,12 +145,13 @@ def prepare(
     return Prepared(job, problems)
 
 
-def run(prepared: Prepared, *, quiet: bool = False) -> int:
+def run(prepared: Prepared, *, quiet: bool = False, profile: bool = False) -> int:
     """Trains.
 
     Args:
         prepared: the job.
         quiet: print no table at the end.
+        profile: measure the plugins; a table at the end, and ``profile.json`` in the run's folder.
 
     Returns:
         The process's exit code.
@@ -159,7 +161,12 @@ def run(prepared: Prepared, *, quiet: bool = False) -> int:
     job = prepared.job
     if trainer.ctx.rank == 0:
         write_job(prepared)
+    measured = Profile() if profile else None
+    if measured is not None:
+        measured.watch(trainer.bus)
     ctx = trainer.fit(num_epochs=job.run.num_epochs, num_steps=job.run.num_steps)
+    if ctx.rank == 0 and measured is not None:
+        show_profile(measured, job.run_dir)
     if ctx.rank == 0 and not quiet:
         show_results(ctx, places_of(job))
     return 0

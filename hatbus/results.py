@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from hatbus.context import Context
     from hatbus.job import Job
+    from hatbus.profile import Profile
 
 
 def show_results(ctx: Context, places: list[Path]) -> None:
@@ -32,6 +33,18 @@ def show_results(ctx: Context, places: list[Path]) -> None:
         console.print(f"done after {ctx.position.global_step} steps; no plugin published a metric")
     for place in places:
         console.print(f"files: {place}", soft_wrap=True, highlight=False)
+
+
+def show_profile(profile: Profile, folder: Path) -> None:
+    """Prints what the plugins cost, and writes the trace into the run's folder."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(profile.table())
+    path = folder / "profile.json"
+    profile.write_trace(path)
+    left_out = f" ({profile.untraced} later calls not drawn)" if profile.untraced else ""
+    console.print(f"trace: {path}{left_out}; open it in Perfetto or chrome://tracing")
 
 
 def scalars_of(ctx: Context) -> Iterator[tuple[str, float]]:

@@ -30,6 +30,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="set an option of a plugin, or a key of the run: run.num_epochs=3",
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="measure what each plugin costs per event"
+    )
     parser.add_argument("--quiet", action="store_true", help="show warnings and errors only")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
 
@@ -47,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     parse_job(*words)  # a missing file is told before torch is imported
     from hatbus import jobrun
 
-    return jobrun.run(jobrun.prepare(*words), quiet=args.quiet)
+    return jobrun.run(jobrun.prepare(*words), quiet=args.quiet, profile=args.profile)
 
 
 def show_log(*, quiet: bool) -> None:

@@ -1,0 +1,116 @@
+"""The profile: what each plugin costs, and nothing when it is off."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_trainer, weights
+
+from hatbus import hookimpl
+from hatbus.profile import SYNCHRONIZES, Profile, hearing_syncs
+
+
+class Sleeps:
+    @hookimpl
+    def on_step_end(self) -> None:
+        time.sleep(0.01)
+
+    @hookimpl(wrapper=True)
+    def forward(self) -> Generator[None, Any, Any]:
+        time.sleep(0.01)
+        result = yield
+        time.sleep(0.01)
+        return result
+
+
+class Quick:
+    @hookimpl
+    def on_step_end(self) -> None: ...
+
+
+def profiled(**plugins: object) -> tuple[Profile, Any]:
+    profile, trainer = Profile(), tiny_trainer(plugins)
+    profile.watch(trainer.bus)
+    trainer.fit(num_steps=5)
+    return profile, trainer
+
+
+def test_calls_and_time_are_counted_per_plugin_and_event() -> None:
+    profile, _ = profiled(sleeps=Sleeps(), quick=Quick())
+    end, forward = profile.costs["sleeps", "on_step_end"], profile.costs["sleeps", "forward"]
+    assert (end.calls, forward.calls, profile.steps) == (5, 5, 5)
+    assert end.seconds == pytest.approx(0.05, rel=0.5)
+    assert forward.seconds == pytest.approx(2 * end.seconds, rel=0.5)
+    assert profile.costs["quick", "on_step_end"].seconds < 0.01
+    assert profile.step_seconds >= end.seconds + forward.seconds
+    assert profile.dearest()[0][0] == ("sleeps", "forward")
+
+
+def test_the_time_inside_a_wrapper_is_not_the_wrappers() -> None:
+    class Wraps:
+        @hookimpl(wrapper=True)
+        def run_step(self) -> Generator[None, Any, Any]:
+            return (yield)
+
+    profile, _ = profiled(wraps=Wraps(), sleeps=Sleeps())
+    assert profile.costs["wraps", "run_step"].seconds < 0.01
+
+
+def test_a_profiled_run_trains_the_same_weights() -> None:
+    _, trainer = profiled(quick=Quick(), sleeps=Sleeps())
+    plain = tiny_trainer()
+    plain.fit(num_steps=5)
+    assert weights(trainer).equal(weights(plain))
+
+
+def test_errors_keep_their_type_and_name_the_plugin() -> None:
+    class Fails:
+        @hookimpl
+        def on_step_end(self) -> None:
+            raise ValueError("bug")
+
+    with pytest.raises(ValueError, match="bug") as caught:
+        profiled(fails=Fails())
+    assert "in plugin 'fails'" in caught.value.__notes__[0]
+
+
+def test_the_trace_is_in_the_trace_event_format(tmp_path: Path) -> None:
+    profile, _ = profiled(sleeps=Sleeps())
+    profile.write_trace(tmp_path / "profile.json")
+    events = json.loads((tmp_path / "profile.json").read_text())["traceEvents"]
+    assert len(events) == 15  # five ends, and two parts of five wrappers
+    assert {e["ph"] for e in events} == {"X"}
+    assert {(e["name"], e["cat"]) for e in events} == {
+        ("sleeps", "on_step_end"),
+        ("sleeps", "forward"),
+    }
+    assert all(e["dur"] >= 9_000 for e in events)
+
+
+def test_a_wait_for_the_gpu_is_charged_to_the_plugin_that_runs() -> None:
+    """torch's own warning text; the debug mode that raises it needs a GPU."""
+
+    class Syncs:
+        @hookimpl
+        def on_step_end(self) -> None:
+            warnings.warn(f"{SYNCHRONIZES} (Triggered internally)", UserWarning, stacklevel=1)
+
+    profile, trainer = Profile(), tiny_trainer({"syncs": Syncs(), "quick": Quick()})
+    profile.watch(trainer.bus)
+    with hearing_syncs(profile):
+        trainer.fit(num_steps=3)
+    assert profile.costs["syncs", "on_step_end"].syncs == 3
+    assert profile.costs["quick", "on_step_end"].syncs == 0
+
+
+def test_without_a_profile_the_plugins_own_functions_are_called() -> None:
+    plugin = Quick()
+    trainer = tiny_trainer([plugin])
+    frozen = trainer.bus.emitter().on_step_end
+    assert plugin.on_step_end in frozen.__globals__.values()
