@@ -94,7 +94,7 @@ def plan_of(bus: Bus, installed: Iterable[str] = (), used: Iterable[str] = ()) -
         first. An event that only hatbus itself serves holds its default alone.
     """
     reasons = {placed.name: placed.reasons for placed in bus.order()}
-    tasks = [task for task in bus.scopes if task is not None] or [None]
+    tasks: list[str | None] = [task for task in bus.scopes if task is not None] or [None]
     events = {}
     for event in EVENTS:
         found: dict[int, HookImpl] = {}

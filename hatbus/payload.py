@@ -19,7 +19,7 @@ ARGUMENTS: Final[dict[str, tuple[str, str]]] = {
     "val_metrics": ("Sequence", "the metrics given to the trainer for validation"),
     "losses": (
         "dict[str, Tensor]",
-        "name to 0-d loss, detached at step end; at step end of a run with tasks 'task/name'",
+        "name to 0-d loss (`.item()` or `.detach()` it); at step end of tasks 'task/name'",
     ),
     "task": ("str | None", "the task of the batch; None in a run without tasks"),
     "batch": ("Any", "what the loader gave, on the device"),

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,7 +39,8 @@ class Cost:
 
     Attributes:
         calls: how often it was called.
-        seconds: in all, without what runs inside a wrapper.
+        seconds: in all, without what runs inside a wrapper and without events that the plugin
+            emitted meanwhile (those have rows of their own).
         syncs: how often it made the host wait for the GPU.
     """
 
@@ -63,7 +64,7 @@ class Profile:
         self.steps = 0
         self.untraced = 0
         self._trace: list[tuple[str, str, float, float]] = []
-        self._running: list[Cost] = []
+        self._running: list[_Part] = []
         self._began = time.perf_counter()
 
     def watch(self, bus: Bus) -> None:
@@ -84,7 +85,7 @@ class Profile:
 
         def wrap(*args: Any, **kwargs: Any) -> Generator[None, Any, Any]:
             cost.calls += 1
-            generator = function(*args, **kwargs)
+            generator: Any = function(*args, **kwargs)
             with timed_part(cost, name, event.name):
                 try:
                     next(generator)
@@ -152,37 +153,39 @@ class Profile:
         else:
             self.untraced += 1
 
-    def enter(self, cost: Cost) -> None:
-        """From here on waits for the GPU are charged to ``cost``."""
-        self._running.append(cost)
+    def enter(self, part: _Part) -> None:
+        """From here on time and waits for the GPU are charged to ``part``."""
+        self._running.append(part)
 
-    def leave(self) -> None:
-        """The innermost call is over."""
+    def leave(self, seconds: float) -> None:
+        """The innermost part is over; the one around it is not charged its time."""
         self._running.pop()
+        if self._running:
+            self._running[-1].inside += seconds
 
     def charge_sync(self) -> None:
         """Charges a wait for the GPU to the plugin that is running."""
         if self._running:
-            self._running[-1].syncs += 1
+            self._running[-1].cost.syncs += 1
 
 
 class _Part:
     """The time of one part of a call."""
 
-    __slots__ = ("began", "cost", "event", "plugin", "profile")
+    __slots__ = ("began", "cost", "event", "inside", "plugin", "profile")
 
     def __init__(self, profile: Profile, cost: Cost, plugin: str, event: str) -> None:
         self.profile, self.cost, self.plugin, self.event = profile, cost, plugin, event
-        self.began = 0.0
+        self.began = self.inside = 0.0
 
     def __enter__(self) -> None:
-        self.profile.enter(self.cost)
+        self.profile.enter(self)
         self.began = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         ended = time.perf_counter()
-        self.cost.seconds += ended - self.began
-        self.profile.leave()
+        self.cost.seconds += ended - self.began - self.inside
+        self.profile.leave(ended - self.began)
         self.profile.note(self.plugin, self.event, self.began, ended)
 
 
@@ -192,7 +195,7 @@ class _Steps:
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
 
-    @hookimpl(wrapper=True)
+    @hookimpl(wrapper=True, tryfirst=True)
     def run_step(self, ctx: Context) -> Generator[None, Any, Any]:
         """Times a step."""
         began = time.perf_counter()
@@ -202,7 +205,7 @@ class _Steps:
             self._profile.step_seconds += time.perf_counter() - began
             self._profile.steps += 1
 
-    @hookimpl(wrapper=True)
+    @hookimpl(wrapper=True, tryfirst=True)
     def run_loop(self, ctx: Context) -> Generator[None, Any, Any]:
         """Hears the warnings of the sync debug mode while the run is on."""
         if ctx.device.type != "cuda":
@@ -218,26 +221,21 @@ class _Steps:
             torch.cuda.set_sync_debug_mode(before)
 
 
-class hearing_syncs(warnings.catch_warnings):  # type: ignore[type-arg]  # noqa: N801 - a context manager, named as the one it extends
+@contextmanager
+def hearing_syncs(profile: Profile) -> Iterator[None]:
     """Charges torch's warnings about waits for the GPU to the running plugin."""
-
-    def __init__(self, profile: Profile) -> None:
-        super().__init__()
-        self._profile = profile
-        self.others: Counter[str] = Counter()
-
-    def __enter__(self) -> None:
-        super().__enter__()
+    with warnings.catch_warnings():
         warnings.filterwarnings("always", message=SYNCHRONIZES)
         show = warnings.showwarning
 
         def hear(message: Any, *rest: Any, **more: Any) -> None:
             if SYNCHRONIZES in str(message):
-                self._profile.charge_sync()
+                profile.charge_sync()
             else:
                 show(message, *rest, **more)
 
         warnings.showwarning = hear
+        yield
 
 
 def _sent(generator: Any, value: Any, *, failed: bool) -> Any:
