@@ -1,0 +1,1 @@
+"""Checkpoints for hatbus: durable, without pickle, and exact to resume from."""

@@ -1,0 +1,111 @@
+"""Which checkpoint is best, by a published metric or by a metric object."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from hatbus.control import log
+from hatbus.errors import PluginError, did_you_mean
+
+if TYPE_CHECKING:
+    from hatbus.context import Context
+
+MODES: Final = ("min", "max")
+
+
+class Best:
+    """Follows one value; ties and NaN do not win.
+
+    Args:
+        mode: ``"min"`` or ``"max"``; None: there is no best.
+        key: name of a published value (``ctx.log``).
+        metric: in its place an object with ``compute()`` (torchmetrics) or ``get()`` (HAT).
+
+    Attributes:
+        value: the best so far; None before there is one.
+        name: of the best checkpoint's folder.
+
+    Raises:
+        PluginError: the three do not go together.
+    """
+
+    def __init__(self, mode: str | None, key: str | None, metric: Any) -> None:
+        if isinstance(metric, Mapping):
+            raise PluginError(
+                "best_refer_metric is a dict; accepted: an object with compute() or get(), "
+                "in a job '@name', 'file.py:name' or { call = 'file.py:name' }"
+            )
+        if metric is not None and not (hasattr(metric, "compute") or hasattr(metric, "get")):
+            raise PluginError(
+                f"best_refer_metric is a {type(metric).__name__}; "
+                "accepted: an object with compute() or get()"
+            )
+        if mode is not None and mode not in MODES:
+            raise PluginError(f"mode is {mode!r}; accepted: 'min', 'max'")
+        wanted = key is not None or metric is not None
+        if wanted != (mode is not None):
+            missing = "mode ('min' or 'max')" if wanted else "monitor_metric_key"
+            raise PluginError(f"{missing} is missing; give mode and monitor_metric_key together")
+        if key is not None and metric is not None:
+            raise PluginError("give monitor_metric_key or best_refer_metric, not both")
+        self.mode, self.key, self._metric = mode, key, metric
+        self.value: float | None = None
+        self.name = ""
+        self._warned = False
+
+    @property
+    def label(self) -> str:
+        """What the value is called."""
+        return self.key or type(self._metric).__name__
+
+    def current(self, ctx: Context) -> float | None:
+        """The value now; None when there is none, or it is NaN."""
+        if self.mode is None:
+            return None
+        found = self._published(ctx.latest) if self.key else _computed(self._metric)
+        if found is None or math.isnan(found):
+            return None
+        return found
+
+    def wins(self, value: float | None) -> bool:
+        """Whether a value is better than the best."""
+        if value is None:
+            return False
+        if self.value is None:
+            return True
+        return value < self.value if self.mode == "min" else value > self.value
+
+    def _published(self, latest: Mapping[str, Any]) -> float | None:
+        if self.key is not None and self.key in latest:
+            value = latest[self.key]
+            if isinstance(value, torch.Tensor) and value.numel() != 1:
+                raise PluginError(
+                    f"monitor_metric_key {self.key!r} has shape {tuple(value.shape)}; "
+                    "accepted: a single number"
+                )
+            return float(value)
+        if not self._warned:
+            self._warned = True
+            known = _single(latest)
+            log.warning(
+                "no metric %r was published yet, so no checkpoint is best%s",
+                self.key,
+                did_you_mean(str(self.key), known) or "; nothing was published yet",
+            )
+        return None
+
+
+def _computed(metric: Any) -> float | None:
+    """The metric's value; HAT's ``get()`` gives (names, values), the first counts."""
+    value = metric.compute() if hasattr(metric, "compute") else metric.get()[1]
+    if isinstance(value, (list, tuple)):
+        value = value[0] if value else None
+    return None if value is None else float(value)
+
+
+def _single(latest: Mapping[str, Any]) -> Iterable[str]:
+    return [n for n, v in latest.items() if not isinstance(v, torch.Tensor) or v.numel() == 1]

@@ -1,0 +1,206 @@
+"""A folder of checkpoints: their names, the newest good one, writing one, and removing old ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from hatbus.control import log
+from hatbus.errors import CheckpointError, SaveError
+from hatbus_checkpoint import durable, manifest
+
+Chunks = Callable[[], Iterable[memoryview | bytes]]
+_NAME: Final = r"checkpoint-(epoch|step)-(\d+)(-[0-9a-f]{8})?(\.\d+)?"
+
+
+class Entry(NamedTuple):
+    """One committed checkpoint; ``fault`` says why its manifest cannot be read, else empty."""
+
+    path: Path
+    manifest: dict[str, Any]
+    fault: str = ""
+
+    @property
+    def age(self) -> tuple[int, int, str]:
+        """Grows with the run: the line of runs in this folder, then the step."""
+        if self.fault:
+            return (
+                1 << 62,
+                int(self.path.name.rpartition("checkpoint-")[2].split("-")[1][:15]),
+                "",
+            )
+        step = self.manifest["progress"]["global_step"]
+        return (self.manifest["lineage"], step, self.path.name)
+
+
+class CheckpointFolder:
+    """The checkpoints of one prefix in one folder.
+
+    A folder inside it that has a checkpoint's name is one: it got the name when it was complete.
+
+    Args:
+        path: of the folder.
+        prefix: of the names; others' files are never touched.
+    """
+
+    def __init__(self, path: Path, prefix: str = "") -> None:
+        self.path, self.prefix = path, prefix
+        self._is_mine = re.compile(re.escape(prefix) + _NAME).fullmatch
+        self._is_left = re.compile(rf"\.(tmp|trash)-{re.escape(prefix)}(checkpoint|probe).*").match
+
+    # ---- reading ------------------------------------------------------------------------------
+
+    def entries(self) -> list[Entry]:
+        """Every checkpoint, newest first; those whose manifest cannot be read come before."""
+        return sorted(map(entry_of, self._paths()), key=lambda e: e.age, reverse=True)
+
+    def latest(self) -> Entry | None:
+        """The newest checkpoint whose every byte is right; each one passed over is logged.
+
+        Returns:
+            None when there is no checkpoint at all.
+
+        Raises:
+            CheckpointError: there are some, but none is good.
+        """
+        found = self.entries()
+        for entry in found:
+            try:
+                return Entry(entry.path, manifest.verify(entry.path))
+            except CheckpointError as error:
+                log.warning("checkpoint %r is passed over: %s", entry.path.name, error)
+        if found:
+            raise CheckpointError(
+                f"none of the {len(found)} checkpoints in {str(self.path)!r} can be used "
+                f"(newest: {_why(found[0])}); see `hatbus checkpoints {self.path} verify`; "
+                "to start anew, choose another save_dir"
+            )
+        return None
+
+    def _paths(self) -> Iterator[Path]:
+        with suppress(FileNotFoundError), os.scandir(self.path) as entries:
+            for entry in entries:
+                if self._is_mine(entry.name) and entry.is_dir(follow_symlinks=False):
+                    yield Path(entry.path)
+
+    # ---- writing ------------------------------------------------------------------------------
+
+    def probe(self) -> None:
+        """Finds out whether a checkpoint could be written here.
+
+        Raises:
+            SaveError: it could not.
+        """
+        probe = self.path / f".tmp-{self.prefix}probe-{os.getpid()}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            os.mkdir(probe)  # noqa: PTH102 - every call goes through `os`
+            durable.write_file(probe / "file", [b"hatbus"])
+            os.rename(probe / "file", probe / "renamed")  # noqa: PTH104
+            durable.sync_folder(probe)
+            durable.remove_folder(probe)
+        except OSError as error:
+            raise SaveError(
+                f"save_dir {str(self.path)!r} cannot be written: {error.strerror or error}; "
+                "choose another save_dir, or make it writable"
+            ) from error
+
+    def sweep(self) -> None:
+        """Removes what a killed run left behind; only under the lock."""
+        with os.scandir(self.path) as entries:
+            left = [e for e in entries if self._is_left(e.name)]
+        for entry in left:
+            log.info("removing %r, left by a run that was killed", entry.name)
+            with suppress(OSError):
+                if entry.is_dir(follow_symlinks=False):
+                    durable.remove_folder(Path(entry.path))
+                else:
+                    os.unlink(entry.path)  # noqa: PTH108
+
+    def write(
+        self, stem: str, files: Mapping[str, Chunks], fields: Mapping[str, Any], *, hashed: bool
+    ) -> Entry:
+        """Writes and commits one checkpoint.
+
+        Args:
+            stem: of its name, such as ``"checkpoint-step-100"``.
+            files: relative path to what gives its bytes.
+            fields: of the manifest.
+            hashed: put the content's hash into the name.
+
+        Raises:
+            OSError: the disk failed; nothing of it is left, or the next ``sweep`` removes it.
+            SaveError: a state cannot be stored; as before.
+        """
+        temporary = self.path / f".tmp-{self.prefix}{stem}-{os.getpid()}"
+        with suppress(FileNotFoundError):
+            durable.remove_folder(temporary)
+        try:
+            os.mkdir(temporary)  # noqa: PTH102
+            table = _write_files(temporary, files)
+            content = manifest.content_hash(table)
+            text = manifest.write({**fields, "files": table, "content": content})
+            durable.write_file(temporary / manifest.NAME, [text])
+            durable.sync_folder(temporary)
+            final = self._free(f"{self.prefix}{stem}" + (f"-{content[:8]}" if hashed else ""))
+            durable.commit(temporary, final)
+        except BaseException:
+            with suppress(OSError):
+                durable.remove_folder(temporary)
+            raise
+        return Entry(final, json.loads(text))
+
+    def point(self, kind: str, name: str, **more: Any) -> None:
+        """Writes a hint, ``checkpoint-<kind>.json``: for people and scripts; never read here."""
+        text = json.dumps({"path": name, **more}, indent=1) + "\n"
+        durable.replace_file(self.path / f"{self.prefix}checkpoint-{kind}.json", text.encode())
+
+    def remove(self, path: Path) -> None:
+        """Un-commits a checkpoint, then removes its files."""
+        trash = path.with_name(f".trash-{path.name}")
+        with suppress(FileNotFoundError):
+            durable.remove_folder(trash)
+        os.rename(path, trash)  # noqa: PTH104
+        durable.sync_folder(self.path)
+        durable.remove_folder(trash)
+
+    def _free(self, name: str) -> Path:
+        """The path of this name, numbered when an earlier run has it."""
+        path, number = self.path / name, 2
+        while os.path.lexists(path):
+            path, number = self.path / f"{name}.{number}", number + 1
+        return path
+
+
+def entry_of(path: Path) -> Entry:
+    """A checkpoint folder with its manifest, or with what is wrong with that."""
+    try:
+        return Entry(path, manifest.read(path))
+    except CheckpointError as error:
+        return Entry(path, {}, str(error))
+
+
+def _write_files(folder: Path, files: Mapping[str, Chunks]) -> dict[str, dict[str, Any]]:
+    """Writes all files, then brings the folders in between to the disk."""
+    table, below = {}, sorted({name.rpartition("/")[0] for name in files} - {""})
+    for name in below:
+        os.mkdir(folder / name)  # noqa: PTH102
+    for name, chunks in files.items():
+        size, digest = durable.write_file(folder / name, chunks())
+        table[name] = {"size": size, "sha256": digest}
+    for name in below:
+        durable.sync_folder(folder / name)
+    return table
+
+
+def _why(entry: Entry) -> str:
+    try:
+        manifest.verify(entry.path)
+    except CheckpointError as error:
+        return f"{entry.path.name}: {error}"
+    return entry.path.name

@@ -1,0 +1,154 @@
+"""The state of a run at one moment, taken apart into the files of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import torch
+
+from hatbus import rng
+from hatbus.errors import SaveError
+from hatbus.weights import RAW
+from hatbus_checkpoint import model_state, optimizer_state
+from hatbus_checkpoint.tensor_file import chunks_of
+from hatbus_checkpoint.tree import Tensors, encode
+
+if TYPE_CHECKING:
+    from hatbus.context import Context
+    from hatbus_checkpoint.folder import Chunks
+
+_SCALARS = 16
+"""Bytes: an optimizer's step counters stand in its JSON, everything larger in its tensors."""
+
+
+class Snapshot:
+    """What goes into the files: per stem JSON data and tensors.
+
+    Attributes:
+        parts: stem such as ``"plugins/ema"`` to (data or None, tensors).
+    """
+
+    def __init__(self, parts: dict[str, tuple[Any, Tensors]]) -> None:
+        self.parts = parts
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        found = (t for _, tensors in self.parts.values() for t in tensors.values())
+        return sum(t.numel() * t.element_size() for t in found)
+
+    def files(self) -> dict[str, Chunks]:
+        """Relative path to what gives the file's bytes, largest kind first."""
+        found: dict[str, Chunks] = {}
+        for stem, (data, tensors) in self.parts.items():
+            if tensors or stem == "model":
+                found[f"{stem}.safetensors"] = partial(chunks_of, tensors, {"format": "pt"})
+            if data is not None:
+                found[f"{stem}.json"] = partial(_as_text, data)
+        return found
+
+    def copied(self, kept: dict[str, torch.Tensor]) -> Snapshot:
+        """The same in memory of its own, which training cannot change.
+
+        Args:
+            kept: buffers of an earlier copy, used again where they fit and added to.
+        """
+        parts = {}
+        for stem, (data, tensors) in self.parts.items():
+            mine = {}
+            for name, tensor in tensors.items():
+                mine[name] = _copied(tensor, f"{stem}:{name}", kept)
+            parts[stem] = (data, mine)
+        return Snapshot(parts)
+
+
+def take(ctx: Context, *, weights_only: bool = False) -> Snapshot:
+    """The state of the whole run, as rank 0 writes it; other ranks give their own part of it.
+
+    Raises:
+        SaveError: something cannot be stored, or other weights than the raw ones are shown.
+    """
+    if ctx.weights.current != RAW:
+        raise SaveError(
+            f"a checkpoint was asked for while the model shows {ctx.weights.current!r} weights; "
+            "save before or after, never inside a weight view"
+        )
+    parts = dict(_model_parts(ctx.model))
+    if weights_only:
+        return Snapshot(parts)
+    if ctx.optimizer is not None:
+        parts["optim"] = encode(optimizer_state.take(ctx.model, ctx.optimizer), inline=_SCALARS)
+    parts["progress"] = encode(progress(ctx))
+    for rank, state in enumerate(rank_states(ctx)):
+        parts[f"rank-{rank}"] = encode(state)
+    for name, state in ctx.bus.state_dict().items():
+        try:
+            parts[plugin_stem(name)] = encode(state)
+        except SaveError as error:
+            raise SaveError(f"plugin {name!r}: {error}") from error
+    return Snapshot(parts)
+
+
+def plugin_stem(name: str) -> str:
+    """The file stem of a plugin's state; any instance name makes a plain file name."""
+    return "plugins/" + quote(name, safe="")[:200]
+
+
+def progress(ctx: Context) -> dict[str, Any]:
+    """Counters of the run, and the gradient scaler."""
+    position = ctx.position
+    return {
+        "position": (position.epoch, position.step, position.global_step),
+        "last": (ctx.epoch_id, ctx.step_id, ctx.global_step_id),
+        "updates": ctx.updates,
+        "committed": ctx.committed,
+        "samples": ctx.samples,
+        "scaler": None if ctx.scaler is None else ctx.scaler.state_dict(),
+    }
+
+
+def rank_states(ctx: Context) -> list[dict[str, Any]]:
+    """What every rank has of its own: random state and data position; a collective."""
+    mine = {"rng": rng.capture(), "data": ctx.data.state_dict(ctx)}
+    if ctx.world_size == 1:
+        return [mine]
+    found: list[Any] = [None] * ctx.world_size
+    torch.distributed.all_gather_object(found, mine)
+    return found
+
+
+def scalars(latest: dict[str, Any]) -> dict[str, float | int | str]:
+    """The published values that are single numbers; JSON has no NaN, so it becomes a text."""
+    found: dict[str, float | int | str] = {}
+    for name, value in latest.items():
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            value = value.item()  # noqa: PLW2901 - only at a save
+        if isinstance(value, (int, float)):
+            found[name] = value if math.isfinite(value) else str(value)
+    return found
+
+
+def _as_text(data: Any) -> list[bytes]:
+    return [(json.dumps(data) + "\n").encode()]
+
+
+def _model_parts(model: torch.nn.Module) -> Iterator[tuple[str, tuple[Any, Tensors]]]:
+    tensors, aliases, extra = model_state.take(model)
+    data = None
+    if aliases or extra:
+        data = {"aliases": aliases, "extra": encode(extra, inline=1 << 62)[0]}
+    yield "model", (data, tensors)
+
+
+def _copied(tensor: torch.Tensor, key: str, kept: dict[str, torch.Tensor]) -> torch.Tensor:
+    found = kept.get(key)
+    same = found is not None and (found.shape, found.dtype) == (tensor.shape, tensor.dtype)
+    if found is None or not same or found.stride() != tensor.stride():
+        found = kept[key] = torch.empty_like(tensor, device="cpu", requires_grad=False)
+    found.copy_(tensor.detach())
+    return found
