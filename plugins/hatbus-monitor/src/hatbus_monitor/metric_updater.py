@@ -6,6 +6,7 @@ Source: ``hat.callbacks.MetricUpdater``.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -126,12 +127,11 @@ class MetricUpdater:
         if self.filter_condition is not None and not self.filter_condition(batch, model_outs):
             return
         self._updates += 1
-        extra = {name: ctx if name == "ctx" else getattr(ctx, name) for name in self._extra}
         if self._detaches:
-            self.metric_update_func(self._argument, batch, model_outs, **extra)
+            self._update(ctx, batch, model_outs)
         else:
             with torch.no_grad():  # a metric of the user's own must not hold on to the graph
-                self.metric_update_func(self._argument, batch, model_outs, **extra)
+                self._update(ctx, batch, model_outs)
 
     @hookimpl
     def on_step_end(self, ctx: Context) -> None:
@@ -162,8 +162,9 @@ class MetricUpdater:
         if logs and values:
             if self._published_at != ctx.global_step_id:  # else the last step has just said so
                 ctx.log(values)
-            if ctx.rank == 0:
-                log.info("epoch %d: %s", epoch + 1, Shown(values))
+            # A validation says what it found itself.
+            level = logging.INFO if ctx.rank == 0 and ctx.optimizer is not None else logging.DEBUG
+            log.log(level, "epoch %d: %s", epoch + 1, Shown(values))
 
     def state_dict(self) -> dict[str, Any]:
         """The accumulators, and what was stored."""
@@ -191,6 +192,16 @@ class MetricUpdater:
                 "to the trainer"
             )
         return found
+
+    def _update(self, ctx: Context, batch: Any, model_outs: Any) -> None:
+        update, metrics, extra = self.metric_update_func, self._argument, self._extra
+        if not extra:
+            update(metrics, batch, model_outs)
+        elif extra == ("losses",):  # the usual case, without making a dict
+            update(metrics, batch, model_outs, losses=ctx.losses)
+        else:
+            wanted = {name: ctx if name == "ctx" else getattr(ctx, name) for name in extra}
+            update(metrics, batch, model_outs, **wanted)
 
     def _compute(self, ctx: Context) -> dict[str, Any]:
         """Name to value; empty when nothing was added (on one process: ranks must agree)."""
