@@ -1,7 +1,7 @@
 """One EMA update against one ``torch._foreach_lerp_`` over the same tensors; the bar is 1.15.
 
 Also a loop over the state dict, as other libraries have it. One thread, times taken in turns,
-medians: ``python tests/benchmarks/bench_ema.py [rounds]``.
+medians of the rounds' ratios: ``python tests/benchmarks/bench_ema.py [rounds]``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -28,15 +29,29 @@ def many_tensors(total: int, count: int = 161) -> nn.Module:
     return nn.ParameterList([nn.Parameter(torch.randn(size)) for size in sizes])
 
 
-def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each call, taken in turns."""
+def interleaved(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, taken in turns; the order changes from round to round."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds + 2):
-        for name, call in calls.items():
-            began = perf_counter()
-            call()
-            times[name].append(perf_counter() - began)
-    return {name: statistics.median(found[2:]) for name, found in times.items()}
+    for index in range(rounds + 2):
+        for name in sorted(calls, reverse=index % 2 == 1):
+            times[name].append(calls[name]())
+    return {name: found[2:] for name, found in times.items()}
+
+
+def ratio(times: list[float], base: list[float]) -> float:
+    """Median of the ratios within each round: a busy machine slows both sides of one round."""
+    return statistics.median(a / b for a, b in zip(times, base, strict=True))
+
+
+def timed(call: Callable[[], object]) -> Callable[[], float]:
+    """The call, returning its seconds."""
+
+    def seconds() -> float:
+        began = perf_counter()
+        call()
+        return perf_counter() - began
+
+    return seconds
 
 
 def state_dict_loop(average: dict[str, torch.Tensor], model: nn.Module) -> None:
@@ -59,16 +74,17 @@ def main(rounds: int) -> None:
         live = [p.detach() for p in model.parameters()]
         plain = [p.clone() for p in live]
         average = {name: value.clone() for name, value in model.state_dict().items()}
-        calls: dict[str, Callable[[], object]] = {
-            "foreach": lambda one=plain, two=live: torch._foreach_lerp_(one, two, 0.01),  # type: ignore[misc]
-            "ema": lambda ctx=ctx: ctx.emit.on_optimizer_step_end(ctx),  # type: ignore[misc]
-            "loop": lambda one=average, two=model: state_dict_loop(one, two),  # type: ignore[misc]
+        calls = {
+            "foreach": timed(partial(torch._foreach_lerp_, plain, live, 0.01)),
+            "ema": timed(partial(ctx.emit.on_optimizer_step_end, ctx)),
+            "loop": timed(partial(state_dict_loop, average, model)),
         }
         found = interleaved(calls, rounds)
         base = found["foreach"]
         print(
-            f"{title:<22} foreach_lerp_ {base * 1000:7.2f} ms   ema {found['ema'] / base:5.2f}x "
-            f"(bar {BAR})   state-dict loop {found['loop'] / base:5.2f}x"
+            f"{title:<22} foreach_lerp_ {statistics.median(base) * 1000:7.2f} ms   "
+            f"ema {ratio(found['ema'], base):5.2f}x (bar {BAR})   "
+            f"state-dict loop {ratio(found['loop'], base):5.2f}x"
         )
 
 

@@ -2,7 +2,8 @@
 
 Bars: two rules at most 1.15 times one ``torch._foreach_mul_`` over the matched gradients; a task
 that no rule matches costs nothing one can measure; clipping is no slower than torch's. One thread,
-times taken in turns, medians: ``python tests/benchmarks/bench_grad.py [rounds]``.
+One thread, times taken in turns, medians of the ratios:
+``python tests/benchmarks/bench_grad.py [rounds]``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -36,15 +38,29 @@ def many_tensors(total: int, count: int = 161) -> nn.Module:
     return nn.ModuleDict(dict(zip(("one", "two"), parts, strict=True)))
 
 
-def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each call, taken in turns."""
+def interleaved(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, taken in turns; the order changes from round to round."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds + 2):
-        for name, call in calls.items():
-            began = perf_counter()
-            call()
-            times[name].append(perf_counter() - began)
-    return {name: statistics.median(found[2:]) for name, found in times.items()}
+    for index in range(rounds + 2):
+        for name in sorted(calls, reverse=index % 2 == 1):
+            times[name].append(calls[name]())
+    return {name: found[2:] for name, found in times.items()}
+
+
+def ratio(times: list[float], base: list[float]) -> float:
+    """Median of the ratios within each round: a busy machine slows both sides of one round."""
+    return statistics.median(a / b for a, b in zip(times, base, strict=True))
+
+
+def timed(call: Callable[[], object]) -> Callable[[], float]:
+    """The call, returning its seconds."""
+
+    def seconds() -> float:
+        began = perf_counter()
+        call()
+        return perf_counter() - began
+
+    return seconds
 
 
 def started(plugin: object, model: nn.Module, optimizer: torch.optim.Optimizer) -> Context:
@@ -81,28 +97,32 @@ def main(rounds: int) -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         gradients = [torch.randn_like(p) for p in model.parameters()]
         ctx = started(GradScale([("one", 0.999, "a"), ("two", 1.001, "a")]), model, optimizer)
-        mul, scale, other = [], [], []
-        for _ in range(rounds + 2):
-            began = perf_counter()
-            torch._foreach_mul_(gradients, 0.999)
-            mul.append(perf_counter() - began)
-            scale.append(backward(ctx, "a", gradients))
-            other.append(backward(ctx, "b", gradients))
-        base, two, none = (statistics.median(found[2:]) for found in (mul, scale, other))
+        found = interleaved(
+            {
+                "mul": timed(partial(torch._foreach_mul_, gradients, 0.999)),
+                "two": partial(backward, ctx, "a", gradients),
+                "none": partial(backward, ctx, "b", gradients),
+            },
+            rounds,
+        )
+        base, none = statistics.median(found["mul"]), statistics.median(found["none"])
         print(
-            f"{title:<22} foreach_mul_ {base * 1000:7.2f} ms   two rules {two / base:5.2f}x "
-            f"(bar 1.15)   no rule {none * 1e6:5.1f} us"
+            f"{title:<22} foreach_mul_ {base * 1000:7.2f} ms   "
+            f"two rules {ratio(found['two'], found['mul']):5.2f}x (bar 1.15)   "
+            f"no rule {none * 1e6:5.1f} us"
         )
         clip = started(GradClip(1e9), model, optimizer)
         parameters = list(model.parameters())
-        calls: dict[str, Callable[[], object]] = {
-            "torch": lambda p=parameters: nn.utils.clip_grad_norm_(p, 1e9, foreach=True),  # type: ignore[misc]
-            "plugin": lambda ctx=clip: ctx.emit.clip_gradients(ctx),  # type: ignore[misc]
-        }
-        found = interleaved(calls, rounds)
+        found = interleaved(
+            {
+                "torch": timed(partial(nn.utils.clip_grad_norm_, parameters, 1e9, foreach=True)),
+                "plugin": timed(partial(clip.emit.clip_gradients, clip)),
+            },
+            rounds,
+        )
         print(
-            f"{'':<22} clip_grad_norm_ {found['torch'] * 1000:7.2f} ms   "
-            f"plugin {found['plugin'] / found['torch']:5.2f}x (bar 1.0)"
+            f"{'':<22} clip_grad_norm_ {statistics.median(found['torch']) * 1000:7.2f} ms   "
+            f"plugin {ratio(found['plugin'], found['torch']):5.2f}x (bar 1.0)"
         )
 
 

@@ -184,6 +184,14 @@ def test_a_value_that_cannot_be_used_is_refused(
         FreezeModule(modules, at, by)
 
 
+def test_freezing_everything_is_an_error_that_says_so() -> None:
+    everything = FreezeModule([["backbone"], ["side_backbone", "head"]], [1, 2], "step")
+    with pytest.raises(
+        JobError, match="from step 2 on nothing is left to train; frozen: 'backbone'"
+    ):
+        run(everything)
+
+
 def test_marks_can_be_previewed() -> None:
     trainer = build(
         by_step := FreezeModule([["backbone"], ["head"]], [7, 2], "step", unfreeze_at=[9, None])

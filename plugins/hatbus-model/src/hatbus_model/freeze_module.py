@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hatbus import hookimpl, plugin
+from hatbus.errors import JobError
 from hatbus.module_names import find_module, structure_of
 from hatbus_model.freezing import batch_norms, freeze, keep_in_eval, unfreeze
 from hatbus_model.milestones import check_names, due, previewed, read_marks
@@ -32,7 +33,8 @@ class FreezeModule:
         unfreeze_at: when to let each list go on, None for never; the same unit.
 
     Raises:
-        JobError: a value that cannot be used; at loop begin, an unknown module.
+        JobError: a value that cannot be used; at loop begin, an unknown module; at a mark, when
+            nothing is left to train.
     """
 
     def __init__(
@@ -120,6 +122,11 @@ class FreezeModule:
             self.process(ctx.model, name)
         for name in (n for mark in ended for n in mark.modules if n in self.frozen):
             self._release(ctx.model, name)
+        if not any(p.requires_grad for p in ctx.model.parameters()):
+            raise JobError(
+                f"freeze_module: from {self.update_by} {now} on nothing is left to train; frozen: "
+                f"{', '.join(map(repr, self.frozen))}"
+            )
         self._changed(ctx)
 
     def _release(self, model: nn.Module, name: str) -> None:
