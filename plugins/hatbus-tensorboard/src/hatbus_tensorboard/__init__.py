@@ -1,0 +1,1 @@
+"""hatbus plugin: curves, images, histograms and texts of a run for TensorBoard."""

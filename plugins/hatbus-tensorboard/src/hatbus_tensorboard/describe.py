@@ -1,0 +1,70 @@
+"""What a run is: its job, the order of its plugins, and its hyperparameters, for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hatbus_tensorboard.scalars import is_scalar
+
+if TYPE_CHECKING:
+    from hatbus import Context
+
+
+def texts(ctx: Context) -> dict[str, str]:
+    """Name to Markdown."""
+    lines = ["plugin | class | stage", "--- | --- | ---"]
+    for placed in ctx.bus.order():
+        member = ctx.bus.members[placed.name]
+        kind = type(member.plugin).__qualname__
+        lines.append(f"{member.name} | {kind} | {member.declared.stage}")
+    found = {"run/plugins": "\n".join(lines)}
+    job = job_of(ctx)
+    if job:
+        code = json.dumps(job, indent=2, default=str)
+        found["run/job"] = "\n".join(f"    {line}" for line in code.splitlines())
+    return found
+
+
+def job_of(ctx: Context) -> dict[str, Any]:
+    """The tables of the job in the run's folder; empty when there is none."""
+    path = ctx.run_dir / "job.json" if ctx.run_dir is not None else None
+    try:
+        read = json.loads(path.read_text("utf-8")) if path is not None else {}
+    except (OSError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def hyperparameters(ctx: Context) -> dict[str, bool | int | float | str]:
+    """The job's options that are single values, or without a job what the optimizer says."""
+    job = job_of(ctx)
+    tables = {"run": job.get("run", {}), **job.get("plugins", {})}
+    found = dict(_leaves({name: table for name, table in tables.items() if table}))
+    if not found and ctx.optimizer is not None:
+        defaults = {n: v for n, v in ctx.optimizer.defaults.items() if v is not None}
+        name = type(ctx.optimizer).__name__
+        found = {"seed": ctx.seed, "optimizer": name, **dict(_leaves(defaults, "optimizer."))}
+    return found
+
+
+def last_metrics(ctx: Context) -> dict[str, float]:
+    """The last value of every published scalar; reads them from the device."""
+    return {
+        name: float(value.item() if isinstance(value, torch.Tensor) else value)
+        for name, value in ctx.latest.items()
+        if is_scalar(value)
+    }
+
+
+def _leaves(
+    table: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, bool | int | float | str]]:
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif isinstance(value, (bool, int, float, str)):
+            yield f"{prefix}{name}", value

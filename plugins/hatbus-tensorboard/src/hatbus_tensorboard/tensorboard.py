@@ -1,0 +1,245 @@
+"""``TensorBoard``: writes what a run publishes for TensorBoard.
+
+Source: ``hat.callbacks.TensorBoard``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import torch
+
+from hatbus import hookimpl, plugin
+from hatbus.control import log
+from hatbus.errors import PluginError, did_you_mean
+from hatbus_tensorboard import scalars
+from hatbus_tensorboard.describe import hyperparameters, last_metrics, texts
+from hatbus_tensorboard.event_file import EventFile, Scalars
+from hatbus_tensorboard.folder import clear, event_files
+from hatbus_tensorboard.update_funcs import update_functions
+
+if TYPE_CHECKING:
+    from hatbus import Context
+    from hatbus_tensorboard.summary_writer import RunWriter
+
+UNITS: Final = ("step", "epoch")
+WRITER_OPTIONS: Final = ("comment", "purge_step", "max_queue", "flush_secs", "filename_suffix")
+"""What ``torch.utils.tensorboard.SummaryWriter`` takes, ``log_dir`` apart."""
+
+
+@plugin(stage="report", after=("stats_monitor", "progress"), ranks="zero")
+class TensorBoard:
+    """Writes the losses of every batch, and everything that is published with ``ctx.log``.
+
+    The step of every curve is ``global_step_id``. A run with tasks writes ``<task>/<loss>``; of
+    several micro-batches in a step the mean is written. Published values are written whenever
+    they are published: scalars, images (CHW or HW, 0..1), histograms (any tensor) and texts.
+
+    Tensors are never read in the training's own thread: a writer thread does that, many steps at
+    a time. Everything is in the file before a checkpoint is written. A resumed run takes back
+    the steps that are run again, so no step appears twice.
+
+    Args:
+        save_dir: folder of the event files.
+        overwrite: delete event files of earlier runs in this folder (nothing else, and not when
+            the run is resumed). Otherwise TensorBoard shows the newest run in place of them.
+        loss_name_reg: which names are losses; matched from the start, ignoring case, against the
+            flattened names in ``model_outs`` ("_" between levels) and the names of the losses.
+        update_freq: write losses, and call ``tb_update_funcs``, every so many steps or epochs.
+        update_by: ``"step"`` or ``"epoch"``; by epoch, those of the epoch's last step.
+        tb_update_funcs: functions of any of ``writer`` (a ``SummaryWriter``), ``model_outs``,
+            ``global_step_id``, ``epoch_id``, ``batch``, ``task``, ``losses``, ``model``, ``ctx``.
+        describe: write the job and the order of the plugins as text, and the hyperparameters with
+            the last metrics.
+        tb_writer_kwargs: options of ``torch.utils.tensorboard.SummaryWriter``.
+
+    Raises:
+        PluginError: a value that is not accepted.
+    """
+
+    def __init__(
+        self,
+        save_dir: str,
+        overwrite: bool = False,
+        loss_name_reg: str = "^.*loss.*",
+        update_freq: int = 1,
+        update_by: Literal["step", "epoch"] = "step",
+        tb_update_funcs: Sequence[Callable[..., Any]] | None = None,
+        *,
+        describe: bool = True,
+        **tb_writer_kwargs: Any,
+    ) -> None:
+        if update_freq < 1:
+            raise PluginError(f"tensorboard: update_freq={update_freq!r}; accepted: 1 or more")
+        if update_by not in UNITS:
+            raise PluginError(
+                f"tensorboard: update_by={update_by!r}{did_you_mean(update_by, UNITS)}"
+            )
+        for name in tb_writer_kwargs:
+            if name not in WRITER_OPTIONS:
+                hint = did_you_mean(name, (*WRITER_OPTIONS, "describe"))
+                raise PluginError(f"tensorboard: unknown option {name!r}{hint}")
+        self.save_dir, self.overwrite = Path(save_dir), overwrite
+        self.update_freq, self.update_by = update_freq, update_by
+        self.describe = describe
+        self.writer: RunWriter | None = None
+        self._functions = update_functions(tb_update_funcs)
+        self._pattern = scalars.compiled(loss_name_reg)
+        self._options = tb_writer_kwargs
+        self._by_step = update_by == "step"
+        self._file: EventFile | None = None
+        self._is_over = False
+        self._early: list[tuple[dict[str, Any], str, int]] = []
+        self._losses: dict[str, list[Any]] = {}
+        self._warned: set[str] = set()
+
+    @hookimpl
+    def on_loop_begin(self, ctx: Context) -> None:
+        """Opens the file; the counters are those of a resumed run already."""
+        from hatbus_tensorboard.summary_writer import RunWriter
+
+        self._is_over, self._losses = False, {}
+        first = ctx.position.global_step
+        if self.overwrite and first == 0:
+            clear(self.save_dir)
+        purge = self._options.get("purge_step")
+        if purge is None and (first > 0 or event_files(self.save_dir)):
+            purge = first
+        self._file = EventFile(
+            self.save_dir,
+            seconds=self._options.get("flush_secs", 1.0),
+            most=self._options.get("max_queue", 2048),
+            suffix=self._options.get("filename_suffix", ""),
+        )
+        self.writer = RunWriter(self._file, purge)
+        if self.describe:
+            for name, text in texts(ctx).items():
+                self.writer.add_text(name, text, first)
+        early, self._early = self._early, []
+        for values, kind, step in early:
+            self._write(values, kind, max(step, first))
+
+    @hookimpl
+    def on_batch_end(self, ctx: Context, model_outs: Any, losses: Mapping[str, Any]) -> None:
+        """Takes the batch's losses, and calls the functions, when that is due."""
+        index = ctx.global_step_id if self._by_step else ctx.epoch_id
+        if (index + 1) % self.update_freq or ctx.exception is not None:
+            return
+        task = f"{ctx.task}/" if ctx.task else ""
+        found = scalars.losses_of(model_outs, losses, self._pattern)
+        for name, value in found.items():
+            bare = value.detach() if isinstance(value, torch.Tensor) else value
+            self._losses.setdefault(f"{task}{name}", []).append(bare)
+        if self._by_step:
+            self._call_functions(ctx)
+
+    @hookimpl
+    def on_step_begin(self) -> None:
+        """Forgets the losses of the step before, which by epoch were kept."""
+        if self._losses:
+            self._losses = {}
+
+    @hookimpl
+    def on_step_end(self, ctx: Context) -> None:
+        """Writes the step's losses."""
+        if self._by_step:
+            self._write_losses(ctx)
+
+    @hookimpl
+    def on_epoch_end(self, ctx: Context) -> None:
+        """Writes the losses of the epoch's last step, and calls the functions, if due by epoch."""
+        if self._by_step or (ctx.epoch_id + 1) % self.update_freq or ctx.exception is not None:
+            return
+        self._write_losses(ctx)
+        self._call_functions(ctx)
+
+    @hookimpl
+    def on_log(self, ctx: Context, logs: Mapping[str, Any], kind: str) -> None:
+        """Writes what was published."""
+        if self._file is not None:
+            self._write(logs, kind, ctx.global_step_id)
+        elif not self._is_over:
+            kept = {name: scalars.kept(value) for name, value in logs.items()}
+            self._early.append((kept, kind, ctx.global_step_id))
+
+    @hookimpl(wrapper=True)
+    def save_checkpoint(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Everything up to a checkpoint is in the file before the checkpoint is."""
+        if self._file is not None:
+            if self._by_step:
+                self._write_losses(ctx)
+            self._file.flush()
+        return (yield)
+
+    @hookimpl
+    def on_loop_end(self, ctx: Context) -> None:
+        """Writes the rest and closes the file, whatever ended the run."""
+        file, writer = self._file, self.writer
+        self._file = self.writer = None
+        self._is_over = True
+        if file is None or writer is None:
+            return
+        try:
+            if self.describe and ctx.exception is None:
+                _write_hyperparameters(writer, ctx)
+        finally:
+            file.close()
+
+    def _write_losses(self, ctx: Context) -> None:
+        losses, self._losses = self._losses, {}
+        if losses and self._file is not None:
+            means = {n: v[0] if len(v) == 1 else sum(v) / len(v) for n, v in losses.items()}
+            self._write_scalars(self._file, means, ctx.global_step_id)
+
+    def _write(self, values: Mapping[str, Any], kind: str, step: int) -> None:
+        """Writes published values."""
+        if self._file is None or self.writer is None:
+            return
+        if kind == "scalar":
+            self._write_scalars(self._file, values, step)
+            return
+        for name, value in values.items():
+            if kind == "image":
+                layout = "CHW" if getattr(value, "ndim", 3) == 3 else "HW"
+                self.writer.add_image(name, value, step, dataformats=layout)
+            elif kind == "histogram":
+                self.writer.add_histogram(name, value, step)
+            elif kind == "text":
+                self.writer.add_text(name, str(value), step)
+
+    def _write_scalars(self, file: EventFile, values: Mapping[str, Any], step: int) -> None:
+        if not all(map(scalars.is_scalar, values.values())):
+            values = self._numbers_only(values)
+        now = time.time()
+        plain, tensors = scalars.split(values)
+        if plain:
+            file.add_scalars(Scalars(tuple(plain), step, now, tuple(plain.values())))
+        if tensors:
+            file.add_scalars(Scalars(tuple(tensors), step, now, scalars.stacked(tensors.values())))
+
+    def _numbers_only(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Without what is no number, which is named in a warning once."""
+        odd = [name for name, value in values.items() if not scalars.is_scalar(value)]
+        for name in odd:
+            if name not in self._warned:
+                shown = f"{values[name]!r:.80}"
+                log.warning("tensorboard: %r is no single number but %s; left out", name, shown)
+        self._warned.update(odd)
+        return {name: value for name, value in values.items() if name not in odd}
+
+    def _call_functions(self, ctx: Context) -> None:
+        for function in self._functions:
+            function(self.writer, ctx)
+
+
+def _write_hyperparameters(writer: RunWriter, ctx: Context) -> None:
+    """Writes hyperparameters and last metrics as one session of the HPARAMS tab."""
+    from torch.utils.tensorboard.summary import hparams
+
+    with torch.no_grad():
+        summaries = hparams(hyperparameters(ctx), last_metrics(ctx))  # type: ignore[no-untyped-call]
+    for summary in summaries:
+        writer.file_writer.add_summary(summary, ctx.global_step_id)
