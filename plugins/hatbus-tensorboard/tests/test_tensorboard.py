@@ -250,16 +250,52 @@ class Resumes:
 
 def test_a_resumed_run_leaves_no_step_twice_and_none_out(tmp_path: Path) -> None:
     trainer(TensorBoard(str(tmp_path)), Logs()).fit(num_steps=7)
-    time.sleep(1.1)  # files are read in the order of their names, which hold seconds
     trainer(TensorBoard(str(tmp_path), overwrite=True), Logs(), Resumes(1, 1)).fit(num_epochs=3)
     assert [step for step, _ in curve(tmp_path, "loss")] == list(range(12))
     assert raw_steps(tmp_path, "loss") == [*range(7), *range(5, 12)]
     assert [step for step, _ in curve(tmp_path, "lr")] == [3, 7, 11]
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_tensorboard import Logs, TensorBoard, hookimpl, plugin, trainer
+
+@plugin(stage="checkpoint")
+class Saves:
+    @hookimpl
+    def on_step_end(self, ctx):
+        if ctx.global_step_id == 6:
+            ctx.save("step 6")
+    @hookimpl
+    def save_checkpoint(self):
+        return True
+
+class Dies:
+    @hookimpl
+    def on_step_begin(self, global_step_id):
+        if global_step_id == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+trainer(TensorBoard(sys.argv[2], flush_secs=1000), Saves(), Logs(), Dies()).fit(num_epochs=3)
+"""
+
+
+def test_after_kill_9_and_a_resume_no_step_is_twice_and_none_before_the_checkpoint_lost(
+    tmp_path: Path,
+) -> None:
+    folder = str(Path(__file__).parent)
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, folder, str(tmp_path)]
+    assert subprocess.run(command, check=False).returncode == -9
+    assert raw_steps(tmp_path, "loss") == list(range(7))
+    trainer(TensorBoard(str(tmp_path)), Logs(), Resumes(1, 3)).fit(num_epochs=3)
+    assert [step for step, _ in curve(tmp_path, "loss")] == list(range(12))
+    assert [step for step, _ in curve(tmp_path, "lr")] == [3, 7, 11]
+
+
 def test_a_new_run_in_an_old_folder_takes_its_place(tmp_path: Path) -> None:
     trainer(TensorBoard(str(tmp_path))).fit(num_steps=7)
-    time.sleep(1.1)
     trainer(TensorBoard(str(tmp_path))).fit(num_steps=3)
     assert [step for step, _ in curve(tmp_path, "loss")] == [0, 1, 2]
     assert len(list(tmp_path.iterdir())) == 2

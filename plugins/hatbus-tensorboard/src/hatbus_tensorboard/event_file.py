@@ -56,7 +56,7 @@ class EventFile:
         self.folder = folder
         self._most, self._seconds = most, seconds
         host = f"{socket.gethostname()}.{os.getpid()}.{next(_serial)}"
-        self.path = folder / f"events.out.tfevents.{int(time.time()):010d}.{host}{suffix}"
+        self.path = folder / f"events.out.tfevents.{_number(folder):010d}.{host}{suffix}"
         self._queue: deque[Scalars | bytes] = deque()
         self._writing, self._wake = threading.Lock(), threading.Event()
         self._is_closed = False
@@ -126,6 +126,12 @@ class EventFile:
                 _write_all(self._file, b"".join(encoded(entries)))
             except OSError as error:
                 self._error = error
+
+
+def _number(folder: Path) -> int:
+    """Seconds since 1970, but more than in any file there: files are read in this order."""
+    names = (path.name.split(".")[3] for path in folder.glob(PATTERN))
+    return max([int(time.time()), *(int(name) + 1 for name in names if name.isdigit())])
 
 
 def encoded(entries: list[Scalars | bytes]) -> list[bytes]:
