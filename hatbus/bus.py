@@ -205,6 +205,13 @@ class Bus:
         mine = [m for m in self.members.values() if not m.core]
         return resolve([Place(m.name, m.declared, m.position) for m in mine])
 
+    @property
+    def hooks(self) -> pluggy.HookRelay:
+        """pluggy's own callers, by event; the frozen ones do the same for less."""
+        if not self._is_frozen:
+            self.freeze()
+        return self._manager.hook
+
     def implementations(self, event: str, task: str | None = None) -> list[pluggy.HookImpl]:
         """The implementations of an event in the order they run, outermost wrapper first."""
         if not self._is_frozen:

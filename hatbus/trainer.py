@@ -186,7 +186,7 @@ def own_device(device: Any, rank: int) -> torch.device:
         raise JobError(f"unknown device {device!r}; accepted: 'cpu', 'cuda', 'cuda:1'") from error
     if place.type == "cuda" and not torch.cuda.is_available():
         raise JobError(f"device {str(device)!r} is not here: torch sees no GPU; accepted: 'cpu'")
-    if place.type == "cuda" and place.index is None:
+    if str(place) == "cuda":
         place = torch.device("cuda", rank % torch.cuda.device_count())
         torch.cuda.set_device(place)
     return place
