@@ -92,7 +92,7 @@ def frozen(events: tuple[str, ...] = EVENTS) -> Callable[[Any], None]:
 def through_pluggy(bus: Bus) -> Callable[[Any], None]:
     """One step through pluggy's own callers."""
     hooks = [getattr(bus.hooks, event) for event in EVENTS]
-    arguments = {name: None for name in _all_arguments()}
+    arguments = dict.fromkeys(_all_arguments())
 
     def step(ctx: Any) -> None:
         for hook in hooks:
