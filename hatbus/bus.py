@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import pluggy
 
-from hatbus import events
+from hatbus import events, occasions
 from hatbus.admission import admit, default_name, options_of
 from hatbus.declare import PROJECT, Declaration, declaration_of
 from hatbus.dispatch import Gate, Rules, freeze
 from hatbus.errors import CheckpointError, PluginError, did_you_mean
-from hatbus.events import EVENTS, SPAN
+from hatbus.events import EVENTS, SPAN, Event
 from hatbus.intervals import Interval, Intervals
 from hatbus.order import Place, Placed, resolve
 
@@ -228,13 +228,13 @@ class Bus:
         if self._is_frozen:
             self.freeze()
 
-    def _freeze(self, event: events.Event, task: str | None) -> Any:
+    def _freeze(self, event: Event, task: str | None) -> Any:
         impls = self._caller(event, task).get_hookimpls()
         listened = [i for i in impls if self._is_needed(i)]
         gates = {name: g for name, g in self.gates.items() if self._gate_applies(name, event)}
         return freeze(event, listened, Rules(gates, self._strict, self.callers, self.instrument))
 
-    def _caller(self, event: events.Event, task: str | None) -> pluggy.HookCaller:
+    def _caller(self, event: Event, task: str | None) -> pluggy.HookCaller:
         """pluggy's caller of an event, without the plugins that are silent here."""
         silent = [
             m.plugin
@@ -249,7 +249,7 @@ class Bus:
         pair = getattr(impl.function, "moments", ())
         return not pair or any(getattr(self._manager.hook, name).get_hookimpls() for name in pair)
 
-    def _gate_applies(self, name: str, event: events.Event) -> bool:
+    def _gate_applies(self, name: str, event: Event) -> bool:
         interval = self.members[name].interval
         return interval is not None and interval.applies_to(event)
 
@@ -367,4 +367,5 @@ def _apart(one: Declaration, other: Declaration) -> bool:
 def _new_manager() -> _Manager:
     manager = _Manager(PROJECT)
     manager.add_hookspecs(events)
+    manager.add_hookspecs(occasions)
     return manager
