@@ -1,7 +1,7 @@
 """GradScale and GradClip against torch's own foreach calls over the same gradients.
 
 Bars: two rules at most 1.15 times one ``torch._foreach_mul_`` over the matched gradients; a task
-that no rule matches costs nothing one can measure; clipping is no slower than torch's. One thread,
+that no rule matches costs nothing one can measure; clipping is no slower than torch's.
 One thread, times taken in turns, medians of the ratios:
 ``python tests/benchmarks/bench_grad.py [rounds]``.
 """

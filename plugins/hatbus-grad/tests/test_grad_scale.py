@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import subprocess
 import sys
 import textwrap
@@ -262,3 +263,45 @@ def test_ranks_end_bit_identical_and_equal_to_one_process(tmp_path: object) -> N
     first, second, alone = (torch.load(tmp_path / n) for n in names)
     assert torch.equal(first, second)
     assert torch.allclose(first, alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_rules_equal_gradients_taken_apart(seed: int) -> None:
+    chosen = random.Random(seed)
+    names = ["", "backbone", "backbone.0", "backbone.1", "head_a", "head_b"]
+    rules = [
+        (chosen.choice(names), chosen.choice([-1, 0, 0.5, 3]), chosen.choice([None, "a", "b"]))
+        for _ in range(chosen.randrange(5))
+    ]
+    torch.manual_seed(seed)
+    model = TwoHeads().double()
+    model.backbone = nn.Sequential(nn.Linear(1, 3), nn.Linear(3, 1)).double()
+    accumulate, data = chosen.choice([1, 2, 3]), {}
+    for task in "ab":
+        data[task] = [(torch.randn(2, 1, dtype=torch.float64), 0) for _ in range(accumulate)]
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for task, found in data.items():
+        for inputs, _ in found:
+            used = {
+                name: parameter
+                for name, parameter in model.named_parameters()
+                if name.startswith(("backbone", f"head_{task}"))
+            }
+            loss = model(inputs, task).mean() / accumulate
+            gradients = torch.autograd.grad(loss, list(used.values()))
+            for name, gradient in zip(used, gradients, strict=True):
+                scales = [
+                    scale
+                    for module, scale, wanted in rules
+                    if wanted in (None, task)
+                    and (not module or f"{name}.".startswith(f"{module}."))
+                ]
+                expected[name] += gradient * math.prod(scales)
+
+    class Compare:
+        @hookimpl
+        def on_optimizer_step_begin(self, model: nn.Module) -> None:
+            for name, p in model.named_parameters():
+                assert torch.allclose(p.grad, expected[name], rtol=1e-12, atol=1e-12), (name, rules)
+
+    run([GradScale(rules), Compare()], model, data=data, accumulate=accumulate)
