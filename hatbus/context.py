@@ -38,7 +38,6 @@ class Context:
         weight: the present batch's share in the step's gradient.
         updates: committed optimizer updates so far.
         committed: whether the present step's update was committed.
-        samples: samples seen so far by this process (batch sizes added up).
         data_wait: seconds that the present step waited for its batches.
         rank, world_size: of this process and of the run.
         seed: of the run.
@@ -74,7 +73,6 @@ class Context:
         "position",
         "rank",
         "run_dir",
-        "samples",
         "scaler",
         "seed",
         "step_id",
@@ -114,7 +112,7 @@ class Context:
         self.num_steps: int | None = None
         self.steps_per_epoch: int | None = None
         self.total_steps: int | None = None
-        self.updates = self.samples = 0
+        self.updates = 0
         self.committed = False
         self.weight = 1.0
         self.data_wait = 0.0
@@ -134,6 +132,7 @@ class Context:
 
         Args:
             values: name to number, 0-d tensor (left on its device), image, histogram or text.
+                Sinks may read a tensor later: do not change it afterwards, publish a copy.
             kind: ``"scalar"``, ``"image"`` (CHW or HW, 0..1), ``"histogram"`` (any tensor) or
                 ``"text"``.
         """
