@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("train what a job file says", "hatbus.cli.run"),
     "explain": ("show what will run when, and why there", "hatbus.cli.explain"),
+    "preview": ("draw the learning rate over the run, without training", "hatbus.cli.preview"),
     "plugins": ("list, show and check plugins", "hatbus.cli.plugins"),
     "events": ("show the events that a plugin can hook", "hatbus.cli.events"),
 }

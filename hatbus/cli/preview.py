@@ -1,0 +1,58 @@
+"""``hatbus preview JOB``: draws the learning rate over the run, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hatbus.errors import JobError
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    from hatbus.cli.run import arguments as job_arguments
+
+    job_arguments(parser)
+    parser.add_argument("--out", metavar="FILE", help="write a picture: .png, .svg or .pdf")
+    parser.add_argument(
+        "--steps-per-epoch", type=int, metavar="N", help="where a loader has no length"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Builds the job, runs its schedules alone, and draws what they did.
+
+    Raises:
+        HatbusError: what is wrong with the job, or why it cannot be drawn.
+    """
+    from hatbus.cli.run import show_log
+    from hatbus.job import parse_job
+    from hatbus.preview_picture import check_target, draw
+
+    show_log(quiet=args.quiet)
+    if args.steps_per_epoch is not None and args.steps_per_epoch < 1:
+        raise JobError(f"--steps-per-epoch is {args.steps_per_epoch}; accepted: 1 or more")
+    words = (args.job, tuple(args.plugins), tuple(args.options))
+    parse_job(*words)  # a missing file is told before torch is imported
+    target = Path(args.out) if args.out is not None else None
+    if target is not None:
+        check_target(target)
+    from hatbus import jobrun
+    from hatbus.preview import preview
+
+    prepared = jobrun.prepare(*words)
+    plan = prepared.job.run
+    found = preview(prepared.build(), plan.num_epochs, plan.num_steps, args.steps_per_epoch)
+    if target is not None:
+        draw(found, target, title=args.job)
+        print(target)
+        return 0
+    from rich.console import Console
+
+    from hatbus.preview_chart import show
+
+    show(found, Console())
+    return 0
