@@ -16,6 +16,7 @@ from hatbus import hookimpl, plugin
 from hatbus.control import log
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.loop import serve_requests
+from hatbus.preview import marks_every
 from hatbus.rng import fenced
 from hatbus.signals import stop_wanted
 from hatbus_validation import shown_weights as shown
@@ -198,6 +199,14 @@ class Validation:
             ctx.emit.validate(ctx, "cut short before")
             serve_requests(ctx)
         return (yield)
+
+    def preview_marks(self, ctx: Context) -> list[tuple[int, str]]:
+        """``(global step, label)`` of every planned validation, for ``hatbus preview``."""
+        if self.is_off:
+            return []
+        label = "validation" if self.name == "val" else f"validation {self.name}"
+        every, end = self.val_interval, bool(self.val_on_train_end)
+        return marks_every(label, every, self.interval_by, ctx, at_end=end)
 
     def state_dict(self) -> dict[str, Any]:
         """How many steps were behind the run at its last validation, and whether one is owed."""
