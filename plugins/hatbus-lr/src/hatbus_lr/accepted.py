@@ -16,9 +16,9 @@ UNITS: Final = ("step", "epoch")
 def one_of(name: str, value: Any, words: Sequence[str]) -> None:
     """Refuses a word that is not in the list."""
     if value not in words:
-        hint = did_you_mean(value, words) if isinstance(value, str) else ""
-        listed = ", ".join(map(repr, words))
-        raise JobError(f"{name} is {value!r}; accepted: {listed}{hint if 'mean' in hint else ''}")
+        nearest = did_you_mean(value, words) if isinstance(value, str) else ""
+        hint = nearest if "did you mean" in nearest else ""
+        raise JobError(f"{name} is {value!r}; accepted: {', '.join(map(repr, words))}{hint}")
 
 
 def whole(name: str, value: Any, least: int) -> None:

@@ -41,9 +41,11 @@ class Field:
             return float(held)
         if isinstance(held, bool) or not isinstance(held, (int, float)):
             known = sorted(numbers(group))
-            hint = did_you_mean(self.name, known)
-            accepted = f"; accepted: {', '.join(map(repr, known))}" if "mean" in hint else hint
-            raise JobError(f"field {self.name!r} is no number of this optimizer{accepted}")
+            nearest = did_you_mean(self.name, known)
+            raise JobError(
+                f"field {self.name!r} is no number of this optimizer; accepted: "
+                f"{', '.join(map(repr, known))}{nearest if 'did you mean' in nearest else ''}"
+            )
         return float(held)
 
     def write(self, group: Group, value: float) -> None:
