@@ -22,6 +22,7 @@ from torch import nn
 
 from hatbus import BatchProcessor, Context, Trainer, hookimpl, plugin
 from hatbus.errors import PluginError, SaveError
+from hatbus.task_sampler import OneTask
 from hatbus_tensorboard.event_file import EventFile, Scalars
 from hatbus_tensorboard.tensorboard import TensorBoard
 
@@ -173,6 +174,15 @@ def test_tasks_have_curves_of_their_own_and_micro_batches_their_mean(tmp_path: P
             parts = [v for t, s, v in seen if (t, s) == (task, step)]
             assert len(parts) == 2
             assert value == pytest.approx(sum(parts) / 2)
+
+
+def test_every_task_is_written_although_it_is_never_in_an_nth_step(tmp_path: Path) -> None:
+    data = {"det": batches(4), "seg": batches(4, seed=1)}
+    board = TensorBoard(str(tmp_path), update_freq=4)
+    run = trainer(board, data=data, model=Heads(), task_sampler=OneTask())
+    run.fit(num_steps=10)
+    assert [step for step, _ in curve(tmp_path, "seg/loss")] == [3, 7]
+    assert [step for step, _ in curve(tmp_path, "det/loss")] == [4, 8]
 
 
 def test_everything_published_is_written_as_its_kind(tmp_path: Path) -> None:

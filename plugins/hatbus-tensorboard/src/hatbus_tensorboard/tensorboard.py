@@ -48,7 +48,8 @@ class TensorBoard:
             the run is resumed). Otherwise TensorBoard shows the newest run in place of them.
         loss_name_reg: which names are losses; matched from the start, ignoring case, against the
             flattened names in ``model_outs`` ("_" between levels) and the names of the losses.
-        update_freq: write losses, and call ``tb_update_funcs``, every so many steps or epochs.
+        update_freq: write losses, and call ``tb_update_funcs``, every so many steps or epochs; a
+            task that is not in that step, at its next batch.
         update_by: ``"step"`` or ``"epoch"``; by epoch, those of the epoch's last step.
         tb_update_funcs: functions of any of ``writer`` (a ``SummaryWriter``), ``model_outs``,
             ``global_step_id``, ``epoch_id``, ``batch``, ``task``, ``losses``, ``model``, ``ctx``.
@@ -94,6 +95,9 @@ class TensorBoard:
         self._is_over = False
         self._early: list[tuple[dict[str, Any], str, int]] = []
         self._losses: dict[str, list[Any]] = {}
+        self._first_turn = 0
+        self._served: dict[str | None, int] = {}
+        self._serving: dict[str | None, int] = {}
         self._warned: set[str] = set()
 
     @hookimpl
@@ -101,8 +105,9 @@ class TensorBoard:
         """Opens the file; the counters are those of a resumed run already."""
         from hatbus_tensorboard.summary_writer import RunWriter
 
-        self._is_over, self._losses = False, {}
         first = ctx.position.global_step
+        self._is_over, self._losses = False, {}
+        self._first_turn, self._served = first // self.update_freq, {}
         if self.overwrite and first == 0:
             clear(self.save_dir)
         purge = self._options.get("purge_step")
@@ -125,8 +130,7 @@ class TensorBoard:
     @hookimpl
     def on_batch_end(self, ctx: Context, model_outs: Any, losses: Mapping[str, Any]) -> None:
         """Takes the batch's losses, and calls the functions, when that is due."""
-        index = ctx.global_step_id if self._by_step else ctx.epoch_id
-        if (index + 1) % self.update_freq or ctx.exception is not None:
+        if ctx.exception is not None or not self._is_due(ctx):
             return
         task = f"{ctx.task}/" if ctx.task else ""
         found = scalars.losses_of(model_outs, losses, self._pattern)
@@ -146,6 +150,8 @@ class TensorBoard:
     def on_step_end(self, ctx: Context) -> None:
         """Writes the step's losses."""
         if self._by_step:
+            self._served.update(self._serving)
+            self._serving = {}
             self._write_losses(ctx)
 
     @hookimpl
@@ -187,6 +193,20 @@ class TensorBoard:
                 _write_hyperparameters(writer, ctx)
         finally:
             file.close()
+
+    def _is_due(self, ctx: Context) -> bool:
+        """Whether this batch is written: every n-th step, or a task's first batch from there on.
+
+        With one task a step, a task may never stand in an n-th step itself.
+        """
+        n = self.update_freq
+        if not self._by_step:
+            return (ctx.epoch_id + 1) % n == 0
+        turn = (ctx.global_step_id + 1) // n
+        if turn <= self._served.get(ctx.task, self._first_turn):
+            return False
+        self._serving[ctx.task] = turn
+        return True
 
     def _write_losses(self, ctx: Context) -> None:
         losses, self._losses = self._losses, {}
