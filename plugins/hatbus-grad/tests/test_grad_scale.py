@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import socket
 import subprocess
 import sys
 import textwrap
@@ -246,11 +247,22 @@ DDP_SCRIPT = textwrap.dedent("""
 """)
 
 
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
 def test_ranks_end_bit_identical_and_equal_to_one_process(tmp_path: object) -> None:
     script = tmp_path / "train.py"
     script.write_text(DDP_SCRIPT)
     paths = os.pathsep.join(p for p in sys.path if p)
-    base = {**os.environ, "PYTHONPATH": paths, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29731"}
+    base = {
+        **os.environ,
+        "PYTHONPATH": paths,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
 
     def start(**extra: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
