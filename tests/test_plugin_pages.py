@@ -1,4 +1,4 @@
-"""The pages of the model, gradient and export plugins: every example runs, from top to bottom."""
+"""The pages of the plugins: every example runs, from top to bottom."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
+PLUGINS = (
+    "hatbus-model",
+    "hatbus-grad",
+    "hatbus-export",
+    "hatbus-tensorboard",
+    "hatbus-validation",
+)
 PAGES = Path(__file__).parents[1] / "docs" / "plugins"
 
 
-@pytest.mark.parametrize("page", ["hatbus-model", "hatbus-grad", "hatbus-export"])
+@pytest.mark.parametrize("page", PLUGINS)
 def test_every_example_of_the_page_runs(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class EvaluationLoop:
     """One epoch over the validation data; a step is a batch, and makes no update.
 
-    A signal that asks the run to end cuts it short (``ctx.is_cut``).
+    A signal that asks the run to end cuts it short (``ctx.is_cut``), in a single process.
     """
 
     @hookimpl(trylast=True)
@@ -35,8 +35,9 @@ class EvaluationLoop:
     def run_epoch(self, ctx: InnerContext) -> int:
         """Runs a step per batch."""
         position, emit = ctx.position, ctx.emit
+        alone = ctx.world_size == 1  # ranks must agree: a metric may be exchanged in every step
         for batches in ctx.data.steps(ctx):
-            if stop_wanted():
+            if alone and stop_wanted():
                 ctx.is_cut = True
                 break
             ctx.batches = batches

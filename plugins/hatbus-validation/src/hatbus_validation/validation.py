@@ -165,8 +165,8 @@ class Validation:
     def on_loop_end(self, ctx: Context) -> None:
         """Validates at the end, unless this step was validated, or a signal or error ended it."""
         is_new = ctx.position.global_step not in (0, self._validated_at)
-        is_wanted = self.val_on_train_end and not (self.is_off or stop_wanted())
-        if is_new and is_wanted and ctx.exception is None:
+        is_wanted = self.val_on_train_end and not self.is_off
+        if is_new and is_wanted and ctx.exception is None and not was_signalled(ctx):
             ctx.emit.validate(ctx, "end of the run")
 
     @hookimpl
@@ -275,6 +275,11 @@ class Validation:
         if self._profile is not None and not self._runs:
             own.append(Named("profile_steps", self._profile, {}))
         return own
+
+
+def was_signalled(ctx: Context) -> bool:
+    """Whether the run ends because of a signal; over many ranks, because of any request."""
+    return stop_wanted() if ctx.world_size == 1 else ctx.control.stopped is not None
 
 
 def _per_loader(callbacks: Sequence[Any] | None, *, share: bool) -> list[list[Named]]:
