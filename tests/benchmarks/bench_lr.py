@@ -7,6 +7,7 @@ plugin; the two are timed in turns, and the best of the rounds counts.
 from __future__ import annotations
 
 import logging
+import timeit
 from time import perf_counter
 
 import torch
@@ -78,6 +79,8 @@ def main() -> None:
         verdict = "ok" if cost <= BAR else f"above the bar of {BAR} us"
         print(f"{type(updater).__name__:26} {cost:5.2f} us a step with 2 groups: {verdict}")
     print(f"{'(the event alone)':26} {best[0] / STEPS * 1e6:5.2f} us")
+    call = min(timeit.repeat("f(1, 2)", "def f(a, b): return a", number=STEPS, repeat=ROUNDS))
+    print(f"{'(a bare Python call)':26} {call / STEPS * 1e6:5.2f} us, for scale")
 
 
 if __name__ == "__main__":

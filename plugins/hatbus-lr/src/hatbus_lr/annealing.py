@@ -11,5 +11,5 @@ def annealing_cos(start: float, end: float, pct: float) -> float:
     ``w = (1 + cos(pi * pct)) / 2``; ``start * w + end * (1 - w)``. Source: Loshchilov and Hutter,
     SGDR, equation 5; ``hat.callbacks.OneCycleUpdater.annealing_cos``.
     """
-    weight = (1.0 + cos(pi * pct)) / 2.0
+    weight = 0.5 + 0.5 * cos(pi * pct)
     return start * weight + end * (1.0 - weight)

@@ -184,11 +184,11 @@ class Updater:
         if len(groups) != len(names):  # a plugin has added a group
             self._adopt(groups)
             names = self._labels
+        is_plain, place = self._is_plain, 0
         values: dict[str, float] = {}
-        place = 0
         for group in groups:
             value = curve(group[initial] * share, index)
-            if self._is_plain:
+            if is_plain:
                 group[name] = value
             else:
                 self.field.write(group, value)
