@@ -9,7 +9,9 @@ release = importlib.metadata.version("hatbus")
 extensions = ["myst_parser"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-exclude_patterns = ["examples/*/runs"]
+exclude_patterns = ["examples"]
 
 html_theme = "furo"
 html_title = f"hatbus {release}"
+html_show_copyright = False
+html_show_sphinx = False

@@ -1,0 +1,237 @@
+"""The documentation: what it shows runs, and what there is to know is in it.
+
+Blocks are told apart by their language:
+
+* ``python``: runs, in order; the blocks of a page share one namespace. A first line such as
+  ``# src/acme/warm.py`` makes a block a file as well.
+* ``toml``: a job, or part of one, is checked as ``hatbus run`` would.
+* ``sh`` and no language: lines that begin with ``hatbus`` run on a copy of ``docs/examples``.
+* ``console``: so do its ``$`` lines, and their output is compared with what the page shows.
+
+``no-run`` behind the language leaves a block out. The READMEs of the plugins speak of a ``model``,
+an ``optimizer`` and so on without making them; ``a_readers_own`` does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from hatbus import discovery
+from hatbus.events import EVENTS
+from hatbus.first_party import FIRST_PARTY
+from hatbus.job import PLUGIN_KEYS, parse_job
+from hatbus.options import check
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+SHORT = ["-o", "run.num_epochs=1"]
+_FENCE = re.compile(r"^(`{3,})([^\n`]*)\n(.*?)^\1\s*?$", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"^# ([\w./-]+\.\w+)\n")
+
+
+def module(name: str) -> ModuleType:
+    """A script of ``docs/``."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec and spec.loader
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+refresh = module("refresh")
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, the words behind it, its text and its line."""
+
+    language: str
+    words: tuple[str, ...]
+    text: str
+    line: int
+
+
+def blocks(page: Path, *languages: str) -> list[Block]:
+    """The blocks of a page in these languages that are not marked ``no-run``."""
+    text = page.read_text("utf-8")
+    found = []
+    for fence in _FENCE.finditer(text):
+        language, *words = fence[2].split() or [""]
+        line = text.count("\n", 0, fence.start(3)) + 1
+        found.append(Block(language, tuple(words), fence[3], line))
+    return [b for b in found if b.language in languages and "no-run" not in b.words]
+
+
+def with_blocks(*languages: str) -> list[object]:
+    """The pages that have such blocks, as parameters."""
+    return [
+        pytest.param(page, id=page.relative_to(DOCS.parent).as_posix())
+        for page in refresh.pages()
+        if blocks(page, *languages)
+    ]
+
+
+def commands(page: Path) -> list[str]:
+    """The ``hatbus`` commands of a page whose output is not shown."""
+    lines = "\n".join(b.text for b in blocks(page, "", "sh")).replace("\\\n", " ").splitlines()
+    parts = [part.strip() for line in lines for part in line.split(" #")[0].split("&&")]
+    return [part for part in parts if part.startswith("hatbus ")]
+
+
+@pytest.fixture
+def workplace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("TERM", "dumb")
+    with refresh.workplace() as folder:
+        yield folder
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A current folder whose ``src`` can be imported from; what was imported is forgotten."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "src")
+    before, threads = set(sys.modules), torch.get_num_threads()
+    with refresh.kept_log(), torch.random.fork_rng(devices=[]):
+        yield tmp_path
+    torch.set_num_threads(threads)
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def write_files(page: Path, folder: Path) -> list[Path]:
+    """The blocks of a page that are files, written."""
+    written = []
+    for block in blocks(page, "python", "toml"):
+        if named := _FILE.match(block.text):
+            path = folder / named[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text, "utf-8")
+            written.append(path)
+    return written
+
+
+class Net(torch.nn.Module):
+    """What a reader of the READMEs trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU()
+        )
+        self.det_head = torch.nn.Linear(4, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.det_head(self.backbone(images).mean((2, 3)))
+
+
+class Pair(torch.nn.Module):
+    """A student and its teacher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.teacher = Net(), Net()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.student(images)
+
+
+def a_readers_own() -> dict[str, object]:
+    """The names that the READMEs of the plugins take for granted."""
+    model = Net()
+    batches = [(torch.randn(2, 3, 8, 8), torch.randn(2, 1)) for _ in range(2)]
+    loss = torch.nn.functional.mse_loss
+    return {
+        "model": model,
+        "pair": Pair(),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.01),
+        "loss": loss,
+        "losses": {"det": loss, "seg": loss},
+        **dict.fromkeys(("loader", "det_loader", "seg_loader", "val_loader"), batches),
+    }
+
+
+@pytest.mark.parametrize("page", with_blocks("python"))
+def test_the_python_of_a_page_runs(page: Path, own_folder: Path) -> None:
+    write_files(page, own_folder)
+    is_plugins = page.name == "README.md" and page.parent != DOCS.parent
+    names = {"__name__": page.stem, **(a_readers_own() if is_plugins else {})}
+    for block in blocks(page, "python"):
+        source = "\n" * (block.line - 1) + block.text
+        exec(compile(source, str(page), "exec", dont_inherit=True), names)
+
+
+@pytest.mark.parametrize("page", with_blocks("toml"))
+def test_the_jobs_of_a_page_are_accepted(page: Path, tmp_path: Path) -> None:
+    for block in blocks(page, "toml"):
+        tables = tomllib.loads(block.text)
+        if not {"run", "plugins"} & set(tables):
+            continue
+        job = tmp_path / "job.toml"
+        whole = "" if "run" in tables else '[run]\nentry = "train.py:build"\nnum_epochs = 1\n'
+        job.write_text(whole + block.text, "utf-8")
+        parsed, problems = parse_job(job)
+        assert parsed is not None, problems
+        for name, plugin in parsed.plugins.items():
+            cls = discovery.lookup(plugin.use).load()
+            where = f"{page.name} line {block.line} [plugins.{name}]"
+            problems += check(cls, plugin.options, where, lambda _: len, also=PLUGIN_KEYS)[1]
+        assert not problems
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in with_blocks("", "sh") if commands(p.values[0])]  # type: ignore[attr-defined]
+)
+def test_the_commands_of_a_page_succeed(page: Path, workplace: Path) -> None:
+    for command in dict.fromkeys(commands(page)):
+        refresh.output_of(command, SHORT if command.startswith("hatbus run ") else [], codes=(0,))
+
+
+@pytest.mark.parametrize("page", with_blocks("console"))
+def test_the_output_that_a_page_shows_is_what_is_printed(page: Path, workplace: Path) -> None:
+    text = page.read_text("utf-8")
+    assert refresh.refreshed(text) == text, "run `python docs/refresh.py`"
+
+
+def test_the_page_of_events_is_what_the_code_says() -> None:
+    made = module("events_page").events_page()
+    assert (DOCS / "events.md").read_text("utf-8") == made, "run `python docs/refresh.py`"
+
+
+def test_every_event_is_documented() -> None:
+    text = (DOCS / "events.md").read_text("utf-8")
+    assert [name for name in EVENTS if f"\n### {name}\n" not in text] == []
+
+
+def test_every_plugin_of_hatbus_is_documented() -> None:
+    installed = {
+        p.name for p in entry_points(group="hatbus.plugins") if p.dist and p.name in FIRST_PARTY
+    }
+    index = (DOCS / "plugins/index.md").read_text("utf-8")
+    for name in {*FIRST_PARTY, *installed}:
+        page = DOCS / f"plugins/{FIRST_PARTY[name].distribution}.md"
+        assert f"| `{name}` |" in index
+        assert page.exists(), f"{name} has no page"
+        assert re.search(rf"^#+ .*\b{name}\b", page.read_text("utf-8"), re.M), f"{name}: {page}"
+
+
+def test_every_page_is_in_a_table_of_contents() -> None:
+    listed = (DOCS / "index.md").read_text("utf-8")
+    pages = [p.stem for p in DOCS.glob("*.md") if p.stem != "index"]
+    assert [name for name in pages if not re.search(rf"^{name}$", listed, re.M)] == []
+
+
+def test_every_link_between_pages_leads_somewhere() -> None:
+    for page in refresh.pages():
+        text = _FENCE.sub("", page.read_text("utf-8"))
+        for target in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", text):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
