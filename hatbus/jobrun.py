@@ -14,7 +14,7 @@ import torch
 from hatbus import discovery
 from hatbus.errors import HatbusError, JobError, PluginError, SaveError, did_you_mean
 from hatbus.job import PLUGIN_KEYS, parse_job
-from hatbus.options import check
+from hatbus.options import check, schema_of
 from hatbus.references import References, finish
 from hatbus.profile import Profile
 from hatbus.results import places_of, show_profile, show_results
@@ -106,7 +106,8 @@ class Prepared:
         except PluginError as error:
             problems.append(str(error))
             return
-        options, wrong = check(cls, plugin.options, plugin.where, self._find, also=PLUGIN_KEYS)
+        given = with_place(name, cls, plugin.options, self.job.run_dir)
+        options, wrong = check(cls, given, plugin.where, self._find, also=PLUGIN_KEYS)
         problems += wrong
         self.found[name] = found
         self._plugins[name] = (cls, options)
@@ -170,6 +171,17 @@ def run(prepared: Prepared, *, quiet: bool = False, profile: bool = False) -> in
     if ctx.rank == 0 and not quiet:
         show_results(ctx, places_of(job))
     return 0
+
+
+def with_place(name: str, cls: type[Any], options: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+    """A plugin's options; a ``save_dir`` that it needs but was not given is in the run's folder.
+
+    So ``-p tensorboard`` is enough, and everything that a run writes is found in one place.
+    """
+    place = schema_of(cls).options.get("save_dir")
+    if place is None or not place.is_required or "save_dir" in options:
+        return options
+    return {**options, "save_dir": str(run_dir / name)}
 
 
 def seed_everything(seed: int) -> None:

@@ -60,4 +60,5 @@ def places_of(job: Job) -> list[Path]:
     """The run's folder, and the folders outside it that plugins were told to write to."""
     told = [p.options.get("save_dir") for p in job.enabled.values()]
     places = [job.run_dir, *(Path(str(folder)) for folder in told if folder)]
-    return [place for place in dict.fromkeys(places) if place.is_dir()]
+    outside = [p for p in dict.fromkeys(places[1:]) if not p.is_relative_to(job.run_dir)]
+    return [place for place in (job.run_dir, *outside) if place.is_dir()]

@@ -16,18 +16,34 @@ from hatbus.explanation import CORE
 MULTITASK = "docs/examples/multitask/job.toml"
 ACCURACIES = ["digit_accuracy", "turn_accuracy"]
 ORDER = {
-    "run_loop": ["validation"],
-    "on_loop_begin": ["cos_lr", *ACCURACIES, "validation", "stats_monitor", "progress"],
+    "run_loop": ["validation", "early_stopping", "checkpoint"],
+    "on_loop_begin": [
+        "cos_lr",
+        *ACCURACIES,
+        "validation",
+        "checkpoint",
+        "stats_monitor",
+        "progress",
+    ],
     "on_epoch_begin": ["cos_lr", *ACCURACIES, "stats_monitor"],
     "on_step_begin": ["cos_lr", "stats_monitor"],
     "on_batch_end": ACCURACIES,
-    "on_step_end": [*ACCURACIES, "validation", "stats_monitor", "progress"],
-    "on_epoch_end": [*ACCURACIES, "validation", "stats_monitor", "progress"],
-    "on_loop_end": ["validation", "progress"],
+    "on_step_end": [*ACCURACIES, "validation", "checkpoint", "stats_monitor", "progress"],
+    "on_epoch_end": [
+        *ACCURACIES,
+        "validation",
+        "early_stopping",
+        "checkpoint",
+        "stats_monitor",
+        "progress",
+    ],
+    "on_loop_end": ["validation", "checkpoint", "progress"],
     "validate": ["validation"],
-    "save_checkpoint": ["stats_monitor"],
     "on_validation_begin": ["stats_monitor", "progress"],
-    "on_validation_end": ["stats_monitor", "progress"],
+    "on_validation_end": ["early_stopping", "stats_monitor", "progress"],
+    "save_checkpoint": ["stats_monitor", "checkpoint"],
+    "load_checkpoint": ["checkpoint"],
+    "on_log": ["early_stopping"],
 }
 """The multitask example: who takes part in each event that a plugin uses, in order."""
 

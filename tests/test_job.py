@@ -187,3 +187,21 @@ def test_the_examples_in_the_documentation_are_accepted(checkout: Path, tmp_path
         path = tmp_path / f"{number}.toml"
         path.write_text(example)
         assert read_job(path).plugins
+
+
+def test_a_save_dir_that_is_needed_but_not_given_is_in_the_runs_folder(tmp_path: Path) -> None:
+    from hatbus.jobrun import with_place
+
+    class Needs:
+        def __init__(self, save_dir: str, every: int = 1) -> None: ...
+
+    class Defaults:
+        def __init__(self, save_dir: str = "here") -> None: ...
+
+    given = {"every": 2}
+    assert with_place("tb", Needs, given, tmp_path) == {
+        "every": 2,
+        "save_dir": str(tmp_path / "tb"),
+    }
+    assert with_place("tb", Needs, {"save_dir": "x"}, tmp_path) == {"save_dir": "x"}
+    assert with_place("tb", Defaults, {}, tmp_path) == {}
