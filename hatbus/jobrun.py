@@ -15,8 +15,8 @@ from hatbus import discovery
 from hatbus.errors import HatbusError, JobError, PluginError, SaveError, did_you_mean
 from hatbus.job import PLUGIN_KEYS, parse_job
 from hatbus.options import check, schema_of
-from hatbus.references import References, finish
 from hatbus.profile import Profile
+from hatbus.references import References, finish
 from hatbus.results import places_of, show_profile, show_results
 from hatbus.trainer import Trainer
 
