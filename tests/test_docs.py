@@ -14,6 +14,7 @@ an ``optimizer`` and so on without making them; ``a_readers_own`` does.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 import sys
@@ -87,10 +88,22 @@ def commands(page: Path) -> list[str]:
     return [part for part in parts if part.startswith("hatbus ")]
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Small models on a busy machine; the random state is as it was afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def workplace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("TERM", "dumb")
-    with refresh.workplace() as folder:
+    with one_thread(), refresh.workplace() as folder:
         yield folder
 
 
@@ -99,10 +112,9 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     """A current folder whose ``src`` can be imported from; what was imported is forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path / "src")
-    before, threads = set(sys.modules), torch.get_num_threads()
-    with refresh.kept_log(), torch.random.fork_rng(devices=[]):
+    before = set(sys.modules)
+    with one_thread(), refresh.kept_log():
         yield tmp_path
-    torch.set_num_threads(threads)
     for name in set(sys.modules) - before:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
@@ -205,6 +217,15 @@ def test_the_output_that_a_page_shows_is_what_is_printed(page: Path, workplace: 
 def test_the_page_of_events_is_what_the_code_says() -> None:
     made = module("events_page").events_page()
     assert (DOCS / "events.md").read_text("utf-8") == made, "run `python docs/refresh.py`"
+
+
+def test_the_loop_of_your_own_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    with one_thread():
+        ctx = module("examples/loop_of_your_own").train()
+    assert ctx.latest["train/loss"] < 0.01
+    source = (DOCS / "examples/loop_of_your_own.py").read_text("utf-8")
+    body = source[source.index("    with ctx.within(") : source.index("    return ctx\n\n\n")]
+    assert len(body.splitlines()) <= 20
 
 
 def test_every_event_is_documented() -> None:
