@@ -141,7 +141,11 @@ class Bus:
             {name: member, **self.members} if outermost else {**self.members, name: member}
         )
         self._positions += not core
-        self._changed()
+        try:
+            self._changed()
+        except PluginError:
+            self.unregister(name)  # else the next plugin would be refused for this one's fault
+            raise
         return name
 
     def unregister(self, name: str) -> object:

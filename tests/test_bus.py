@@ -327,3 +327,13 @@ def test_a_task_that_the_run_does_not_have_is_refused() -> None:
     trainer.bus.register(Listens(), "a", overrides={"tasks": "dat"})
     with pytest.raises(PluginError, match=r"bound to task 'dat'.*did you mean 'det'"):
         trainer.fit(num_steps=1)
+
+
+def test_a_plugin_that_contradicts_the_others_is_refused_alone() -> None:
+    bus = tiny_trainer({"first": plugin(before="second")(type("A", (Listens,), {}))()}).bus
+    contradicting = plugin(before="first")(type("B", (Listens,), {}))()
+    with pytest.raises(PluginError, match="cycle: first -> second -> first"):
+        bus.register(contradicting, "second")
+    assert bus.register(Listens(), "third") == "third"
+    assert bus.register(Listens(), "second") == "second"
+    assert [placed.name for placed in bus.order()] == ["first", "third", "second"]
