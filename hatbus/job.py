@@ -135,7 +135,7 @@ def read_job(path: Path | str, plugins: tuple[str, ...] = (), options: tuple[str
 def parse_job(
     path: Path | str, plugins: tuple[str, ...] = (), options: tuple[str, ...] = ()
 ) -> tuple[Job | None, list[str]]:
-    """As ``read_job``, but hands problems back; the job is None when ``[run]`` cannot be used.
+    """As ``read_job``, but hands problems back; the job is None when ``[run]`` names no entry.
 
     Raises:
         JobError: there is no such file, or it is no TOML.
@@ -189,7 +189,7 @@ def _beside(path: Path) -> str:
 
 
 def _run(table: dict[str, Any], where: str, problems: list[str]) -> Run | None:
-    """The ``[run]`` table; None when it has problems."""
+    """The ``[run]`` table, as far as its keys can be used; None when it names no entry."""
     values, found = check(Run, table, where, what="key")
     plans = [name for name in ("num_epochs", "num_steps") if table.get(name) is not None]
     if len(plans) != 1:
@@ -199,7 +199,7 @@ def _run(table: dict[str, Any], where: str, problems: list[str]) -> Run | None:
         if name in values and isinstance(values[name], int) and values[name] < 1:
             found.append(f"key {name!r} is {values[name]!r} {where}; accepted: 1 or more")
     problems += found
-    return None if found else Run(**values)
+    return Run(**values) if "entry" in values else None
 
 
 def _plugin(name: str, table: Any, where: str, problems: list[str]) -> Plugin:

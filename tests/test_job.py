@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hatbus.errors import JobError
-from hatbus.job import read_job
+from hatbus.job import parse_job, read_job
 from hatbus.overrides import parse_value
 
 GOOD = """
@@ -205,3 +205,13 @@ def test_a_save_dir_that_is_needed_but_not_given_is_in_the_runs_folder(tmp_path:
     }
     assert with_place("tb", Needs, {"save_dir": "x"}, tmp_path) == {"save_dir": "x"}
     assert with_place("tb", Defaults, {}, tmp_path) == {}
+
+
+def test_a_job_with_problems_in_its_run_table_is_handed_on_for_its_plugins_to_be_checked(
+    tmp_path: Path,
+) -> None:
+    job, found = parse_job(write(tmp_path, '[run]\nentry = "t.py:b"\nsed = 1\n[plugins.ema]\n'))
+    assert job is not None
+    assert list(job.enabled) == ["ema"]
+    assert len(found) == 2
+    assert parse_job(write(tmp_path, "[run]\nnum_epochs = 1\n"))[0] is None
