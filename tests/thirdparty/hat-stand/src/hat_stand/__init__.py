@@ -1,0 +1,1 @@
+"""Plugins for hatbus that watch a run."""
