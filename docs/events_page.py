@@ -28,7 +28,8 @@ def events_page() -> str:
 def markdown(docstring: str) -> str:
     """A docstring as Markdown: one backtick where it has two, literal blocks fenced."""
     lines = inspect.cleandoc(docstring).replace("``", "`").splitlines()
-    text, code = [], []
+    text: list[str] = []
+    code: list[str] = []
     for line in [*lines, ""]:
         if code and line and not line.startswith(" "):
             text += _fenced(code)
@@ -39,7 +40,9 @@ def markdown(docstring: str) -> str:
             code.append(line)
         else:
             text.append(line)
-    return re.sub(r"::$", ":", "\n".join(text + (_fenced(code) if code else [])), flags=re.M).strip()
+    return re.sub(
+        r"::$", ":", "\n".join(text + (_fenced(code) if code else [])), flags=re.M
+    ).strip()
 
 
 def _fenced(code: list[str]) -> list[str]:

@@ -66,9 +66,7 @@ def kept_log() -> Iterator[None]:
         log.setLevel(level)
 
 
-def output_of(
-    command: str, more: Sequence[str] = (), codes: Collection[int] = (0, 2)
-) -> str:
+def output_of(command: str, more: Sequence[str] = (), codes: Collection[int] = (0, 2)) -> str:
     """What a ``hatbus ...`` command prints here, on both streams.
 
     Args:
@@ -112,13 +110,15 @@ def _refreshed_block(found: re.Match[str]) -> str:
 
 def fits(printed: str, shown: str) -> bool:
     """Whether output is what a page shows, ``...`` standing for any number of lines."""
-    pattern = [".*" if line == "..." else re.escape(line) for line in shown.rstrip("\n").split("\n")]
+    pattern = [
+        ".*" if line == "..." else re.escape(line) for line in shown.rstrip("\n").split("\n")
+    ]
     return re.fullmatch("\n".join(pattern), printed, re.DOTALL) is not None
 
 
 def main() -> None:
     """Rewrites the pages."""
-    from events_page import events_page
+    from events_page import events_page  # type: ignore[import-not-found]  # beside this script
 
     (DOCS / "events.md").write_text(events_page(), "utf-8")
     with workplace():

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -35,7 +37,7 @@ from hatbus.job import PLUGIN_KEYS, parse_job
 from hatbus.options import check
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-SHORT = ["-o", "run.num_epochs=1"]
+SHORT = ["-o", "run.num_epochs=1", "-o", "run.args.batch_size=512"]
 _FENCE = re.compile(r"^(`{3,})([^\n`]*)\n(.*?)^\1\s*?$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"^# ([\w./-]+\.\w+)\n")
 
@@ -43,7 +45,8 @@ _FILE = re.compile(r"^# ([\w./-]+\.\w+)\n")
 def module(name: str) -> ModuleType:
     """A script of ``docs/``."""
     spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     return made
@@ -118,6 +121,20 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     for name in set(sys.modules) - before:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
+
+
+def done(*words: object, site: Path | None = None) -> str:
+    """What a command printed, which ended well; it sees the packages in a folder."""
+    path = os.pathsep.join(map(str, [*([site] if site else []), *filter(None, sys.path)]))
+    ran = subprocess.run(
+        list(map(str, words)),
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
 
 
 def write_files(page: Path, folder: Path) -> list[Path]:
@@ -201,7 +218,8 @@ def test_the_jobs_of_a_page_are_accepted(page: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [p for p in with_blocks("", "sh") if commands(p.values[0])]  # type: ignore[attr-defined]
+    "page",
+    [p for p in with_blocks("", "sh") if commands(p.values[0])],  # type: ignore[attr-defined]
 )
 def test_the_commands_of_a_page_succeed(page: Path, workplace: Path) -> None:
     for command in dict.fromkeys(commands(page)):
@@ -217,6 +235,22 @@ def test_the_output_that_a_page_shows_is_what_is_printed(page: Path, workplace: 
 def test_the_page_of_events_is_what_the_code_says() -> None:
     made = module("events_page").events_page()
     assert (DOCS / "events.md").read_text("utf-8") == made, "run `python docs/refresh.py`"
+
+
+def test_the_plugin_of_the_tutorial_can_be_installed_and_used(
+    own_folder: Path, workplace: Path
+) -> None:
+    write_files(DOCS / "writing-a-plugin.md", own_folder)
+    site = own_folder / "site"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps"]
+    done(*pip, "--no-index", "--disable-pip-version-check", "--target", site, own_folder)
+    hatbus = [sys.executable, "-m", "hatbus"]
+    assert "check_every" in done(*hatbus, "plugins", "show", "loss_limit", site=site)
+    job = Path("job.toml").read_text("utf-8").replace("num_epochs = 8", "num_steps = 20")
+    Path("job.toml").write_text(job, "utf-8")
+    options = ["-o", "loss_limit.limit=99", "-o", "loss_limit.check_every=2"]
+    ran = done(*hatbus, "run", "job.toml", "-p", "loss_limit", *options, site=site)
+    assert "after 6 steps" in ran
 
 
 def test_the_loop_of_your_own_trains(capsys: pytest.CaptureFixture[str]) -> None:
