@@ -137,14 +137,13 @@ def test_a_strangers_package_lives_its_whole_life_in_a_fresh_environment(
     fresh.succeed("hatbus", "run", "bare.toml", *added)
     assert len(fresh.published()["watch/loss"]) == 2
 
-    # uninstalled: the job that names it says so, any other job goes on
+    # uninstalled: the job that names it says so
     fresh.succeed("pip", "uninstall", "-q", "-y", "hat-stand")
     assert fresh.succeed("hatbus", "plugins") == before
     gone = fresh.run("hatbus", "run", "job.toml")
     assert gone.returncode == 2
     (line,) = gone.stderr.splitlines()
     assert line.startswith("hatbus: error: unknown plugin 'spike_watch' in job.toml [plugins.")
-    fresh.succeed("hatbus", "run", "bare.toml")
 
 
 @pytest.mark.timeout(300)
@@ -157,10 +156,6 @@ def test_a_strangers_plugin_is_ordered_by_its_class_and_then_by_the_job(
     assert earlier[:2] == ["spike_watch", "grad_monitor"]
     last = fresh.order("spike_watch.stage=report", "spike_watch.after=['jsonl_log']")
     assert last == ["grad_monitor", "stats_monitor", "jsonl_log", "spike_watch"]
-    cycle = fresh.run("hatbus", "explain", "job.toml", "-o", "spike_watch.stage=setup")
-    assert cycle.returncode == 2
-    (line,) = cycle.stderr.splitlines()
-    assert "has a cycle: grad_monitor -> spike_watch -> grad_monitor" in line
 
 
 @pytest.mark.timeout(300)
