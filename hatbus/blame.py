@@ -53,6 +53,12 @@ def locate(error: BaseException, ctx: Any) -> None:
         error.add_note(f"in {_where(ctx)}")
 
 
+def note_another(error: BaseException, another: BaseException) -> None:
+    """Notes on an error that is under way what else went wrong on its way out."""
+    notes = "; ".join(getattr(another, "__notes__", ()))
+    error.add_note(f"then {type(another).__name__}: {another} ({notes})")
+
+
 def _where(ctx: Any) -> str:
     task = getattr(ctx, "task", None)
     return f"step {getattr(ctx, 'global_step_id', '?')}" + (f", task {task!r}" if task else "")
@@ -72,6 +78,8 @@ def caller_name(frame: Any, lines: Mapping[str, Sequence[str]]) -> str:
     while frame is not None:
         filename = frame.f_code.co_filename
         if filename.startswith(FILE_PREFIX) and filename in lines:
-            return str(lines[filename][frame.f_lineno])
+            name: str = lines[filename][frame.f_lineno]
+            if name:
+                return name
         frame = frame.f_back
     return "the program"

@@ -193,7 +193,6 @@ class Bus:
             self._manager.register(self.members[name].plugin, name)
         self._check_replacements()
         self.gates = {m.name: m.interval.gate for m in self.members.values() if m.interval}
-        self.callers.clear()
         shared = self.scopes[None]
         for event in EVENTS.values():
             for task, emitter in self.scopes.items():

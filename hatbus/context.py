@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hatbus.control import Control, log
 from hatbus.events import PAIRS
+from hatbus.moments import emit_after_error
 from hatbus.weights import Weights
 
 if TYPE_CHECKING:
@@ -160,11 +161,12 @@ class Context:
                 begin(self)
             yield
         except BaseException as error:
-            self.exception = error
+            outer, self.exception = self.exception, error
+            emit_after_error(end, error, self)
+            self.exception = outer
             raise
-        finally:
-            if end is not None:
-                end(self)
+        if end is not None:
+            end(self)
 
 
 class Position:

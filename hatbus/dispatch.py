@@ -25,10 +25,12 @@ import inspect
 import linecache
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
+from weakref import finalize
 
-from hatbus.blame import FILE_PREFIX, blame, frozen_line
+from hatbus.blame import FILE_PREFIX, blame, frozen_line, note_another
 from hatbus.errors import HookError
 from hatbus.events import DECISION, MOMENT, SPAN
 from hatbus.payload import BATCH
@@ -82,7 +84,8 @@ class Rules:
     Attributes:
         gates: plugin name to gate, for plugins with an interval.
         strict: refuse results of moments.
-        callers: filled with filename to the plugin name on each line, for ``caller_name``.
+        callers: filled with filename to the plugin name on each line, for ``caller_name``; an
+            entry goes when its function does.
         instrument: gives the function to call in place of a plugin's, to measure it.
     """
 
@@ -96,6 +99,11 @@ class Rules:
         if self.instrument is None or impl.plugin_name.startswith("core."):
             return impl.function
         return self.instrument(event, impl)
+
+    def is_due(self, impl: HookImpl) -> bool:
+        """Whether an implementation is to be called now."""
+        gate = self.gates.get(impl.plugin_name)
+        return gate is None or gate.is_open
 
 
 def freeze(event: Event, impls: Sequence[HookImpl], rules: Rules | None = None) -> Frozen | None:
@@ -146,7 +154,7 @@ def _write_calls(event: Event, impls: list[HookImpl], rules: Rules) -> Frozen:
             indent = 3
         _write_call(source, indent, index, impl, strict=rules.strict)
     if impls:
-        _write_failure(source, impls)
+        _write_failure(source, impls, rules)
     if event.kind == DECISION:
         source.add(1, "return found")
     return _finish(source, rules)
@@ -173,8 +181,13 @@ def _write_call(source: _Source, indent: int, index: int, impl: HookImpl, *, str
         source.add(indent, call, impl)
 
 
-def _write_failure(source: _Source, impls: list[HookImpl]) -> None:
-    """What happens when an implementation raises; costs nothing until then."""
+def _write_failure(
+    source: _Source, impls: list[HookImpl], rules: Rules, inside: tuple[int, Frozen] | None = None
+) -> None:
+    """What happens when an implementation raises; costs nothing until then.
+
+    ``inside`` is what a wrapper surrounds, and the line that calls it.
+    """
     event, filename, calls = source.event, source.filename, source.calls
 
     def fail(error: BaseException, ctx: Any) -> int:
@@ -185,15 +198,18 @@ def _write_failure(source: _Source, impls: list[HookImpl]) -> None:
         return impls.index(impl)
 
     def call_the_rest(error: BaseException, ctx: Any, *more: Any) -> None:
-        extra = dict(zip(_parameters(event), more, strict=True))
-        for impl in impls[fail(error, ctx) + 1 :]:
-            values = {n: _value(n, ctx, extra) for n in _wanted(event, impl)}
+        due = [impl for impl in impls[fail(error, ctx) + 1 :] if rules.is_due(impl)]
+        rest = [partial(_call_alone, event, impl, ctx, more) for impl in due]
+        if inside is not None and frozen_line(error.__traceback__, filename) < inside[0]:
+            rest.append(partial(inside[1], ctx, *more))
+        outer = getattr(ctx, "exception", None)
+        ctx.exception = outer or error
+        for call in rest:
             try:
-                impl.function(**values)
+                call()
             except BaseException as another:  # noqa: BLE001 - every teardown runs; the first error counts
-                blame(another, impl, event.name, ctx)
-                notes = "; ".join(getattr(another, "__notes__", ()))
-                error.add_note(f"then {type(another).__name__}: {another} ({notes})")
+                note_another(error, another)
+        ctx.exception = outer
 
     source.names.update(
         fail=fail,
@@ -228,8 +244,9 @@ def _write_wrapper(event: Event, impl: HookImpl, body: Frozen, rules: Rules) -> 
     source.add(3, "no_yield()", impl)
     source.add(2, "try:")
     source.add(3, f"result = body(ctx{passed})")
+    inside = len(source.lines), body
     source.add(2, "except BaseException as error:")
-    source.add(3, "return leave(generator, error, ctx)", impl)
+    source.add(3, "return leave(generator, error)", impl)
     source.add(2, "try:")
     source.add(3, "generator.send(result)", impl)
     source.add(2, "except StopIteration as stop:")
@@ -242,18 +259,17 @@ def _write_wrapper(event: Event, impl: HookImpl, body: Frozen, rules: Rules) -> 
         no_yield=lambda: _wrong_yields(event, impl, "did not yield"),
         second_yield=lambda generator: _second_yield(event, impl, generator),
     )
-    _write_failure(source, [impl])
+    _write_failure(source, [impl], rules, inside)
     return _finish(source, rules)
 
 
-def _leave_with(generator: Any, error: BaseException, ctx: Any) -> Any:
+def _leave_with(generator: Any, error: BaseException) -> Any:
     """Gives the error to the wrapper; returns the result that a wrapper put in its place."""
     try:
         generator.throw(error)
     except StopIteration as stop:
         if stop is error:
             raise
-        ctx.exception = None
         return stop.value
     except RuntimeError as raised:
         if isinstance(error, StopIteration) and raised.__cause__ is error:
@@ -278,7 +294,15 @@ def _begin(event: Event, impls: list[HookImpl]) -> _Source:
 def _finish(source: _Source, rules: Rules) -> Frozen:
     at = {line: impl.plugin_name for line, impl in source.calls.items()}
     rules.callers[source.filename] = tuple(at.get(n, "") for n in range(len(source.lines) + 1))
-    return source.compile()
+    frozen = source.compile()
+    finalize(frozen, _forget, source.filename, rules.callers).atexit = False
+    return frozen
+
+
+def _forget(filename: str, callers: dict[str, tuple[str, ...]]) -> None:
+    """A frozen function is gone; one that was replaced may run for a while yet."""
+    linecache.cache.pop(filename, None)
+    callers.pop(filename, None)
 
 
 def _parameters(event: Event) -> list[str]:
@@ -289,10 +313,11 @@ def _parameters(event: Event) -> list[str]:
 def _wanted(event: Event, impl: HookImpl) -> list[str]:
     """The event's arguments that an implementation takes, ``**kwargs`` included."""
     named = [n for n in (*impl.argnames, *impl.kwargnames) if n in event.arguments]
-    kinds = [p.kind for p in inspect.signature(impl.function).parameters.values()]
-    if inspect.Parameter.VAR_KEYWORD in kinds:
-        named += [n for n in event.arguments if n not in named]
-    return named
+    parameters = inspect.signature(impl.function).parameters.values()
+    more = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        more = list(event.arguments)
+    return named + [n for n in more if n in event.arguments and n not in named]
 
 
 def _arguments(event: Event, impl: HookImpl) -> str:
@@ -301,8 +326,15 @@ def _arguments(event: Event, impl: HookImpl) -> str:
     return ", ".join([*positional, *(f"{n}={n}" for n in keywords)])
 
 
-def _value(name: str, ctx: Any, extra: dict[str, Any]) -> Any:
-    return ctx if name == "ctx" else extra[name] if name in extra else getattr(ctx, name)
+def _call_alone(event: Event, impl: HookImpl, ctx: Any, more: tuple[Any, ...]) -> None:
+    """Calls one implementation with what it wants."""
+    given = {"ctx": ctx, **dict(zip(_parameters(event), more, strict=True))}
+    wanted = {n: given[n] if n in given else getattr(ctx, n) for n in _wanted(event, impl)}
+    try:
+        impl.function(**wanted)
+    except BaseException as error:
+        blame(error, impl, event.name, ctx)
+        raise
 
 
 def _who(impl: HookImpl, event: Event) -> str:

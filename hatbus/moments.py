@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
 
+from hatbus.blame import note_another
 from hatbus.declare import hookimpl
 from hatbus.events import EVENTS, PAIRS
 from hatbus.payload import BATCH
@@ -30,9 +31,10 @@ def {span}({parameters}):
         value = {inside}
         {keep}
     except BaseException as error:
-        ctx.exception = error
+        outer, ctx.exception = ctx.exception, error
         {tell}
         emit_after_error(emit.{end}, error, ctx)
+        ctx.exception = outer  # the caller may handle the error; the span around it, if any, is next
         raise
     moment = emit.{end}
     if moment is not None:
@@ -84,8 +86,7 @@ def emit_after_error(event: Body | None, error: BaseException, *arguments: Any) 
     try:
         event(*arguments)
     except BaseException as another:  # noqa: BLE001 - the first error is the one to raise
-        notes = "; ".join(getattr(another, "__notes__", ()))
-        error.add_note(f"then {type(another).__name__}: {another} ({notes})")
+        note_another(error, another)
 
 
 class Moments:

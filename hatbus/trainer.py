@@ -138,6 +138,7 @@ class Trainer:
             try:
                 ctx.emit.run_loop(ctx)
             except BaseException as error:
+                ctx.exception = error
                 locate(error, ctx)
                 raise
             ctx.control.close()
