@@ -1,7 +1,8 @@
-"""A training loop written by hand that emits hatbus's events: the bus without the Trainer."""
+"""A hand-written training loop that emits hatbus's events: the bus without the Trainer."""
 
 import torch
 from torch import nn
+from torch.nn.functional import mse_loss
 
 from hatbus import Bus, Context, hookimpl
 from hatbus.callbacks import CosLrUpdater
@@ -35,7 +36,7 @@ def train(epochs: int = 3) -> Context:
                     ctx.global_step_id = ctx.epoch_id * len(batches) + ctx.step_id
                     with ctx.within("run_step"):
                         inputs, target = ctx.batch
-                        ctx.losses = {"loss": nn.functional.mse_loss(model(inputs), target)}
+                        ctx.losses = {"loss": mse_loss(model(inputs), target)}
                         optimizer.zero_grad()
                         ctx.losses["loss"].backward()
                         with ctx.within("optimizer_step"):
