@@ -19,8 +19,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
-WIDTH = 100
-"""Columns of the terminal whose output is shown."""
+WIDTH = 88
+"""Columns of the terminal whose output is shown; more would not fit on a page."""
 CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -31,10 +30,11 @@ import pytest
 import torch
 
 from hatbus import discovery
+from hatbus.cli import COMMANDS
 from hatbus.events import EVENTS
 from hatbus.first_party import FIRST_PARTY
 from hatbus.job import PLUGIN_KEYS, parse_job
-from hatbus.options import check
+from hatbus.options import check, schema_of
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SHORT = ["-o", "run.num_epochs=1", "-o", "run.args.batch_size=512"]
@@ -267,16 +267,21 @@ def test_every_event_is_documented() -> None:
     assert [name for name in EVENTS if f"\n### {name}\n" not in text] == []
 
 
-def test_every_plugin_of_hatbus_is_documented() -> None:
-    installed = {
-        p.name for p in entry_points(group="hatbus.plugins") if p.dist and p.name in FIRST_PARTY
-    }
-    index = (DOCS / "plugins/index.md").read_text("utf-8")
-    for name in {*FIRST_PARTY, *installed}:
-        page = DOCS / f"plugins/{FIRST_PARTY[name].distribution}.md"
-        assert f"| `{name}` |" in index
-        assert page.exists(), f"{name} has no page"
-        assert re.search(rf"^#+ .*\b{name}\b", page.read_text("utf-8"), re.M), f"{name}: {page}"
+@pytest.mark.parametrize("name", FIRST_PARTY)
+def test_a_plugin_of_hatbus_is_documented_with_all_its_options(name: str) -> None:
+    page = DOCS / f"plugins/{FIRST_PARTY[name].distribution}.md"
+    assert f"| `{name}` |" in (DOCS / "plugins/index.md").read_text("utf-8")
+    assert page.exists(), f"there is no page {page.name}"
+    text = page.read_text("utf-8")
+    assert re.search(rf"^#+ .*\b{name}\b", text, re.MULTILINE), "it has no heading"
+    options = schema_of(discovery.lookup(name).load()).options
+    missing = [o for o in options if not re.search(rf"`{o}`|\b{o} ?=", text)]
+    assert missing == []
+
+
+def test_every_command_is_documented() -> None:
+    text = (DOCS / "cli.md").read_text("utf-8")
+    assert [name for name in COMMANDS if f"`hatbus {name}" not in text] == []
 
 
 def test_every_page_is_in_a_table_of_contents() -> None:
