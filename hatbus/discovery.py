@@ -117,6 +117,11 @@ def installed() -> tuple[Found, ...]:
     return _scan(tuple(sys.path))
 
 
+def forget() -> None:
+    """Forgets the scan: what was installed since is found too."""
+    _scan.cache_clear()
+
+
 def lookup(name: str, where: str = "") -> Found:
     """The installed plugin of this name.
 
