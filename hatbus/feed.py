@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ class Feed:
         self._iterator: Iterator[Any] | None = None
         self._began: dict[str, Any] = {}
         self._resumed: dict[str, Any] | None = None
+        self._rest = ""
 
     def start(self, epoch: int, behind: int, group: int) -> None:
         """Goes to a place in an epoch; once after ``load_state_dict``, to the place in the state.
@@ -72,6 +73,10 @@ class Feed:
             return iterator
         device = self._device
         return (moved(batch, device) for batch in iterator)
+
+    def close(self) -> None:
+        """Ends the present iteration."""
+        self._iterator = None
 
     def open_again(self) -> None:
         """Goes on in the pass that a resumed run was in; nothing if it was in none."""
@@ -115,6 +120,7 @@ class Feed:
         state: dict[str, Any] = {"open": is_open, "pass": place[0], "taken": place[1]}
         if self._stateful and not self._positions:
             state["loader"] = self.loader.state_dict()
+            state["over"] = self.length is None or self.taken in (0, self.length)
         elif not self._positions:
             state["began"] = self._began if is_open else {"generators": self._generator_states()}
         return state
@@ -124,6 +130,8 @@ class Feed:
         self._resumed = state
         if "loader" in state and self._stateful:
             self.loader.load_state_dict(state["loader"])
+            if not state["open"]:
+                self._rest = "over" if state["over"] else "left"
         elif "began" in state:
             saved = state["began"]["generators"]
             for generator, one in zip(generators_of(self.loader), saved, strict=False):
@@ -151,9 +159,9 @@ class Feed:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(key)
         resumed = self._resumed or {}
-        if "loader" in resumed:
+        if "loader" in resumed or self._rest:
             self._began = {"stateful": True}
-            return self._iterated()
+            return self._new_pass() if self._rest else self._iterated()
         self._began = resumed.get("began") or {}
         if "rng" in self._began:
             rng.restore(self._began["rng"])
@@ -162,9 +170,23 @@ class Feed:
         return self._replayed(self._iterated())
 
     def _iterated(self) -> Iterator[Any]:
-        """``iter(loader)``; worker processes that it starts are deaf to the signals we serve."""
+        """``iter(loader)``; worker processes that it forks are deaf to the signals we serve."""
         with signals.held():
             return iter(self.loader)
+
+    def _new_pass(self) -> Iterator[Any]:
+        """A new pass of a loader whose loaded state is of the pass before.
+
+        A pass that was left early must not go on; one that was over may show as an empty one.
+        """
+        rest, self._rest = self._rest, ""
+        if rest == "left":
+            with rng.fenced():
+                self._iterated()
+            return self._iterated()
+        iterator = self._iterated()
+        first = list(islice(iterator, 1))
+        return chain(first, iterator) if first else self._iterated()
 
     def _replayed(self, iterator: Iterator[Any]) -> Iterator[Any]:
         """The iterator, behind the batches that were taken already.

@@ -2,12 +2,13 @@
 
 A handler only sets a flag. The flag is read at the end of a step, where a save and a stop are
 asked for as any plugin would. A second SIGTERM or SIGINT ends the process at once. Worker processes
-of loaders are started with these signals blocked: a signal to the whole process group would else
-kill them, and the step that was to be finished with them.
+of loaders do not hear these signals: one to the whole process group would else kill them, and with
+them the step that was to be finished.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -27,6 +28,7 @@ STOPPED_AND_SAVED: Final = 75
 _STOPS: Final = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGINT") if hasattr(signal, n))
 _SAVES: Final = tuple(getattr(signal, n) for n in ("SIGUSR1",) if hasattr(signal, n))
 _active: list[Signals] = []
+_forking: list[bool] = []
 
 
 class Signals:
@@ -109,12 +111,35 @@ def stop_wanted() -> bool:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Processes that are started in here never get the signals that the run serves."""
-    if not _active or not hasattr(signal, "pthread_sigmask"):
+    """Processes that are forked in here are deaf to the signals that the run serves.
+
+    They still end when their parent terminates them. Processes that are spawned are not covered.
+    """
+    if not _active or multiprocessing.get_start_method() != "fork":
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_STOPS, *_SAVES))
+    _forking.append(True)
     try:
         yield
     finally:
+        _forking.pop()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _deafen() -> None:
+    """In a new child: leaves the inherited block on, and reads the blocked signals in a thread."""
+    if _forking:
+        threading.Thread(target=_hear_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _hear_parent(parent: int) -> None:
+    """Obeys SIGTERM of the parent (``Process.terminate``) and drops all others."""
+    while True:
+        found = signal.sigwaitinfo((*_STOPS, *_SAVES))
+        if found.si_signo == signal.SIGTERM and found.si_pid == parent:
+            os._exit(0)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_deafen)

@@ -12,7 +12,7 @@ that need more than a number keep that in ``state_dict``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hatbus.errors import DataError, JobError
@@ -56,6 +56,7 @@ class Steps:
         self._sampler = sampler or AllTasks()
         self._sampler.bind(tuple(loaders))
         self._afterwards: Callable[[], None] | None = None
+        self._running: Generator[Batches, None, None] | None = None
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -72,6 +73,22 @@ class Steps:
         Raises:
             DataError: a loader is empty or failed.
         """
+        self.close()
+        self._running = self._steps(ctx)
+        return self._running
+
+    def close(self) -> None:
+        """Ends every iteration now, and with it its worker processes.
+
+        Left to the garbage collector, which may run in any thread, that can take many seconds.
+        """
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+        for feed in self.feeds.values():
+            feed.close()
+
+    def _steps(self, ctx: Context) -> Generator[Batches, None, None]:
         epoch, first, last = ctx.position.epoch, ctx.position.step, self.steps_per_epoch
         resumed = self._afterwards is not None
         if last is not None and first >= last and not resumed:

@@ -53,8 +53,9 @@ def one_round(store: CheckpointFolder, done: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("before")
+def before(memory: Path) -> Path:
+    path = memory / "before"
+    path.mkdir()
     for step in (1, 2):
         save(CheckpointFolder(path), step)
     return path

@@ -96,13 +96,13 @@ def commit(temporary: Path, final: Path) -> None:
         raise
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, chunks: Iterable[memoryview | bytes]) -> None:
     """Writes a file in place of another of the name; a reader sees one of the two."""
-    partial = path.with_name(f".tmp-{path.name}")
+    partial = path.with_name(f".tmp-{path.name}")  # a killed one is swept, or replaced by the next
     with suppress(FileNotFoundError):
         os.unlink(partial)  # noqa: PTH108
     try:
-        write_file(partial, [data])
+        write_file(partial, chunks)
         os.rename(partial, path)  # noqa: PTH104
     except BaseException:
         with suppress(OSError):

@@ -51,7 +51,9 @@ class CheckpointFolder:
     def __init__(self, path: Path, prefix: str = "") -> None:
         self.path, self.prefix = path, prefix
         self._is_mine = re.compile(re.escape(prefix) + _NAME).fullmatch
-        self._is_left = re.compile(rf"\.(tmp|trash)-{re.escape(prefix)}(checkpoint|probe).*").match
+        self._is_left = re.compile(
+            rf"\.(tmp|trash)-{re.escape(prefix)}(checkpoint|weights|probe).*"
+        ).match
 
     # ---- reading ------------------------------------------------------------------------------
 
@@ -158,7 +160,7 @@ class CheckpointFolder:
     def point(self, kind: str, name: str, **more: Any) -> None:
         """Writes a hint, ``checkpoint-<kind>.json``: for people and scripts; never read here."""
         text = json.dumps({"path": name, **more}, indent=1) + "\n"
-        durable.replace_file(self.path / f"{self.prefix}checkpoint-{kind}.json", text.encode())
+        durable.replace_file(self.path / f"{self.prefix}checkpoint-{kind}.json", [text.encode()])
 
     def remove(self, path: Path) -> None:
         """Un-commits a checkpoint, then removes its files."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +20,13 @@ except ImportError:  # not on this system: runs are not kept apart
 NAME: Final = "run.lock"
 
 
+_held: Final[weakref.WeakSet[FolderLock]] = weakref.WeakSet()
+
+
 class FolderLock:
     """``flock`` on ``<folder>/<prefix>run.lock``; the file says who holds it.
+
+    Forked children (workers of a loader) let go of it, or they would hold it when we are gone.
 
     Raises:
         JobError: another run holds it.
@@ -28,12 +34,13 @@ class FolderLock:
 
     def __init__(self, folder: Path, prefix: str, run: str) -> None:
         self._file = os.open(folder / f"{prefix}{NAME}", os.O_RDWR | os.O_CREAT, 0o644)
+        _held.add(self)
         try:
             if fcntl is not None:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = _holder(self._file)
-            os.close(self._file)
+            self.release()
             raise JobError(
                 f"another run saves to {str(folder)!r}: {holder}; wait for it, stop it, "
                 "or choose another save_dir or name_prefix"
@@ -47,6 +54,15 @@ class FolderLock:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def _let_go() -> None:
+    for lock in list(_held):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _holder(file: int) -> str:

@@ -106,8 +106,6 @@ def progress(ctx: Context) -> dict[str, Any]:
         "position": (position.epoch, position.step, position.global_step),
         "last": (ctx.epoch_id, ctx.step_id, ctx.global_step_id),
         "updates": ctx.updates,
-        "committed": ctx.committed,
-        "samples": ctx.samples,
         "scaler": None if ctx.scaler is None else ctx.scaler.state_dict(),
     }
 

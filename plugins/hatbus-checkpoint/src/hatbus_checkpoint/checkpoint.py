@@ -1,0 +1,367 @@
+"""``Checkpoint``: saves a run so that it can go on bit for bit, and resumes it.
+
+Source: ``hat.callbacks.Checkpoint``.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Generator, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Optional
+
+from hatbus import hookimpl, plugin, rng
+from hatbus.control import log
+from hatbus.errors import PluginError
+from hatbus_checkpoint import compare, durable, snapshot
+from hatbus_checkpoint.agree import first_of_all
+from hatbus_checkpoint.best import Best
+from hatbus_checkpoint.folder import CheckpointFolder, Entry
+from hatbus_checkpoint.locate import AUTO, locate
+from hatbus_checkpoint.lock import FolderLock
+from hatbus_checkpoint.restore import Reading, Saved
+from hatbus_checkpoint.retention import FEWEST, superfluous
+from hatbus_checkpoint.tensor_file import chunks_of
+from hatbus_checkpoint.versions import versions
+from hatbus_checkpoint.writer import Writer
+
+if TYPE_CHECKING:
+    from hatbus.context import Context
+    from hatbus_checkpoint.snapshot import Snapshot
+
+_UNITS: Final = ("epoch", "step")
+
+
+@plugin(stage="checkpoint")
+class Checkpoint:
+    """Saves and resumes a run.
+
+    Args:
+        save_dir: folder of the checkpoints.
+        name_prefix: of their names; runs with different prefixes may share a folder.
+        save_interval: save every so many epochs or steps; None: not by interval.
+        interval_by: ``"epoch"`` or ``"step"``.
+        save_on_train_end: save when the run is over.
+        strict_match: refuse a checkpoint whose names are not the model's; else load what fits.
+        mode: ``"min"`` or ``"max"``: which value of the metric is best.
+        monitor_metric_key: the published value that decides on best.
+        best_refer_metric: in its place a metric object with ``compute()`` or ``get()``.
+        task_sampler: its state is saved too, if it has one.
+        save_hash: put the first 8 characters of the content's sha256 into the name.
+        keep_last: keep the newest so many (2 or more); None: all.
+        keep_best: keep the best so many besides.
+        save_seconds: save also when so many seconds passed since the last save.
+        weights_only_export: also write ``{prefix}weights-last.safetensors`` at every save, and
+            ``weights-best`` when it is the best.
+        resume: ``"auto"``: go on from the newest good checkpoint in ``save_dir``, if there is
+            any; or a path. ``resume`` in the job's ``[run]`` comes first.
+        async_save: write in the background; training waits only for a copy of the state. In a run
+            of one process.
+        drop_plugin_state: plugins whose saved state is left out.
+        override: what may differ from the run that saved (the error message names it).
+
+    Raises:
+        PluginError: a value that cannot be used.
+    """
+
+    state_version = 1
+
+    def __init__(
+        self,
+        save_dir: str,
+        name_prefix: Optional[str] = "",  # noqa: UP045 - the page's own signature
+        save_interval: Optional[int] = 1,  # noqa: UP045
+        interval_by: Optional[str] = "epoch",  # noqa: UP045
+        save_on_train_end: Optional[bool] = True,  # noqa: UP045
+        strict_match: Optional[bool] = False,  # noqa: UP045
+        mode: Optional[str] = None,  # noqa: UP045
+        monitor_metric_key: Optional[str] = None,  # noqa: UP045
+        best_refer_metric: Any = None,
+        task_sampler: Any = None,
+        save_hash: bool = True,
+        *,
+        keep_last: int | None = None,
+        keep_best: int | None = None,
+        save_seconds: float | None = None,
+        weights_only_export: bool = False,
+        resume: str | None = None,
+        async_save: bool = False,
+        drop_plugin_state: Sequence[str] = (),
+        override: Sequence[str] = (),
+    ) -> None:
+        check_options(name_prefix or "", save_interval, interval_by, save_seconds)
+        check_kept(keep_last, keep_best, mode)
+        self.folder = CheckpointFolder(Path(save_dir), name_prefix or "")
+        self.best = Best(mode, monitor_metric_key, best_refer_metric)
+        self.save_interval, self.interval_by = save_interval, interval_by
+        self.save_on_train_end, self.strict_match = save_on_train_end, bool(strict_match)
+        self.task_sampler, self.save_hash = task_sampler, save_hash
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self.save_seconds, self.weights_only_export = save_seconds, weights_only_export
+        self.resume, self.async_save = resume, async_save
+        self.drop_plugin_state, self.override = tuple(drop_plugin_state), tuple(override)
+        self._run, self._lineage, self._parent = uuid.uuid4().hex, 0, ""
+        self._saved_at, self._path = -1, Path()
+        self._next_time = 0.0
+        self._kept: dict[str, Any] = {}
+        self._writer = Writer(in_background=False)
+        self._lock: FolderLock | None = None
+        self._found: Entry | None = None
+        self._random: rng.RandomState | None = None
+
+    # ---- the run ------------------------------------------------------------------------------
+
+    @hookimpl
+    def on_loop_begin(self, ctx: Context) -> None:
+        """Takes the folder, then resumes when that is wanted and the run is at its start."""
+        if ctx.rank == 0:
+            self.folder.probe()
+            self._lock = FolderLock(self.folder.path, self.folder.prefix, self._run)
+            self.folder.sweep()
+        self._writer = Writer(in_background=self.async_save and ctx.world_size == 1)
+        self._saved_at = ctx.position.global_step
+        wanted = ctx.storage.get("resume") or self.resume
+        if wanted and ctx.position.global_step == 0:
+            found = first_of_all(ctx, partial(locate, wanted, self.folder))
+            if found is None:
+                log.info("no checkpoint in %r; starting anew", str(self.folder.path))
+            else:
+                self._take_over(found, wanted)
+                ctx.emit.load_checkpoint(ctx, found.path)
+        self._begin_lineage(ctx)
+        self._next_time = time.monotonic() + (self.save_seconds or 0.0)
+
+    @hookimpl(wrapper=True)
+    def run_loop(self) -> Generator[None, Any, Any]:
+        """Puts the random state back when everybody is prepared and the loop begins."""
+        if self._random is not None:
+            rng.restore(self._random)
+            self._random = None
+        return (yield)
+
+    @hookimpl
+    def on_step_end(self, ctx: Context) -> None:
+        """Saves when a step or some time is the interval."""
+        if ctx.exception is not None:
+            return
+        if self._writer.is_finished():
+            self._tell(ctx)
+        if self.interval_by == "step" and self._is_due(ctx.global_step_id):
+            self._save(ctx, f"every {self.save_interval} steps")
+        elif self.save_seconds is not None and time.monotonic() >= self._next_time:
+            self._next_time = time.monotonic() + self.save_seconds
+            if ctx.rank == 0:
+                ctx.control.save(f"every {self.save_seconds:g} s")
+
+    @hookimpl
+    def on_epoch_end(self, ctx: Context) -> None:
+        """Saves when an epoch is the interval, and the epoch is really over."""
+        over = ctx.exception is None and ctx.position.step == 0
+        if over and self.interval_by == "epoch" and self._is_due(ctx.epoch_id):
+            self._save(ctx, f"every {self.save_interval} epochs")
+
+    @hookimpl
+    def on_loop_end(self, ctx: Context) -> None:
+        """Saves the end, waits until all is on the disk, and gives the folder free."""
+        try:
+            if ctx.exception is None and self.save_on_train_end:
+                ctx.save("train end")
+            self._tell(ctx)
+        finally:
+            self._writer.close()
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
+
+    # ---- saving -------------------------------------------------------------------------------
+
+    @hookimpl
+    def save_checkpoint(self, ctx: Context, reason: str) -> Path:
+        """Saves now, unless this very step is saved already.
+
+        Returns:
+            The checkpoint's folder; of one written in the background, without the hash.
+        """
+        step = ctx.position.global_step
+        if step == self._saved_at:
+            return self._path
+        self._tell(ctx)
+        value = self.best.current(ctx)
+        is_best = self.best.wins(value)
+        if is_best:
+            self.best.value = value
+        taken = snapshot.take(ctx)
+        fields = self._fields(ctx, reason, value)
+        if self._writer.is_background:
+            taken = taken.copied(self._kept)
+        self._path = self.folder.path / f"{self.folder.prefix}{self._stem(ctx)}"
+        job = partial(self._write, self._stem(ctx), taken, fields, is_best=is_best)
+        self._writer.start(partial(first_of_all, ctx, job))
+        self._saved_at = step
+        self._next_time = time.monotonic() + (self.save_seconds or 0.0)
+        if not self._writer.is_background:
+            self._tell(ctx)
+        return self._path
+
+    @hookimpl
+    def load_checkpoint(self, ctx: Context, path: Path) -> bool:
+        """Restores the run from a checkpoint, which is verified first."""
+        found, self._found = self._found, None
+        entry = found if found and found.path == path else locate(path, self.folder)
+        if entry is None:
+            return False
+        reading = Reading(ctx, Saved(entry), self.drop_plugin_state, self.override)
+        self._random = reading.give(ctx, strict=self.strict_match)
+        position = ctx.position
+        self._saved_at, self._path = position.global_step, entry.path
+        log.info(
+            "resumed from %r: epoch %d, step %d of it, %d steps in all",
+            str(entry.path),
+            position.epoch,
+            position.step,
+            position.global_step,
+        )
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value, and the task sampler's state."""
+        get = getattr(self.task_sampler, "state_dict", None)
+        return {"best": self.best.value, "task_sampler": get() if get else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on comparing."""
+        self.best.value = state["best"]
+        if state["task_sampler"] is not None and hasattr(self.task_sampler, "load_state_dict"):
+            self.task_sampler.load_state_dict(state["task_sampler"])
+
+    def _is_due(self, number: int) -> bool:
+        return self.save_interval is not None and (number + 1) % self.save_interval == 0
+
+    def _save(self, ctx: Context, reason: str) -> None:
+        """Saves at once; after what others asked for at this boundary, if they did."""
+        if ctx.control.pending and ctx.world_size == 1:
+            ctx.control.save(reason)
+        else:
+            ctx.save(reason)
+
+    def _tell(self, ctx: Context) -> None:
+        """Waits for the save that is under way, if any, and emits that it is durable."""
+        path = self._writer.collect()
+        if path is None:
+            return
+        if self._saved_at == ctx.position.global_step:
+            self._path = path
+        if ctx.emit.on_checkpoint_saved is not None:
+            ctx.emit.on_checkpoint_saved(ctx, path)
+
+    def _stem(self, ctx: Context) -> str:
+        position = ctx.position
+        if self.interval_by == "epoch" and position.step == 0 and position.epoch:
+            return f"checkpoint-epoch-{position.epoch:04d}"
+        return f"checkpoint-step-{position.global_step}"
+
+    def _fields(self, ctx: Context, reason: str, value: float | None) -> dict[str, Any]:
+        """The manifest, without the files."""
+        position, best = ctx.position, None
+        if value is not None:
+            best = {"metric": self.best.label, "mode": self.best.mode, "value": value}
+        return {
+            "run": self._run,
+            "lineage": self._lineage,
+            "parent": self._parent,
+            "reason": reason,
+            "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "progress": {
+                "epoch": position.epoch,
+                "step": position.step,
+                "global_step": position.global_step,
+                "updates": ctx.updates,
+            },
+            "world_size": ctx.world_size,
+            "settings": compare.settings_of(ctx),
+            "plugins": compare.plugins_of(ctx),
+            "metrics": snapshot.scalars(ctx.latest),
+            "best": best,
+        }
+
+    def _write(self, stem: str, taken: Snapshot, fields: dict[str, Any], *, is_best: bool) -> Path:
+        """Writes one checkpoint, then what hangs on it being durable."""
+        folder = self.folder
+        try:
+            entry = folder.write(stem, taken.files(), fields, hashed=self.save_hash)
+        except OSError as error:
+            raise durable.save_error(error, folder.path, taken.size) from error
+        log.info("saved %s (%s)", entry.path.name, fields["reason"])
+        self._parent = entry.path.name
+        try:
+            self._follow_up(entry, taken, is_best=is_best)
+        except OSError as error:
+            log.warning("after saving %s: %s", entry.path.name, error)
+        return entry.path
+
+    def _follow_up(self, entry: Entry, taken: Snapshot, *, is_best: bool) -> None:
+        """Pointers, weights for others, and retention; the checkpoint is safe by now."""
+        folder, mode = self.folder, self.best.mode or "min"
+        for kind in ("last", "best") if is_best else ("last",):
+            folder.point(kind, entry.path.name, progress=entry.manifest["progress"])
+            if self.weights_only_export:
+                path = folder.path / f"{folder.prefix}weights-{kind}.safetensors"
+                durable.replace_file(path, chunks_of(taken.parts["model"][1], {"format": "pt"}))
+        if self.keep_last is None and self.keep_best is None:
+            return
+        for old in superfluous(folder.entries(), self._run, self.keep_last, self.keep_best, mode):
+            folder.remove(old.path)
+
+    # ---- lines of runs in one folder ----------------------------------------------------------
+
+    def _take_over(self, found: Entry, wanted: str) -> None:
+        """Goes on with the line of a checkpoint, unless newer ones would then be taken for its."""
+        self._found, self._parent = found, found.path.name
+        newest = next((e.path for e in self.folder.entries() if not e.fault), None)
+        if wanted == AUTO or newest == found.path:
+            self._run, self._lineage = found.manifest["run"], found.manifest["lineage"]
+
+    def _begin_lineage(self, ctx: Context) -> None:
+        """A run that does not go on with the newest checkpoint here begins a line of its own."""
+        if self._lineage or ctx.rank != 0:
+            return
+        others = [e for e in self.folder.entries() if not e.fault]
+        self._lineage = 1 + max((e.manifest["lineage"] for e in others), default=0)
+        if others:
+            log.warning(
+                "%r holds %d checkpoints of earlier runs, which stay; resume = 'auto' goes on "
+                "with the newest of them",
+                str(self.folder.path),
+                len(others),
+            )
+
+
+def check_options(
+    prefix: str, interval: int | None, unit: str | None, seconds: float | None
+) -> None:
+    """Refuses intervals and names that cannot be used."""
+    if unit not in _UNITS:
+        raise PluginError(f"interval_by is {unit!r}; accepted: 'epoch', 'step'")
+    if interval is not None and interval < 1:
+        raise PluginError(f"save_interval is {interval!r}; accepted: 1 or more, or none at all")
+    if seconds is not None and not seconds > 0:
+        raise PluginError(f"save_seconds is {seconds!r}; accepted: more than 0")
+    if "/" in prefix or prefix.startswith("."):
+        raise PluginError(f"name_prefix is {prefix!r}; accepted: no '/', no '.' at its start")
+
+
+def check_kept(keep_last: int | None, keep_best: int | None, mode: str | None) -> None:
+    """Refuses retention that would leave too little."""
+    if keep_last is not None and keep_last < FEWEST:
+        raise PluginError(
+            f"keep_last is {keep_last!r}; accepted: {FEWEST} or more, so that there is another "
+            "when the newest is damaged"
+        )
+    if keep_best is not None and keep_best < 1:
+        raise PluginError(f"keep_best is {keep_best!r}; accepted: 1 or more")
+    if keep_best is not None and mode is None:
+        raise PluginError("keep_best needs mode ('min' or 'max') and monitor_metric_key")

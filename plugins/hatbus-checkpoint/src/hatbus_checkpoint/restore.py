@@ -1,0 +1,162 @@
+"""Gives a run the state of a checkpoint: nothing is touched before all of it was read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from hatbus import rng
+from hatbus.control import log
+from hatbus.data import seed_of
+from hatbus.errors import CheckpointError, did_you_mean
+from hatbus_checkpoint import compare, model_state, optimizer_state, tensor_file
+from hatbus_checkpoint.tree import Tensors, decode
+
+if TYPE_CHECKING:
+    from hatbus.context import Context
+    from hatbus_checkpoint.folder import Entry
+
+
+class Saved:
+    """The contents of one verified checkpoint."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.path: Path = entry.path
+        self.manifest = entry.manifest
+
+    @property
+    def stems(self) -> list[str]:
+        """What it holds, such as ``"optim"`` and ``"plugins/ema"``."""
+        return list(dict.fromkeys(name.rpartition(".")[0] for name in self.manifest["files"]))
+
+    def tree(self, stem: str) -> Any:
+        """The state tree of a stem; ``None`` when the checkpoint has none."""
+        if f"{stem}.json" not in self.manifest["files"]:
+            return None
+        return decode(self._json(stem), self._tensors(stem))
+
+    def model(self) -> dict[str, Any]:
+        """The model's state dict; its tensors are mapped from the file."""
+        more = self._json("model") if "model.json" in self.manifest["files"] else {}
+        extra = decode(more.get("extra", {}), {})
+        try:
+            return model_state.joined(self._tensors("model"), more.get("aliases", {}), extra)
+        except (KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"model.json of {self.path.name!r} is garbled") from error
+
+    def plugins(self) -> dict[str, Any]:
+        """The states of the plugins by instance name."""
+        stems = [s for s in self.stems if s.startswith("plugins/")]
+        return {unquote(stem.removeprefix("plugins/")): self.tree(stem) for stem in stems}
+
+    def _json(self, stem: str) -> Any:
+        try:
+            return json.loads((self.path / f"{stem}.json").read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{stem}.json of {self.path.name!r} is garbled") from error
+
+    def _tensors(self, stem: str) -> Tensors:
+        name = f"{stem}.safetensors"
+        return tensor_file.read(self.path / name) if name in self.manifest["files"] else {}
+
+
+class Reading:
+    """Everything that a run takes out of a checkpoint, read and compared, not yet given.
+
+    Args:
+        ctx: the run.
+        saved: the checkpoint.
+        drop: plugins whose saved state is left out.
+        override: keys of the run that may differ.
+
+    Raises:
+        CheckpointError: it cannot be read, or was saved by another run than this one.
+    """
+
+    def __init__(
+        self, ctx: Context, saved: Saved, drop: Collection[str] = (), override: Iterable[str] = ()
+    ) -> None:
+        lock = saved.manifest["plugins"]
+        self.saved = saved
+        self.overridden = compare.check_same(ctx, saved.manifest, override)
+        self.states = saved.plugins()
+        for name in drop:
+            if name not in self.states:
+                raise CheckpointError(
+                    f"there is no saved state of plugin {name!r} to leave out"
+                    f"{did_you_mean(name, self.states)}"
+                )
+            del self.states[name]
+        self.versions = compare.versions_of(lock)
+        for line in compare.explain_lock(lock, compare.plugins_of(ctx)):
+            log.warning("since the checkpoint: %s", line)
+        self.progress = saved.tree("progress")
+        if self.progress is None:
+            raise CheckpointError(
+                f"{saved.path.name!r} holds weights only and cannot be resumed from; "
+                "load them with `hatbus export`, or resume from another"
+            )
+        self.optimizer = saved.tree("optim")
+        self.rank = rank_state(ctx, saved)
+        self.model = saved.model()
+
+    def give(self, ctx: Context, *, strict: bool) -> rng.RandomState | None:
+        """Gives the run all of it.
+
+        Returns:
+            The random state to put back when the loop starts; None when the data plan does that,
+            because an iteration over the data has to be opened first.
+        """
+        ctx.bus.load_state_dict(self.states, self.versions)
+        model_state.give(ctx.model, self.model, strict=strict)
+        if ctx.optimizer is not None and self.optimizer is not None:
+            optimizer_state.give(ctx.model, ctx.optimizer, self.optimizer, strict=strict)
+            self._override_optimizer(ctx)
+        progress = self.progress
+        if ctx.scaler is not None and progress["scaler"] is not None:
+            ctx.scaler.load_state_dict(progress["scaler"])
+        position = ctx.position
+        position.epoch, position.step, position.global_step = progress["position"]
+        ctx.epoch_id, ctx.step_id, ctx.global_step_id = progress["last"]
+        for name in ("updates",):
+            setattr(ctx, name, progress[name])
+        metrics = self.saved.manifest["metrics"]
+        ctx.latest.update({k: float(v) if isinstance(v, str) else v for k, v in metrics.items()})
+        return self._give_data(ctx)
+
+    def _give_data(self, ctx: Context) -> rng.RandomState | None:
+        state: rng.RandomState = self.rank["rng"]
+        if ctx.position.step == 0:
+            ctx.data.load_state_dict(self.rank["data"], _nothing)
+            return state
+        ctx.data.load_state_dict(self.rank["data"], lambda: rng.restore(state))
+        return None
+
+    def _override_optimizer(self, ctx: Context) -> None:
+        """Takes overridden defaults of the optimizer from the run and not from the checkpoint."""
+        for key in self.overridden:
+            name = key.removeprefix("optimizer.")
+            if name == key:
+                continue
+            for group in ctx.optimizer.param_groups:  # type: ignore[union-attr]  # it has defaults
+                for field in {name, f"initial_{name}"} & set(group):
+                    group[field] = ctx.optimizer.defaults[name]  # type: ignore[union-attr]
+
+
+def rank_state(ctx: Context, saved: Saved) -> dict[str, Any]:
+    """Random state and data position of this process; with more processes than before, new ones."""
+    found = saved.tree(f"rank-{ctx.rank}")
+    if found is None:
+        found = saved.tree("rank-0")
+        with rng.fenced():
+            rng.seed_all(seed_of("rank", ctx.seed, ctx.rank, saved.manifest["content"]))
+            found["rng"] = rng.capture()
+    state: dict[str, Any] = found
+    return state
+
+
+def _nothing() -> None:
+    """The random state is put back when the loop starts."""
