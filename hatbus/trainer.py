@@ -141,6 +141,8 @@ class Trainer:
                 ctx.exception = error
                 locate(error, ctx)
                 raise
+            finally:
+                ctx.data.close()
             ctx.control.close()
             self._signals.leave(ctx)
         return ctx
