@@ -95,7 +95,9 @@ class BatchProcessor:
 
     @hookimpl(trylast=True)
     def optimizer_step(self, ctx: Context) -> bool:
-        """Makes the update."""
+        """Makes the update, if gradients are wanted."""
+        if not self.need_grad_update:
+            return False
         ctx.optimizer.step()  # type: ignore[union-attr]  # a training run has one
         return True
 

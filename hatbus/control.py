@@ -66,8 +66,14 @@ class Control:
             log.info("%s: asked for by %s (%s)", request.wish, request.by, why)
         return taken
 
-    def close(self) -> None:
-        """Ends the exchange with other processes, if there is one."""
+    def withdraw(self, wish: str) -> None:
+        """Forgets requests that have become pointless."""
+        if self.pending:
+            self.pending[:] = [r for r in self.pending if r.wish != wish]
+
+    def is_owed(self) -> bool:
+        """Whether requests of the last boundary are still to be served at the end of the run."""
+        return False
 
     def _taken(self) -> list[Request]:
         taken, self.pending = self.pending, []

@@ -51,8 +51,24 @@ class FiniteLoss:
             number = value.item()
             if not math.isfinite(number):
                 return self._found(ctx.global_step_id, name, number)
-        self._in_a_row = 0
+        if losses:
+            self._in_a_row = 0
         return None
+
+    @hookimpl
+    def on_loop_begin(self) -> None:
+        """Begins anew: what an earlier run of the trainer left unseen is not this one's."""
+        self._in_a_row = 0
+        self._kept.clear()
+
+    @hookimpl
+    def veto_checkpoint(self) -> None:
+        """Looks at what was kept, so that no checkpoint holds what a bad loss made of the weights.
+
+        Raises:
+            NonFiniteError: a loss is NaN or infinite.
+        """
+        self._look()
 
     @hookimpl
     def on_loop_end(self, ctx: Context) -> None:

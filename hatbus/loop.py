@@ -29,8 +29,13 @@ class Loop:
         while not is_done(ctx):
             ctx.epoch_id, ctx.step_id = position.epoch, position.step
             ctx.emit.run_epoch(ctx)
+            ctx.control.withdraw("stop epoch")  # it is over
             if ctx.control.due():
                 serve_requests(ctx)
+            if ctx.control.stopped is not None and ctx.control.stopped.wish == "stop epoch":
+                ctx.control.stopped = None
+        if ctx.control.is_owed():
+            serve_requests(ctx)
         return position.global_step
 
     @hookimpl(trylast=True)
@@ -42,6 +47,7 @@ class Loop:
             ctx.step_id, ctx.global_step_id = position.step, position.global_step
             position.step += 1
             position.global_step += 1
+            ctx.committed = False
             emit.run_step(ctx)
             if control.due():
                 serve_requests(ctx)
@@ -66,15 +72,17 @@ class Loop:
         if ctx.bus.asks_batches:
             ctx.batches = kept_batches(ctx)
         for ctx.task, ctx.batch, ctx.weight in ctx.batches:  # noqa: B020 - and each of them
+            ctx.model_outs = None
             found = scopes[ctx.task].run_batch(ctx)
-            losses.update(found if ctx.task is None else prefixed(found, ctx.task))
+            found = found if ctx.task is None else prefixed(found, ctx.task)
+            is_all = ctx.weight == 1.0 and not losses
+            losses = found if is_all else with_more(losses, found, ctx.weight)
         ctx.task, ctx.losses = None, losses
         emit.clip_gradients(ctx)
         decide = emit.skip_update
         reasons = decide(ctx) if decide is not None else ()
         if reasons or not ctx.batches:
             log_skipped(ctx, "update", reasons)
-            ctx.committed = False
         else:
             emit.optimizer_step(ctx)
         return ctx.committed
@@ -83,6 +91,18 @@ class Loop:
 def prefixed(losses: dict[str, Any], task: str) -> dict[str, Any]:
     """A task's losses under the names they have at step end."""
     return {f"{task}/{name}": loss for name, loss in losses.items()}
+
+
+def with_more(losses: dict[str, Any], found: dict[str, Any], weight: float) -> dict[str, Any]:
+    """The losses of a step with one more batch's: they sum up to what the step differentiates.
+
+    So a loss that is not finite is seen whichever micro-batch it came from.
+    """
+    if weight == 1.0 and losses.keys().isdisjoint(found):
+        return {**losses, **found}
+    more = {name: loss.detach() * weight for name, loss in found.items()}
+    both = losses.keys() & more.keys()
+    return {**losses, **more, **{name: losses[name].detach() + more[name] for name in both}}
 
 
 def is_done(ctx: Context) -> bool:
@@ -112,7 +132,8 @@ def kept_batches(ctx: Context) -> list[tuple[str | None, Any, float]]:
     """The step's batches that no plugin asks to skip."""
     kept = []
     for entry in ctx.batches:
-        ctx.task, ctx.batch, _ = entry
+        ctx.task, ctx.batch, ctx.weight = entry
+        ctx.model_outs = None
         asks = ctx.bus.scopes[ctx.task].skip_batch
         reasons = asks(ctx) if asks is not None else ()
         if reasons:

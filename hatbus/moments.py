@@ -34,7 +34,7 @@ def {span}({parameters}):
         outer, ctx.exception = ctx.exception, error
         {tell}
         emit_after_error(emit.{end}, error, ctx)
-        ctx.exception = outer  # the caller may handle the error; the span around it, if any, is next
+        ctx.exception = outer  # whoever called may handle the error
         raise
     moment = emit.{end}
     if moment is not None:

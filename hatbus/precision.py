@@ -51,26 +51,29 @@ class LossScaling:
     """fp16's gradient scaler: scales the loss, unscales before clipping, skips on overflow."""
 
     def __init__(self) -> None:
-        self._unscaled = False
+        self._scaled = self._unscaled = False
 
     @hookimpl(wrapper=True, tryfirst=True)
     def backward(self, ctx: Context) -> Generator[None, Any, Any]:
         """Differentiates the scaled loss."""
         scaler: Any = ctx.scaler
         ctx.loss = scaler.scale(ctx.loss)
+        self._scaled = True
         return (yield)
 
     @hookimpl(wrapper=True, tryfirst=True)
     def clip_gradients(self, ctx: Context) -> Generator[None, Any, Any]:
         """Unscales the gradients before anything looks at them."""
-        if ctx.batches:
+        if self._scaled and ctx.batches:
             ctx.scaler.unscale_(ctx.optimizer)  # type: ignore[union-attr, arg-type]
-            self._unscaled = True
+            self._scaled, self._unscaled = False, True
         return (yield)
 
     @hookimpl
     def optimizer_step(self, ctx: Context) -> bool:
         """Updates unless a gradient overflowed; returns whether it did."""
+        if not self._unscaled:  # nothing was differentiated
+            return False
         scaler: Any = ctx.scaler
         before = scaler.get_scale()
         scaler.step(ctx.optimizer)
@@ -81,6 +84,7 @@ class LossScaling:
     @hookimpl
     def on_step_end(self, ctx: Context) -> None:
         """Closes the scaler's step when the update was skipped by a plugin."""
+        self._scaled = False
         if self._unscaled:
             ctx.scaler.update()  # type: ignore[union-attr]
             self._unscaled = False

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from hatbus.control import Control, Request
 from hatbus.declare import hookimpl
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from hatbus.context import Context
+
+_runs: Final = count()
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -30,7 +35,12 @@ def joined(device: torch.device) -> Iterator[None]:
     if rank_and_world()[1] == 1 or distributed.is_initialized():
         yield
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, rank, world = next(rendezvous("env://"))
+    # The store outlives a group: without a prefix of its own a second run would meet the first's
+    # addresses there, and wait for ever.
+    store = PrefixStore(f"hatbus run {next(_runs)}", store)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
     try:
         yield
     finally:
@@ -52,10 +62,20 @@ def share(model: torch.nn.Module, device: torch.device, *, many_tasks: bool) -> 
 class ShareGradientsOnce:
     """Gradients are exchanged in the last backward of a step only (DDP's ``no_sync``)."""
 
+    def __init__(self) -> None:
+        self._begun = 0
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def run_step(self) -> Generator[None, Any, Any]:
+        """Counts the batches of a step; two of them may be one object, or be replaced."""
+        self._begun = 0
+        return (yield)
+
     @hookimpl(wrapper=True, tryfirst=True)
     def run_batch(self, ctx: Context) -> Generator[None, Any, Any]:
         """Forward and backward of all but the last batch stay on this rank."""
-        if ctx.batch is ctx.batches[-1][1]:
+        self._begun += 1
+        if self._begun >= len(ctx.batches) or ctx.wrapped_model is ctx.model:
             return (yield)
         with ctx.wrapped_model.no_sync():
             return (yield)
@@ -88,19 +108,20 @@ class AgreedControl(Control):
         self._work = distributed.all_reduce(self._counts, group=self._group, async_op=True)
         return bool(self._granted)
 
-    def close(self) -> None:
-        """Waits for the exchange that is under way."""
-        if self._work is not None:
-            self._work.wait()
+    def is_owed(self) -> bool:
+        """Whether a request of the last boundary was agreed; every rank calls this at the end."""
+        self._granted = self._agreed()
+        self._work = None
+        return bool(self._granted)
 
     def _agreed(self) -> list[Request]:
         if self._work is None:
             return []
         self._work.wait()
         found = []
-        for wish, count in zip(self._WISHES, self._counts.tolist(), strict=True):
+        for wish, asked in zip(self._WISHES, self._counts.tolist(), strict=True):
             mine = [r for r in self._mine if r.wish == wish]
-            if count:
+            if asked:
                 found.append(mine[0] if mine else Request(wish, "another rank", "see its log"))
         return found
 

@@ -143,7 +143,6 @@ class Trainer:
                 raise
             finally:
                 ctx.data.close()
-            ctx.control.close()
             self._signals.leave(ctx)
         return ctx
 
