@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hatbus.callback_mixin import CallbackMixin
 from hatbus.declare import PROJECT
 from hatbus.errors import PluginError, did_you_mean
-from hatbus.events import EVENTS
+from hatbus.events import EVENTS, MOMENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,8 +51,11 @@ def admit(plugin: object, name: str, *, core: bool = False) -> None:
 
 
 def options_of(plugin: object, name: str) -> dict[str, Any] | None:
-    """pluggy's options for an unmarked method that a ``CallbackMixin`` class overrides."""
-    if not isinstance(plugin, CallbackMixin) or name not in EVENTS:
+    """pluggy's options for an unmarked method that a ``CallbackMixin`` class overrides.
+
+    Moments only: what is named like a span or a decision would silently take its place.
+    """
+    if not isinstance(plugin, CallbackMixin) or name not in EVENTS or EVENTS[name].kind != MOMENT:
         return None
     own = getattr(type(plugin), name, None)
     if own is None or own is getattr(CallbackMixin, name, None) or hasattr(own, _MARK):

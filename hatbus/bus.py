@@ -25,7 +25,9 @@ from hatbus.order import Place, Placed, resolve
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-INTERVALS: Final = "core.intervals"
+CORE: Final = "core."
+"""What the names of hatbus's own parts begin with; no plugin's may."""
+INTERVALS: Final = f"{CORE}intervals"
 
 
 class Emitter:
@@ -123,6 +125,10 @@ class Bus:
             PluginError: it cannot be a plugin; the message says why and what to do.
         """
         name = name or default_name(plugin)
+        if name.startswith(CORE) and not core:
+            raise PluginError(
+                f"plugin name {name!r} begins with 'core.', as hatbus's own; rename it"
+            )
         if name in self.members:
             raise PluginError(
                 f"two plugins named {name!r}; give them names of their own: "
@@ -223,7 +229,7 @@ class Bus:
 
     def _watch(self, interval: Interval) -> None:
         """Adds the wrapper that sets the gates, outermost, once a plugin has an interval."""
-        if not self._intervals:
+        if INTERVALS not in self.members:
             self.register(Intervals(self._intervals), INTERVALS, core=True, outermost=True)
         self._intervals.append(interval)
 
@@ -260,15 +266,16 @@ class Bus:
 
     def _check_claims(self) -> None:
         """Refuses two writers of one thing."""
-        writers: dict[str, Member] = {}
+        writers: dict[str, list[Member]] = {}
         for member in self.members.values():
-            for claim in member.declared.writes:
-                other = writers.setdefault(claim, member)
-                if other is not member and not _apart(other.declared, member.declared):
-                    raise PluginError(
-                        f"plugins {other.name!r} and {member.name!r} both write {claim!r}; "
-                        f"switch one off (-p no:{member.name})"
-                    )
+            for claim in dict.fromkeys(member.declared.writes):
+                for other in writers.setdefault(claim, []):
+                    if not _apart(other.declared, member.declared):
+                        raise PluginError(
+                            f"plugins {other.name!r} and {member.name!r} both write {claim!r}; "
+                            f"switch one off (-p no:{member.name})"
+                        )
+                writers[claim].append(member)
 
     def _check_replacements(self) -> None:
         """Refuses two replacements of one span."""
@@ -301,6 +308,8 @@ class Bus:
     ) -> None:
         """Gives every plugin its state back, in order; plugins without a saved one keep theirs.
 
+        The state of a part of hatbus that this run does without is left out.
+
         Args:
             state: plugin name to state.
             versions: plugin name to the ``state_version`` that its state was saved with; 1 where
@@ -310,6 +319,7 @@ class Bus:
         Raises:
             CheckpointError: a state has no taker, or is of a version that its plugin cannot read.
         """
+        state = {n: s for n, s in state.items() if n in self.members or not n.startswith(CORE)}
         for name in state:
             taker = self.members[name].plugin if name in self.members else None
             if not hasattr(taker, "load_state_dict"):

@@ -95,9 +95,13 @@ class Profile:
                 result = yield
             except BaseException as error:  # noqa: BLE001 - the plugin's own affair
                 with timed_part(cost, name, event.name):
-                    return _sent(generator, error, failed=True)
-            with timed_part(cost, name, event.name):
-                return _sent(generator, result, failed=False)
+                    ended, result = _sent(generator, error, failed=True)
+            else:
+                with timed_part(cost, name, event.name):
+                    ended, result = _sent(generator, result, failed=False)
+            if not ended:
+                yield  # a second time, as the plugin did; dispatch says so
+            return result
 
         return wrap if impl.wrapper else call
 
@@ -238,13 +242,14 @@ def hearing_syncs(profile: Profile) -> Iterator[None]:
         yield
 
 
-def _sent(generator: Any, value: Any, *, failed: bool) -> Any:
-    """Ends a wrapper's generator with a result or an error; returns what it returns."""
+def _sent(generator: Any, value: Any, *, failed: bool) -> tuple[bool, Any]:
+    """Gives a wrapper's generator a result or an error; whether it ended, and what it returned."""
     try:
         if failed:
             generator.throw(value)
         else:
             generator.send(value)
     except StopIteration as stop:
-        return stop.value
-    return None
+        return True, stop.value
+    generator.close()
+    return False, None

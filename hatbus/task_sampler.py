@@ -7,6 +7,7 @@ shorter loaders begin again.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -164,6 +165,12 @@ class WeightedTasks(TaskSampler):
             if not weight >= 0:
                 raise JobError(f"weight of task {task!r} is {weight!r}; accepted: 0 or more")
         self._chunk: tuple[Any, list[Any]] = (None, [])
+
+    def bind(self, tasks: tuple[Any, ...]) -> None:
+        """Takes the run's tasks; see ``TaskSampler.bind``."""
+        super().bind(tasks)
+        if not 0 < sum(self.weights.get(t, 1.0) for t in tasks) < math.inf:
+            raise JobError(f"weights are {self.weights!r}; accepted: finite, and not 0 for all")
 
     def named(self) -> Sequence[Any]:
         """The tasks that the arguments name."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import linecache
 from collections.abc import Generator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny import hearing, tiny_trainer
+import torch
+from tiny import batches, hearing, tiny_trainer, weights
 
-from hatbus import hookimpl
+from hatbus import BatchProcessor, Bus, CallbackMixin, hookimpl, plugin
 from hatbus.blame import FILE_PREFIX
 from hatbus.context import Context
+from hatbus.errors import CheckpointError, HookError, JobError, NonFiniteError, PluginError
+from hatbus.finite import FiniteLoss
+from hatbus.profile import Profile
+from hatbus.task_sampler import WeightedTasks
 
 
 class Fails:
@@ -96,8 +103,9 @@ def test_an_error_in_an_end_does_not_wake_a_plugin_that_is_not_due() -> None:
 def test_a_wrapper_of_an_end_that_fails_before_it_yields_keeps_nobody_from_hearing_it() -> None:
     class Wraps:
         @hookimpl(wrapper=True)
-        def on_step_end(self) -> Generator[None, Any, Any]:
-            raise ValueError("broken")
+        def on_step_end(self, ctx: Context) -> Generator[None, Any, Any]:
+            if ctx.exception is None:
+                raise ValueError("broken")
             yield
 
     sees = Sees()
@@ -142,3 +150,159 @@ def test_nothing_of_a_trainer_that_is_gone_stays_behind() -> None:
     assert frozen() > before
     del trainer
     assert frozen() == before
+
+
+class Asks:
+    """Asks for something at the end of some epochs or steps."""
+
+    def __init__(self, wish: str, event: str, *ids: int, **arguments: Any) -> None:
+        self.wish, self.event, self.ids, self.arguments = wish, event, ids, arguments
+
+    @hookimpl
+    def on_epoch_end(self, ctx: Context, epoch_id: int) -> None:
+        if self.event == "epoch" and epoch_id in self.ids:
+            getattr(ctx.control, self.wish)(**self.arguments)
+
+
+def test_a_stop_of_an_epoch_that_is_over_ends_neither_the_run_nor_the_next_epoch() -> None:
+    trainer = tiny_trainer([Asks("stop", "epoch", 0, 1, what="epoch")])
+    trainer.fit(num_epochs=3)
+    assert (trainer.ctx.position.epoch, trainer.ctx.position.global_step) == (3, 9)
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2, 3])
+def test_a_nan_in_any_micro_batch_is_seen_before_it_reaches_the_weights(bad: int) -> None:
+    data = batches(4)
+    data[bad] = (data[bad][0] * float("nan"), data[bad][1])
+    trainer = tiny_trainer(data=data, accumulate=2)
+    with pytest.raises(NonFiniteError, match=f"is nan in step {bad // 2}"):
+        trainer.fit(num_epochs=1)
+    assert weights(trainer).isfinite().all()
+
+
+def test_the_losses_of_a_step_are_what_its_gradient_is_of() -> None:
+    mse, seen = torch.nn.functional.mse_loss, []
+    recorder = hearing(["on_step_end"], lambda _, v: seen.append(float(v["losses"]["loss"])))
+    trainer = tiny_trainer([recorder], batches(3), accumulate=2)
+    model = copy.deepcopy(trainer.ctx.model)
+    expected = sum(mse(model(x), y).item() for x, y in batches(3)[:2]) / 2
+    trainer.fit(num_steps=1)
+    assert seen == [pytest.approx(expected)]
+
+
+def test_model_outs_are_none_before_the_forward_pass() -> None:
+    seen: list[Any] = []
+    events = ["on_batch_begin", "on_forward_begin", "skip_batch"]
+    recorder = hearing(events, lambda e, v: seen.append(v.get("model_outs")))
+    tiny_trainer([recorder], accumulate=2).fit(num_steps=3)
+    assert set(seen) == {None}
+
+
+def test_a_step_that_fails_before_its_update_has_not_committed_one() -> None:
+    committed: list[bool] = []
+
+    class Breaks:
+        @hookimpl
+        def on_step_begin(self, global_step_id: int) -> None:
+            if global_step_id == 1:
+                raise ValueError("broken")
+
+        @hookimpl
+        def on_step_end(self, ctx: Context) -> None:
+            committed.append(ctx.committed)
+
+    with pytest.raises(ValueError, match="broken"):
+        tiny_trainer([Breaks()]).fit(num_steps=2)
+    assert committed == [True, False]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_processor_that_wants_no_gradients_makes_no_update(precision: str) -> None:
+    processor = BatchProcessor(torch.nn.functional.mse_loss, need_grad_update=False)
+    trainer = tiny_trainer(loss=None, batch_processor=processor, precision=precision)
+    before = weights(trainer)
+    trainer.fit(num_steps=2)
+    assert trainer.ctx.updates == 0
+    assert weights(trainer).equal(before)
+
+
+def test_a_run_after_too_many_skipped_steps_counts_from_none() -> None:
+    trainer = tiny_trainer(
+        nan="skip_step", loss=lambda o, t: torch.nn.functional.mse_loss(o, t) * float("nan")
+    )
+    for end in (11, 22):
+        with pytest.raises(NonFiniteError, match="after 10 skipped steps in a row"):
+            trainer.fit(num_steps=99)
+        assert trainer.ctx.position.global_step == end
+
+
+def test_losses_that_wait_to_be_looked_at_are_looked_at_before_a_checkpoint() -> None:
+    finite = FiniteLoss("raise")
+    on_a_gpu: Any = SimpleNamespace(device=torch.device("cuda"), global_step_id=3)
+    assert finite.skip_update(on_a_gpu, {"loss": torch.tensor(float("inf"))}) is None
+    with pytest.raises(NonFiniteError, match="loss 'loss' is inf in step 3"):
+        finite.veto_checkpoint()
+    assert finite.veto_checkpoint() is None
+
+
+def test_a_plugin_with_an_interval_may_leave_and_come_again() -> None:
+    sees = Sees()
+    trainer = tiny_trainer()
+    for _ in range(2):
+        trainer.bus.register(sees, "sees", overrides={"every": "2 steps"})
+        trainer.bus.unregister("sees")
+    trainer.bus.register(sees, "sees", overrides={"every": "2 steps"})
+    trainer.fit(num_steps=4)
+    assert len(sees.seen) == 3  # steps 1 and 3, and on_loop_end
+
+
+def test_every_two_writers_of_one_thing_are_compared() -> None:
+    writes = plugin(writes="weights")(type("Writes", (Sees,), {}))
+    bus = Bus()
+    for name, task in (("a", "x"), ("b", "y"), ("c", "y")):
+        bus.register(writes(), name, overrides={"tasks": [task]})
+    with pytest.raises(PluginError, match="'b' and 'c' both write 'weights'"):
+        bus.freeze()
+
+
+def test_a_plugin_cannot_pass_for_one_of_hatbus_own() -> None:
+    with pytest.raises(PluginError, match=r"plugin name 'core.mine' begins with 'core.'"):
+        tiny_trainer({"core.mine": Sees()})
+
+
+def test_state_of_a_core_part_that_this_run_does_without_is_left_out() -> None:
+    state = tiny_trainer().bus.state_dict()
+    assert "core.finite_loss" in state
+    tiny_trainer(nan="ignore").bus.load_state_dict(state)
+    with pytest.raises(CheckpointError, match="'mine', which is not in this run"):
+        tiny_trainer(nan="ignore").bus.load_state_dict({**state, "mine": {}})
+
+
+def test_an_unmarked_helper_of_a_hat_class_never_takes_a_spans_place() -> None:
+    class Hat(CallbackMixin):
+        def validate(self) -> bool:
+            return True
+
+        def on_step_end(self, **kwargs: Any) -> None: ...
+
+    with pytest.raises(PluginError, match="validate is named like an event but not marked"):
+        tiny_trainer([Hat()])
+
+
+@pytest.mark.parametrize("event", ["run_step", "skip_update", "on_step_end"])
+def test_a_profiled_wrapper_that_yields_twice_is_refused_as_ever(event: str) -> None:
+    names: dict[str, Any] = {}
+    exec(f"def {event}(self):\n    result = yield\n    yield result", names)
+    wraps = type("Wraps", (), {event: hookimpl(names[event], wrapper=True)})()
+    trainer = tiny_trainer({"wraps": wraps})
+    Profile().watch(trainer.bus)
+    with pytest.raises(HookError, match=f"'wraps': {event} is a wrapper and yielded twice"):
+        trainer.fit(num_steps=1)
+
+
+@pytest.mark.parametrize("weight", [0.0, float("inf")])
+def test_weights_that_choose_no_task_are_explained(weight: float) -> None:
+    data = {"det": batches(2), "seg": batches(2)}
+    sampler = WeightedTasks({"det": weight, "seg": 0})
+    with pytest.raises(JobError, match="accepted: finite, and not 0 for all"):
+        tiny_trainer(data=data, task_sampler=sampler)
