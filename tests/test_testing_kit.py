@@ -30,7 +30,7 @@ from hatbus.testing import (
 )
 from hatbus.testing.failures import Failure
 
-pytest_plugins = ["hatbus.testing", "pytester"]
+pytest_plugins = ["hatbus.testing"]
 torch.set_num_threads(1)
 
 
@@ -598,25 +598,3 @@ def test_kit_imports_pytest_and_torch_only_when_used() -> None:
         "assert 'pytest' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
-
-
-def test_table_of_costs_is_shown_by_the_plugin_option(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
-        """
-        from hatbus import hookimpl, plugin
-        from hatbus.testing import PluginContract
-
-        @plugin()
-        class Mine:
-            @hookimpl
-            def on_step_end(self): ...
-
-        class TestMine(PluginContract):
-            observer = True
-            def make(self):
-                return Mine()
-        """
-    )
-    run = pytester.runpytest_inprocess("-p", "hatbus.testing.plugin", "-W", "error")
-    run.assert_outcomes(passed=13, skipped=2)
-    run.stdout.re_match_lines([r".*hatbus: cost of a step", r"mine +\d+\.\d us"])

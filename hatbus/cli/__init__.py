@@ -23,6 +23,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "preview": ("draw the learning rate over the run, without training", "hatbus.cli.preview"),
     "plugins": ("list, show and check plugins", "hatbus.cli.plugins"),
     "events": ("show the events that a plugin can hook", "hatbus.cli.events"),
+    "new-plugin": ("write a package with a plugin that works", "hatbus.cli.new_plugin"),
 }
 """Command to its line of help and its module."""
 

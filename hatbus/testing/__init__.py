@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from hatbus.testing.contract import PluginContract
     from hatbus.testing.event_log import EventLog
-    from hatbus.testing.failures import failing
+    from hatbus.testing.failures import Failure, failing
     from hatbus.testing.occasions import Occasions
     from hatbus.testing.project import PluginProject
     from hatbus.testing.reads import Reads
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ContractFailure",
     "EventLog",
+    "Failure",
     "Occasions",
     "PluginContract",
     "PluginProject",
@@ -41,6 +42,7 @@ pytest_plugins: Final = ["hatbus.testing.plugin"]
 _HOME: Final = {
     "ContractFailure": "verdict",
     "EventLog": "event_log",
+    "Failure": "failures",
     "Occasions": "occasions",
     "PluginContract": "contract",
     "PluginProject": "project",
