@@ -56,12 +56,6 @@ class FiniteLoss:
         return None
 
     @hookimpl
-    def on_loop_begin(self) -> None:
-        """Begins anew: what an earlier run of the trainer left unseen is not this one's."""
-        self._in_a_row = 0
-        self._kept.clear()
-
-    @hookimpl
     def veto_checkpoint(self) -> None:
         """Looks at what was kept, so that no checkpoint holds what a bad loss made of the weights.
 
@@ -72,9 +66,12 @@ class FiniteLoss:
 
     @hookimpl
     def on_loop_end(self, ctx: Context) -> None:
-        """Looks at what was kept, unless the run ends with an error anyway."""
+        """Looks at what was kept; if the run ends with an error anyway, the next begins anew."""
         if ctx.exception is None:
             self._look()
+        else:
+            self._in_a_row = 0
+            self._kept.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """How many steps in a row were skipped."""
