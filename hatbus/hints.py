@@ -18,9 +18,9 @@ from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get
 from hatbus.references import ACCEPTED, Built, Call, is_reference
 
 Find = Callable[[str], Any]
-_SEQUENCES: Final = (list, Sequence, MutableSequence, Iterable, Collection)
-_SETS: Final = (tuple, set, frozenset)
-_TABLES: Final = (dict, Mapping, MutableMapping)
+SEQUENCES: Final = (list, Sequence, MutableSequence, Iterable, Collection)
+SETS: Final = (tuple, set, frozenset)
+TABLES: Final = (dict, Mapping, MutableMapping)
 _SIMPLE: Final[dict[Any, tuple[tuple[type, ...], str]]] = {
     bool: ((bool,), "true or false"),
     int: ((int,), "a whole number"),
@@ -61,7 +61,7 @@ def convert(value: Any, hint: Any, find: Find | None) -> Any:
     if find is not None and isinstance(value, dict) and isinstance(value.get(CALL), str):
         arguments = {k: convert(v, Any, find) for k, v in value.items() if k != CALL}
         return Call(find(value[CALL]), arguments)
-    hint = _plain(hint)
+    hint = plain(hint)
     origin = get_origin(hint) or hint
     if origin is Any or origin is object:
         return _free(value, find)
@@ -72,7 +72,7 @@ def convert(value: Any, hint: Any, find: Find | None) -> Any:
 
 def accepted(hint: Any) -> str:
     """What a hint accepts, in words."""
-    hint = _plain(hint)
+    hint = plain(hint)
     origin, inner = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, types.UnionType):
         words = [accepted(member) for member in inner if member is not type(None)]
@@ -81,9 +81,9 @@ def accepted(hint: Any) -> str:
         return ", ".join(repr(word) for word in inner if word is not None)
     if origin in _SIMPLE:
         return _SIMPLE[origin][1]
-    if origin in _TABLES:
+    if origin in TABLES:
         return "a table"
-    if origin in (*_SEQUENCES, *_SETS):
+    if origin in (*SEQUENCES, *SETS):
         return _accepted_list(origin, inner)
     return "any value" if origin in (Any, object) else ACCEPTED
 
@@ -91,12 +91,12 @@ def accepted(hint: Any) -> str:
 def _accepted_list(origin: Any, inner: tuple[Any, ...]) -> str:
     if origin is tuple and len(inner) > 1 and inner[-1] is not Ellipsis:
         return f"a list of {len(inner)}: {', '.join(accepted(member) for member in inner)}"
-    if not inner or _plain(inner[0]) is Any or isinstance(inner[0], TypeVar):
+    if not inner or plain(inner[0]) is Any or isinstance(inner[0], TypeVar):
         return "a list"
     return f"a list, each of it {accepted(inner[0])}"
 
 
-def _plain(hint: Any) -> Any:
+def plain(hint: Any) -> Any:
     """The hint without ``Annotated`` and without type variables."""
     while get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
@@ -118,7 +118,7 @@ def _free(value: Any, find: Find | None) -> Any:
 
 def _one_of(value: Any, members: tuple[Any, ...], find: Find | None) -> Any:
     """The first member that fits; a text is taken as text if any member can be one."""
-    members = tuple(_plain(member) for member in members)
+    members = tuple(plain(member) for member in members)
     if isinstance(value, str):
         members = tuple(sorted(members, key=lambda m: not _is_textual(m)))
     for member in members:
@@ -141,10 +141,10 @@ def _single(value: Any, hint: Any, origin: Any, find: Find | None) -> Any:
         return _simple(value, origin)
     if find and isinstance(value, str) and is_reference(value):
         return _found(value, origin, find)
-    if origin in _TABLES and isinstance(value, dict):
+    if origin in TABLES and isinstance(value, dict):
         inner = (*get_args(hint), Any, Any)[1] if get_args(hint) else Any
         return {key: convert(item, inner, find) for key, item in value.items()}
-    if origin in (*_SEQUENCES, *_SETS) and isinstance(value, list):
+    if origin in (*SEQUENCES, *SETS) and isinstance(value, list):
         return _list(value, get_args(hint), origin, find)
     raise Mismatch
 
@@ -177,4 +177,4 @@ def _list(value: list[Any], inner: tuple[Any, ...], origin: Any, find: Find | No
             raise Mismatch
         hints = list(inner)
     items = [convert(item, hint, find) for item, hint in zip(value, hints, strict=True)]
-    return origin(items) if origin in _SETS else items
+    return origin(items) if origin in SETS else items

@@ -24,6 +24,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "plugins": ("list, show and check plugins", "hatbus.cli.plugins"),
     "events": ("show the events that a plugin can hook", "hatbus.cli.events"),
     "new-plugin": ("write a package with a plugin that works", "hatbus.cli.new_plugin"),
+    "schema": ("print the JSON schema of job files, for editors", "hatbus.cli.schema"),
 }
 """Command to its line of help and its module."""
 
