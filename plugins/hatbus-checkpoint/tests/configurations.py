@@ -51,7 +51,7 @@ def name_of(one: tuple[Any, ...]) -> str:
     return "-".join(map(str, (f"{kind}{workers}", *rest))).replace(" ", "_")
 
 
-class Crashed(Exception):
+class Crashed(Exception):  # noqa: N818 - it is no error, it is the plan
     """The run was killed here."""
 
 

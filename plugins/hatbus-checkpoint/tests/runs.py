@@ -168,7 +168,7 @@ class Stateful:
 
 
 def data_of(kind: str, workers: int, seed: int = 0) -> Any:
-    """A loader: "own", "foreign" (a plain DataLoader), "generator" (one with its own) or stateful."""
+    """A loader: "own", "foreign" (a DataLoader), "generator" (one with its own) or "stateful"."""
     if kind == "stateful":
         return Stateful()
     if kind == "own":

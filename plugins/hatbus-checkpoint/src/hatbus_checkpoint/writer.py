@@ -30,8 +30,9 @@ class Writer:
         if self._pool is not None:
             self._running = self._pool.submit(job)
             return
-        self._running = Future()
-        self._running.set_result(job())
+        finished: Future[Path] = Future()
+        finished.set_result(job())
+        self._running = finished
 
     def is_finished(self) -> bool:
         """Whether a job is there that ``collect`` would not wait for."""

@@ -1,0 +1,447 @@
+"""When Checkpoint saves, what it names, keeps and removes, and what it refuses at resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from runs import contents, trainer_of
+
+sys.path.pop(0)
+
+from hatbus import Trainer, hookimpl
+from hatbus.declare import plugin
+from hatbus.errors import CheckpointError, PluginError, SaveError
+from hatbus_checkpoint import Checkpoint, durable
+from hatbus_checkpoint.folder import CheckpointFolder
+
+DATA = [(torch.ones(2, 3) * k, torch.ones(2, 1)) for k in range(1, 4)]
+
+
+def tiny(path: Path, plugins: Any = None, **options: Any) -> Trainer:
+    """Three steps an epoch of a linear model."""
+    torch.manual_seed(0)
+    model = options.pop("model", None) or nn.Linear(3, 1)
+    run = {k: options.pop(k) for k in ("seed", "accumulate", "data") if k in options}
+    lr = options.pop("lr", 0.01)
+    checkpoint = Checkpoint(str(path), **options)
+    return Trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9),
+        run.pop("data", DATA),
+        nn.functional.mse_loss,
+        {"checkpoint": checkpoint, **(plugins or {})},
+        **run,
+    )
+
+
+def names(path: Path) -> list[str]:
+    return sorted(e.path.name for e in CheckpointFolder(path).entries())
+
+
+def publishing(values: list[float], name: str = "val/acc") -> object:
+    @plugin(stage="validate")
+    class Publishes:
+        @hookimpl
+        def on_step_end(self, ctx: Any, global_step_id: int) -> None:
+            ctx.log({name: torch.tensor(values[global_step_id])})
+
+    return Publishes()
+
+
+def test_epochs_are_named_by_how_many_are_done(tmp_path: Path) -> None:
+    tiny(tmp_path, save_hash=False).fit(num_epochs=2)
+    assert names(tmp_path) == ["checkpoint-epoch-0001", "checkpoint-epoch-0002"]
+
+
+def test_steps_are_named_by_how_many_are_done_and_the_end_is_saved_once(tmp_path: Path) -> None:
+    tiny(tmp_path, save_hash=False, interval_by="step", save_interval=2).fit(num_steps=6)
+    assert names(tmp_path) == ["checkpoint-step-2", "checkpoint-step-4", "checkpoint-step-6"]
+
+
+def test_the_end_of_a_run_is_saved_unless_switched_off(tmp_path: Path) -> None:
+    for name, wanted in (("on", True), ("off", False)):
+        options = {"interval_by": "step", "save_interval": 4, "save_on_train_end": wanted}
+        tiny(tmp_path / name, save_hash=False, **options).fit(num_steps=5)
+    assert names(tmp_path / "on") == ["checkpoint-step-4", "checkpoint-step-5"]
+    assert names(tmp_path / "off") == ["checkpoint-step-4"]
+
+
+def test_the_hash_in_the_name_is_that_of_the_content_and_the_same_for_the_same_run(
+    tmp_path: Path,
+) -> None:
+    for name in ("a", "b"):
+        tiny(tmp_path / name).fit(num_epochs=1)
+    (only,) = names(tmp_path / "a")
+    assert names(tmp_path / "b") == [only]
+    manifest = json.loads((tmp_path / "a" / only / "MANIFEST.json").read_text())
+    assert only == f"checkpoint-epoch-0001-{manifest['content'][:8]}"
+
+
+def test_the_pointers_name_last_and_best(tmp_path: Path) -> None:
+    best = {"mode": "max", "monitor_metric_key": "val/acc"}
+    options = {"interval_by": "step", "save_interval": 1, "save_hash": False}
+    plugins = {"publishes": publishing([0.1, 0.7, 0.7, float("nan"), 0.2])}
+    tiny(tmp_path, plugins, name_prefix="x-", **best, **options).fit(num_steps=5)
+    pointers = {
+        k: json.loads((tmp_path / f"x-checkpoint-{k}.json").read_text()) for k in ("last", "best")
+    }
+    assert pointers["last"]["path"] == "x-checkpoint-step-5"
+    assert pointers["best"]["path"] == "x-checkpoint-step-2"
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("max", "step-2"), ("min", "step-1")])
+def test_retention_keeps_newest_and_best(tmp_path: Path, mode: str, kept: str) -> None:
+    best = {"mode": mode, "monitor_metric_key": "val/acc", "keep_last": 2, "keep_best": 1}
+    options = {"interval_by": "step", "save_interval": 1, "save_hash": False}
+    plugins = {"publishes": publishing([0.1, 0.7, 0.6, 0.5, 0.2, 0.3])}
+    tiny(tmp_path, plugins, **best, **options).fit(num_steps=6)
+    assert names(tmp_path) == [f"checkpoint-{kept}", "checkpoint-step-5", "checkpoint-step-6"]
+
+
+def test_a_metric_object_may_decide_on_best(tmp_path: Path) -> None:
+    class Hats:
+        values = iter([3.0, 1.0, 2.0])
+
+        def get(self) -> tuple[list[str], list[float]]:
+            return ["error"], [next(self.values)]
+
+    options = {"interval_by": "step", "save_hash": False}
+    tiny(tmp_path, mode="min", best_refer_metric=Hats(), **options).fit(num_steps=3)
+    assert json.loads((tmp_path / "checkpoint-best.json").read_text())["path"].endswith("step-2")
+
+
+def test_a_metric_that_nobody_publishes_is_a_warning_with_the_known_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugins = {"publishes": publishing([0.1] * 3, "val/accuracy")}
+    tiny(tmp_path, plugins, mode="max", monitor_metric_key="val/acuracy").fit(num_epochs=1)
+    assert "did you mean 'val/accuracy'?" in caplog.text
+
+
+def test_a_wall_clock_interval_saves_in_between(tmp_path: Path) -> None:
+    options = {"save_interval": None, "save_seconds": 1e-6, "save_on_train_end": False}
+    tiny(tmp_path, save_hash=False, **options).fit(num_steps=3)
+    assert names(tmp_path) == ["checkpoint-step-1", "checkpoint-step-2", "checkpoint-step-3"]
+
+
+def test_weights_alone_are_written_beside(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    trainer = tiny(tmp_path, weights_only_export=True)
+    trainer.fit(num_epochs=1)
+    loaded = load_file(tmp_path / "weights-last.safetensors")
+    assert loaded["weight"].equal(trainer.ctx.model.weight)
+
+
+def test_every_save_is_told_once_it_is_durable(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Hears:
+        @hookimpl
+        def on_checkpoint_saved(self, path: Path) -> None:
+            assert (path / "MANIFEST.json").exists()
+            assert threading.current_thread() is threading.main_thread()
+            told.append(path.name)
+
+    for asynchronous in (False, True):
+        told.clear()
+        path = tmp_path / str(asynchronous)
+        options = {"interval_by": "step", "save_hash": False, "async_save": asynchronous}
+        tiny(path, {"hears": Hears()}, **options).fit(num_steps=4)
+        assert told == [f"checkpoint-step-{n}" for n in (1, 2, 3, 4)]
+
+
+def test_a_veto_keeps_the_disk_as_it_was(tmp_path: Path) -> None:
+    class Vetoes:
+        @hookimpl
+        def veto_checkpoint(self) -> str:
+            return "not now"
+
+    tiny(tmp_path, {"vetoes": Vetoes()}).fit(num_epochs=1)
+    assert names(tmp_path) == []
+
+
+def test_a_failed_run_saves_nothing_more_and_lets_go_of_the_folder(tmp_path: Path) -> None:
+    class Fails:
+        @hookimpl
+        def on_step_end(self, global_step_id: int) -> None:
+            if global_step_id == 4:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        tiny(tmp_path, {"fails": Fails()}, save_hash=False).fit(num_epochs=3)
+    assert names(tmp_path) == ["checkpoint-epoch-0001"]
+    tiny(tmp_path, resume="auto", drop_plugin_state=[]).fit(num_epochs=3)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_full_disk_is_told_with_bytes_and_leaves_the_old_ones(
+    tmp_path: Path, asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    def full(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Fills:
+        @hookimpl
+        def on_checkpoint_saved(self) -> None:
+            monkeypatch.setattr(durable, "write_file", full)
+
+    trainer = tiny(tmp_path, {"fills": Fills()}, save_hash=False, async_save=asynchronous)
+    with pytest.raises(SaveError, match=r"needs \d+ bytes, [\d,]+ bytes are free"):
+        trainer.fit(num_epochs=4)
+    assert names(tmp_path) == ["checkpoint-epoch-0001"]
+    assert not list(tmp_path.glob(".tmp*"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    trainer = tiny(tmp_path / "file")
+    with pytest.raises(SaveError, match="cannot be written"):
+        trainer.fit(num_epochs=1)
+    assert trainer.ctx.position.global_step == 0
+
+
+def test_a_weight_view_is_never_saved(tmp_path: Path) -> None:
+    from contextlib import nullcontext
+
+    class Saves:
+        @hookimpl
+        def on_step_end(self, ctx: Any) -> None:
+            if "ema" not in ctx.weights.names:
+                ctx.weights.add("ema", nullcontext)
+            with ctx.weights.showing("ema"):
+                ctx.save("wrong moment")
+
+    with pytest.raises(SaveError, match="while the model shows 'ema' weights"):
+        tiny(tmp_path, {"saves": Saves()}).fit(num_epochs=1)
+
+
+# ---- resume -----------------------------------------------------------------------------------
+
+
+def test_auto_starts_anew_in_an_empty_folder_and_goes_on_in_a_full_one(tmp_path: Path) -> None:
+    tiny(tmp_path, resume="auto").fit(num_epochs=1)
+    again = tiny(tmp_path, resume="auto")
+    again.fit(num_epochs=3)
+    assert again.ctx.updates == 9
+    manifests = [e.manifest for e in CheckpointFolder(tmp_path).entries()]
+    assert len({m["run"] for m in manifests}) == 1
+    assert manifests[0]["parent"].startswith("checkpoint-epoch-0002")
+
+
+def test_the_jobs_resume_comes_before_the_option(tmp_path: Path) -> None:
+    tiny(tmp_path / "a").fit(num_epochs=1)
+    trainer = tiny(tmp_path / "b", resume="auto")
+    trainer.ctx.storage["resume"] = str(tmp_path / "a")
+    trainer.fit(num_epochs=1)
+    assert trainer.ctx.updates == 3
+
+
+def test_without_resume_a_run_starts_anew_and_leaves_the_others_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"keep_last": 2, "interval_by": "step", "save_hash": False}
+    tiny(tmp_path, **options).fit(num_steps=3)
+    first = names(tmp_path)
+    second = tiny(tmp_path, **options)
+    second.fit(num_steps=3)
+    assert second.ctx.updates == 3
+    assert set(first) < set(names(tmp_path))
+    assert "checkpoints of earlier runs, which stay" in caplog.text
+    found = CheckpointFolder(tmp_path).latest()
+    assert found is not None
+    assert found.path.name == "checkpoint-step-3.2"
+
+
+def test_a_second_fit_goes_on_and_does_not_resume_again(tmp_path: Path) -> None:
+    trainer = tiny(tmp_path, resume="auto", save_on_train_end=False)
+    trainer.fit(num_steps=4)
+    trainer.fit(num_steps=5)
+    assert trainer.ctx.updates == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "shown"),
+    [
+        ({"seed": 1}, "seed", "0 -> 1"),
+        ({"lr": 0.5}, "optimizer.lr", "0.01 -> 0.5"),
+        ({"accumulate": 2}, "accumulate", "1 -> 2"),
+        ({"data": DATA[:2]}, "data.batches", "3 -> 2"),
+    ],
+)
+def test_another_run_is_refused_with_the_difference_and_the_way_out(
+    tmp_path: Path, change: dict[str, Any], key: str, shown: str
+) -> None:
+    tiny(tmp_path).fit(num_epochs=1)
+    with pytest.raises(CheckpointError, match=rf"{key}: {shown}; .* --override {key}"):
+        tiny(tmp_path, resume="auto", **change).fit(num_epochs=2)
+    tiny(tmp_path, resume="auto", override=[key], **change).fit(num_epochs=2)
+
+
+def test_an_overridden_learning_rate_is_the_runs(tmp_path: Path) -> None:
+    tiny(tmp_path).fit(num_epochs=1)
+    trainer = tiny(tmp_path, resume="auto", lr=0.5, override=["optimizer.lr"])
+    trainer.fit(num_epochs=2)
+    assert trainer.ctx.optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_a_missing_plugin_is_an_error_and_an_added_one_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny(tmp_path / "a", {"counts": counting(1)}).fit(num_epochs=1)
+    with pytest.raises(CheckpointError, match="'counts'.*--drop-plugin-state counts"):
+        tiny(tmp_path / "a", resume="auto").fit(num_epochs=2)
+    tiny(tmp_path / "a", resume="auto", drop_plugin_state=["counts"]).fit(num_epochs=2)
+    tiny(tmp_path / "b").fit(num_epochs=1)
+    tiny(tmp_path / "b", {"counts": counting(1)}, resume="auto").fit(num_epochs=2)
+    assert "plugin 'counts' was not there and starts fresh" in caplog.text
+
+
+def counting(version: int, migrate: Callable[[Any, int], Any] | None = None) -> object:
+    class Counts:
+        state_version = version
+        count = 0
+
+        @hookimpl
+        def on_step_end(self) -> None:
+            self.count += 1
+
+        def state_dict(self) -> dict[str, int]:
+            return {"count": self.count}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            self.count = state["count"]
+
+    if migrate is not None:
+        Counts.migrate_state = staticmethod(migrate)  # type: ignore[attr-defined]
+    return Counts()
+
+
+def test_a_state_of_another_version_is_migrated_or_refused(tmp_path: Path) -> None:
+    tiny(tmp_path, {"counts": counting(1)}).fit(num_epochs=1)
+    with pytest.raises(CheckpointError, match="version 1, this one reads version 2"):
+        tiny(tmp_path, {"counts": counting(2)}, resume="auto").fit(num_epochs=2)
+    newer: Any = counting(2, lambda state, version: {"count": state["count"] + 100 * version})
+    tiny(tmp_path, {"counts": newer}, resume="auto").fit(num_epochs=2)
+    assert newer.count == 106
+
+
+def test_another_model_is_refused_with_a_table_and_untouched(tmp_path: Path) -> None:
+    tiny(tmp_path).fit(num_epochs=1)
+    other = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    before = other[0].weight.detach().clone()
+    with pytest.raises(CheckpointError) as caught:
+        tiny(tmp_path, model=other, resume="auto").fit(num_epochs=2)
+    assert "missing     0.weight  (4, 3)" in str(caught.value)
+    assert "unexpected  weight  (1, 3)" in str(caught.value)
+    assert other[0].weight.equal(before)
+
+
+def test_a_reshaped_weight_is_refused_even_without_strict_match(tmp_path: Path) -> None:
+    tiny(tmp_path).fit(num_epochs=1)
+    wide = [(torch.ones(2, 4), torch.ones(2, 1))] * 3
+    with pytest.raises(CheckpointError, match=r"reshaped    weight  \(1, 3\) in the checkpoint"):
+        tiny(tmp_path, model=nn.Linear(4, 1), data=wide, resume="auto").fit(num_epochs=2)
+
+
+def test_strict_match_decides_about_missing_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class More(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 1)
+            self.register_buffer("scale", torch.ones(1))
+
+    tiny(tmp_path).fit(num_epochs=1)
+    with pytest.raises(CheckpointError, match="strict_match = false loads what fits"):
+        tiny(tmp_path, model=More(), strict_match=True, resume="auto").fit(num_epochs=2)
+    tiny(tmp_path, model=More(), resume="auto").fit(num_epochs=2)
+    assert "missing     scale  (1,)" in caplog.text
+
+
+def test_an_explicit_path_has_no_fallback(tmp_path: Path) -> None:
+    tiny(tmp_path, interval_by="step", save_hash=False).fit(num_steps=3)
+    (tmp_path / "checkpoint-step-3" / "progress.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"step-3' cannot be used: .* no fallback"):
+        tiny(tmp_path, resume=str(tmp_path / "checkpoint-step-3")).fit(num_steps=4)
+    with pytest.raises(CheckpointError, match="did you mean 'checkpoint-step-3'"):
+        tiny(tmp_path, resume=str(tmp_path / "checkpoint-step-4")).fit(num_steps=4)
+
+
+def test_a_branch_from_an_older_checkpoint_is_newer_than_what_it_left(tmp_path: Path) -> None:
+    tiny(tmp_path, interval_by="step", save_hash=False).fit(num_steps=6)
+    options = {"interval_by": "step", "save_hash": False}
+    tiny(tmp_path, resume=str(tmp_path / "checkpoint-step-2"), **options).fit(num_steps=4)
+    found = CheckpointFolder(tmp_path).latest()
+    assert found is not None
+    assert found.path.name == "checkpoint-step-4.2"
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    class Starts:
+        @hookimpl
+        def on_step_begin(self) -> None:
+            tiny(tmp_path).fit(num_steps=1)
+
+    with pytest.raises(Exception, match="another run saves to"):
+        tiny(tmp_path, {"starts": Starts()}).fit(num_epochs=1)
+
+
+def test_a_checkpoint_holds_what_it_says(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, save_interval=None)
+    trainer.fit(num_steps=4)
+    (entry,) = CheckpointFolder(tmp_path).entries()
+    assert {"model.safetensors", "model.json", "optim.json", "progress.json", "rank-0.json"} < set(
+        contents(entry.path)
+    )
+    manifest = entry.manifest
+    assert [p["name"] for p in manifest["plugins"]] == [
+        "schedule",
+        "average",
+        "metric",
+        "checkpoint",
+    ]
+    assert manifest["progress"] == {"epoch": 0, "step": 4, "global_step": 4, "updates": 4}
+    assert manifest["metrics"]["sum"] == pytest.approx(float(trainer.ctx.latest["sum"]))
+    assert manifest["settings"]["optimizer"] == "AdamW"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"interval_by": "batch"}, "interval_by is 'batch'; accepted: 'epoch', 'step'"),
+        ({"save_interval": 0}, "save_interval is 0; accepted: 1 or more"),
+        ({"keep_last": 1}, "keep_last is 1; accepted: 2 or more"),
+        ({"keep_best": 1}, "keep_best needs mode"),
+        ({"mode": "best", "monitor_metric_key": "a"}, "mode is 'best'; accepted: 'min', 'max'"),
+        ({"monitor_metric_key": "a"}, "mode .* is missing"),
+        ({"mode": "max"}, "monitor_metric_key is missing"),
+        ({"mode": "max", "best_refer_metric": {"type": "x"}}, "best_refer_metric is a dict"),
+        ({"mode": "max", "best_refer_metric": 3}, "best_refer_metric is a int"),
+        ({"save_seconds": 0}, "save_seconds is 0; accepted: more than 0"),
+        ({"name_prefix": "../x"}, "name_prefix is '../x'; accepted"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(PluginError, match=message):
+        Checkpoint(str(tmp_path), **options)
+
+
+@pytest.fixture(autouse=True)
+def _log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "hatbus")
