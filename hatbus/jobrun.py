@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import torch
 
 from hatbus import discovery
 from hatbus.errors import HatbusError, JobError, PluginError, SaveError, did_you_mean
+from hatbus.explanation import plan_of
 from hatbus.job import PLUGIN_KEYS, parse_job
 from hatbus.options import check, schema_of
 from hatbus.profile import Profile
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from hatbus.job import Job, Plugin
 
 JOB_FILE: Final = "job.json"
+PLAN_FILE: Final = "plan.json"
 _REQUIRED: Final = ("model", "optimizer", "data")
 _TAKEN: Final = (
     *_REQUIRED,
@@ -161,7 +164,7 @@ def run(prepared: Prepared, *, quiet: bool = False, profile: bool = False) -> in
     trainer.ctx.storage["quiet"] = quiet
     job = prepared.job
     if trainer.ctx.rank == 0:
-        write_job(prepared)
+        write_job(prepared, trainer)
     measured = Profile() if profile else None
     if measured is not None:
         measured.watch(trainer.bus)
@@ -223,8 +226,8 @@ def things_of(returned: Any, entry: str) -> dict[str, Any]:
     return dict(returned)
 
 
-def write_job(prepared: Prepared) -> None:
-    """Writes the resolved job into the run's folder.
+def write_job(prepared: Prepared, trainer: Trainer) -> None:
+    """Writes the resolved job and the plan of its events into the run's folder.
 
     Raises:
         SaveError: the folder cannot be made or written.
@@ -233,15 +236,21 @@ def write_job(prepared: Prepared) -> None:
 
     job = prepared.job
     plugins = {name: found.source for name, found in prepared.found.items()}
-    target = job.run_dir / JOB_FILE
+    trainer.bus.set_tasks(trainer.ctx.data.tasks)
+    plan = json.dumps(plan_of(trainer.bus).as_json()["events"], indent=2)
+    texts = {
+        JOB_FILE: job.to_json(version=__version__, distributions=plugins),
+        PLAN_FILE: plan + "\n",
+    }
     try:
         job.run_dir.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{JOB_FILE}.{os.getpid()}")
-        partial.write_text(job.to_json(version=__version__, distributions=plugins), "utf-8")
-        partial.replace(target)
+        for name, text in texts.items():
+            partial = job.run_dir / f".{name}.{os.getpid()}"
+            partial.write_text(text, "utf-8")
+            partial.replace(job.run_dir / name)
     except OSError as error:
         raise SaveError(
-            f"cannot write {str(target)!r}: {error.strerror}; choose another run_dir"
+            f"cannot write into {str(job.run_dir)!r}: {error.strerror}; choose another run_dir"
         ) from error
 
 
