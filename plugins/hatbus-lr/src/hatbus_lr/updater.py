@@ -136,7 +136,7 @@ class Updater:
         self._held = self._set(optimizer.param_groups, *self._phase(step, ctx.epoch_id, step_id))
         is_held = not self._by_step and step - step_id >= self.warmup_steps
         self._held_epoch = ctx.epoch_id if is_held else -1
-        self._is_first_step = True
+        self._is_first_step = step_id == 0  # resumed inside an epoch, it was published already
 
     @hookimpl
     def on_step_begin(self, ctx: Context, optimizer: torch.optim.Optimizer) -> None:

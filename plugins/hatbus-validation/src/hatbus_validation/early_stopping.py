@@ -96,12 +96,13 @@ class EarlyStopping:
             raise PluginError(f"early_stopping: no metric {self.monitor!r} is published{hint}")
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value, and how long ago it was."""
-        return {"best": self.best, "wait": self.wait}
+        """The best value, how long ago it was, and a newer one that was not looked at yet."""
+        return {"best": self.best, "wait": self.wait, "fresh": self._fresh}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes them back."""
         self.best, self.wait = state["best"], state["wait"]
+        self._fresh = state.get("fresh")
 
     def _look(self, ctx: Context) -> None:
         fresh, self._fresh = self._fresh, None
