@@ -186,8 +186,10 @@ class Bus:
                         f"plugin {member.name!r} is bound to task {task!r}, which the run does not "
                         f"have{did_you_mean(task, known) or '; it has no tasks'}"
                     )
-        self.scopes = {task: self.scopes.get(task, Emitter()) for task in [None, *known]}
-        self._changed()
+        scopes = [None, *known]
+        if list(self.scopes) != scopes:  # else everything is frozen as it has to be
+            self.scopes = {task: self.scopes.get(task, Emitter()) for task in scopes}
+            self._changed()
 
     def freeze(self) -> None:
         """Puts the plugins in order and writes one callable per event and task."""
