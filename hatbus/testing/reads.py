@@ -87,9 +87,11 @@ class _Methods(TorchFunctionMode):
 
 
 def _copy_to_cpu(func: Any, args: Any, kwargs: Any) -> str:
-    """``"to('cpu')"`` for that call, else empty."""
+    """``"to('cpu')"`` for that call, else empty.
+
+    A ``torch.device`` is not looked at: in a run on the CPU it is the device where all else is.
+    """
     if func is not torch.Tensor.to:
         return ""
-    wanted = (*args[1:], kwargs.get("device"))
-    is_cpu = any(str(one) == "cpu" for one in wanted if isinstance(one, (str, torch.device)))
-    return "to('cpu')" if is_cpu else ""
+    named = [one for one in (*args[1:], kwargs.get("device")) if isinstance(one, str)]
+    return "to('cpu')" if "cpu" in named else ""

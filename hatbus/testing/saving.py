@@ -47,7 +47,7 @@ class Resume:
     """Gives a new run a saved state, inside ``on_loop_begin``.
 
     Attributes:
-        loaded: the plugins' states as they are right after that.
+        loaded: the plugins' states as they are when everybody is prepared.
     """
 
     def __init__(self, saved: Saved) -> None:
@@ -59,11 +59,11 @@ class Resume:
     def on_loop_begin(self, ctx: Context) -> None:
         """Restores everything but the random state."""
         self._random = restore(ctx, self.saved)
-        self.loaded = copied_states(ctx)
 
     @hookimpl(wrapper=True)
-    def run_loop(self) -> Generator[None, Any, Any]:
+    def run_loop(self, ctx: Context) -> Generator[None, Any, Any]:
         """Restores the random state when everybody is prepared."""
+        self.loaded = copied_states(ctx)
         if self._random is not None:
             rng.restore(self._random)
         return (yield)

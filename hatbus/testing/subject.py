@@ -53,6 +53,10 @@ class Subject:
         """A new instance of the plugin. Files belong into ``self.folder``."""
         raise NotImplementedError(f"{type(self).__name__} says not what to test: define make(self)")
 
+    def make_another(self) -> object:
+        """An instance to stand beside the first, with other names where they would share one."""
+        return self.make()
+
     def build(self) -> dict[str, Any]:
         """Model, optimizer, data, loss (and more), as a job's entry function returns them."""
         return tiny_parts()

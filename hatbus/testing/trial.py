@@ -12,7 +12,12 @@ from hatbus.testing.trees import copied
 from hatbus.trainer import Trainer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pluggy import HookImpl
+
     from hatbus.context import Context
+    from hatbus.events import Event
 
 RECORDER = "core.contract"
 
@@ -107,6 +112,11 @@ class Trial:
     def steps(self) -> list[After]:
         """What was so after each step."""
         return self.recorder.steps
+
+    def watch(self, instrument: Callable[[Event, HookImpl], Callable[..., Any]]) -> None:
+        """Calls what ``instrument`` gives in place of every plugin's implementation."""
+        self.trainer.bus.instrument = instrument
+        self.trainer.bus.freeze()
 
     def fit(self, num_steps: int) -> Trial:
         """Runs."""
