@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.callback_mixin import CallbackMixin
 from hatbus.declare import PROJECT
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.events import EVENTS, MOMENT
+from hatbus.payload import DEPRECATED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +25,7 @@ _UNMARKED: Final[dict[str, Any]] = {
     "trylast": False,
     "specname": None,
 }
+_warned: Final[set[tuple[str, str]]] = set()
 
 
 def admit(plugin: object, name: str, *, core: bool = False) -> None:
@@ -134,7 +137,23 @@ def _check_arguments(function: Any, event: str, where: str) -> None:
         if argument.name not in accepted and not has_default:
             hint = did_you_mean(argument.name, accepted)
             raise PluginError(f"{where} wants unknown argument {argument.name!r}{hint}")
+        if argument.name in DEPRECATED and argument.name in accepted:
+            _warn_once(where, argument.name)
         if argument.kind is inspect.Parameter.KEYWORD_ONLY and not has_default:
             raise PluginError(
                 f"{where} takes {argument.name!r} by keyword only; remove the `*` before it"
             )
+
+
+def _warn_once(where: str, argument: str) -> None:
+    """Warns the author of a plugin of an argument that will go."""
+    if (where, argument) in _warned:
+        return
+    _warned.add((where, argument))
+    since, use, until = DEPRECATED[argument]
+    warnings.warn(
+        f"{where} wants {argument!r}, which is deprecated since hatbus {since} and goes in "
+        f"{until}; use {use}",
+        DeprecationWarning,
+        stacklevel=2,
+    )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.first_party import FIRST_PARTY, is_first_party, normalized
+from hatbus.version_gate import refuse_unfit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,10 +73,11 @@ class Found:
         """Imports the class.
 
         Raises:
-            PluginError: ``HATBUS_ALLOW`` refuses its distribution, importing it failed, or it is
-                no class.
+            PluginError: ``HATBUS_ALLOW`` refuses its distribution, it needs another hatbus,
+                importing it failed, or it is no class.
         """
         refuse_not_allowed(self)
+        refuse_unfit(self)
         try:
             loaded = self._entry.load()
         except (Exception, SystemExit) as error:

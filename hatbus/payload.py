@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 ARGUMENTS: Final[dict[str, tuple[str, str]]] = {
     "ctx": ("Context", "the run itself: requests, log, weights, progress, rank"),
@@ -31,6 +31,24 @@ ARGUMENTS: Final[dict[str, tuple[str, str]]] = {
     "exception": ("BaseException", "what ended the run"),
 }
 """Argument name to (type, meaning)."""
+
+
+class Deprecated(NamedTuple):
+    """An argument that will go.
+
+    Attributes:
+        since: version of hatbus that says so first.
+        use: what to use in its place.
+        until: version that will not give it any more.
+    """
+
+    since: str
+    use: str
+    until: str
+
+
+DEPRECATED: Final[dict[str, Deprecated]] = {}
+"""Arguments that are still given: a plugin that names one works, and is warned once."""
 
 LOOP: Final = tuple(ARGUMENTS)[: tuple(ARGUMENTS).index("losses")]
 """Arguments that every event carries."""

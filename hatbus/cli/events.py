@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.events import EVENTS
-from hatbus.payload import ARGUMENTS
+from hatbus.payload import ARGUMENTS, DEPRECATED
 
 if TYPE_CHECKING:
     import argparse
@@ -62,7 +62,9 @@ def in_full(event: Event) -> str:
     width = max(len(name) for name in event.arguments) + 2
     for name in event.arguments:
         kind, meaning = ARGUMENTS[name]
-        lines.append(f"  {name:<{width}}{kind}: {meaning}")
+        going = DEPRECATED.get(name)
+        note = f" (deprecated since {going.since}; use {going.use})" if going else ""
+        lines.append(f"  {name:<{width}}{kind}: {meaning}{note}")
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hatbus import discovery
 from hatbus.errors import PluginError
+from hatbus.version_gate import misfit
 
 if TYPE_CHECKING:
     import argparse
@@ -67,7 +68,7 @@ def status_of(found: Found) -> str:
     conflict = discovery.conflict_of(offers)
     if conflict:
         return f"conflict: {conflict}"
-    return "" if discovery.is_allowed(found) else f"refused by {discovery.ALLOW}"
+    return misfit(found) if discovery.is_allowed(found) else f"refused by {discovery.ALLOW}"
 
 
 def show_one(name: str, *, as_json: bool) -> int:

@@ -1,0 +1,57 @@
+"""Which hatbus a plugin needs: what its distribution requires, against the one that runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hatbus.errors import PluginError
+from hatbus.first_party import normalized
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from packaging.requirements import Requirement
+
+    from hatbus.discovery import Found
+
+
+def refuse_unfit(found: Found) -> None:
+    """Refuses a plugin that was made for another hatbus; it is not imported.
+
+    Raises:
+        PluginError: its distribution requires another version.
+    """
+    why = misfit(found)
+    if why:
+        raise PluginError(
+            f"plugin {found.name!r} of {found.source} {why}; install versions that fit: "
+            f"python -m pip install --upgrade hatbus {found.distribution}"
+        )
+
+
+def misfit(found: Found) -> str:
+    """Why a plugin cannot run with this hatbus, as the end of a sentence; empty if it can."""
+    from hatbus import __version__
+
+    for requirement in requirements_on_hatbus(found.requirements):
+        if not requirement.specifier.contains(__version__, prereleases=True):
+            return f"needs hatbus{requirement.specifier}, and this is hatbus {__version__}"
+    return ""
+
+
+def requirements_on_hatbus(requirements: Iterable[str]) -> list[Requirement]:
+    """What a distribution requires of hatbus here; what only an extra requires is left out."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    found = []
+    for text in requirements:
+        if not normalized(text).startswith("hatbus"):
+            continue
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:  # pip let it pass; that is not ours to judge
+            continue
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if normalized(requirement.name) == "hatbus" and applies:
+            found.append(requirement)
+    return found
