@@ -46,6 +46,7 @@ class Feed:
         self._epoch = self._pass = 0
         self._iterator: Iterator[Any] | None = None
         self._began: dict[str, Any] = {}
+        self._left = False
         self._resumed: dict[str, Any] | None = None
         self._rest = ""
 
@@ -57,6 +58,7 @@ class Feed:
             behind: batches of this epoch that lie behind us, whole groups counted in full.
             group: batches per group; a pass's last group may have been smaller.
         """
+        self._left = self._is_left()
         self._epoch, self._pass, self.taken = epoch, 0, behind
         if self.length is not None:
             per_pass = -(-self.length // group)
@@ -120,7 +122,7 @@ class Feed:
         state: dict[str, Any] = {"open": is_open, "pass": place[0], "taken": place[1]}
         if self._stateful and not self._positions:
             state["loader"] = self.loader.state_dict()
-            state["over"] = self.length is None or self.taken in (0, self.length)
+            state["left"] = self._is_left()
         elif not self._positions:
             state["began"] = self._began if is_open else {"generators": self._generator_states()}
         return state
@@ -131,7 +133,8 @@ class Feed:
         if "loader" in state and self._stateful:
             self.loader.load_state_dict(state["loader"])
             if not state["open"]:
-                self._rest = "over" if state["over"] else "left"
+                self._left = state["left"]
+                self._rest = "left" if self._left else "over"
         elif "began" in state:
             saved = state["began"]["generators"]
             for generator, one in zip(generators_of(self.loader), saved, strict=False):
@@ -144,6 +147,12 @@ class Feed:
             return found
         size = getattr(self.loader, "batch_size", None)
         return {"batches": self.length, "batch_size": size if isinstance(size, int) else None}
+
+    def _is_left(self) -> bool:
+        """Whether the last pass that was begun was not read to its end."""
+        if not self._began:
+            return self._left
+        return self.length is not None and self.taken not in (0, self.length)
 
     def _generator_states(self) -> list[torch.Tensor]:
         return [generator.get_state() for generator in generators_of(self.loader)]

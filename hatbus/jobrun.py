@@ -85,6 +85,7 @@ class Prepared:
         )
         _register(trainer, self.job, instances)
         trainer.ctx.storage["resume"] = run.resume
+        trainer.ctx.storage["job"] = self.job.to_tables()
         return trainer
 
     def _prepare_entry(self, problems: list[str]) -> tuple[Callable[..., Any], dict[str, Any]]:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("train what a job file says", "hatbus.cli.run"),
+    "resume": ("go on with a run from its newest good checkpoint", "hatbus.cli.resume"),
+    "checkpoints": ("list, show, verify and compare checkpoints", "hatbus.cli.checkpoints"),
+    "export": ("write a checkpoint's weights as one file", "hatbus.cli.export"),
     "explain": ("show what will run when, and why there", "hatbus.cli.explain"),
     "preview": ("draw the learning rate over the run, without training", "hatbus.cli.preview"),
     "plugins": ("list, show and check plugins", "hatbus.cli.plugins"),

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("job", metavar="JOB", help="the job file, such as job.toml")
+    options(parser)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What every command that trains takes."""
     parser.add_argument(
         "-p",
         dest="plugins",

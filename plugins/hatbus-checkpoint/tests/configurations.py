@@ -34,7 +34,7 @@ def pairwise(count: int, seed: int = 0) -> list[tuple[Any, ...]]:
     chosen: list[tuple[Any, ...]] = []
     while missing:
         some = chance.sample(ALL, 60)
-        best = max(some, key=lambda one: len(missing & pairs(one)))
+        best = max(some, key=lambda one: (len(missing & pairs(one)), -one[0][1]))
         chosen.append(best)
         missing -= pairs(best)
     others = [one for one in ALL if one not in chosen and not one[0][1]]  # workers are slow

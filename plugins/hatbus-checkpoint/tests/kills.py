@@ -26,7 +26,7 @@ from runs import last, trainer_of
 from hatbus import hookimpl
 from hatbus.declare import plugin
 
-STEPS = 40
+STEPS = 24
 SAVED_AND_STOPPED = 75
 
 

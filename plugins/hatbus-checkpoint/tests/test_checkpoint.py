@@ -302,7 +302,7 @@ def test_a_missing_plugin_is_an_error_and_an_added_one_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny(tmp_path / "a", {"counts": counting(1)}).fit(num_epochs=1)
-    with pytest.raises(CheckpointError, match="'counts'.*--drop-plugin-state counts"):
+    with pytest.raises(CheckpointError, match=r"'counts'.*--drop-plugin-state counts"):
         tiny(tmp_path / "a", resume="auto").fit(num_epochs=2)
     tiny(tmp_path / "a", resume="auto", drop_plugin_state=["counts"]).fit(num_epochs=2)
     tiny(tmp_path / "b").fit(num_epochs=1)

@@ -12,24 +12,6 @@ from typing import Any
 import pytest
 
 KILLS = Path(__file__).parent / "kills.py"
-STOPS = """
-import os, signal, sys, time
-sys.path.insert(0, {folder!r})
-from pathlib import Path
-import runs
-from hatbus import hookimpl
-
-class Signals:
-    @hookimpl
-    def on_step_begin(self, global_step_id):
-        for number in {plan!r}.get(global_step_id, ()):
-            os.kill(os.getpid(), number)
-
-trainer = runs.trainer_of(Path(sys.argv[1]), {{"signals": Signals()}}, save_interval=None)
-{change}
-trainer.fit(num_steps=6)
-print("to the end")
-"""
 
 
 def run(*words: str, seconds: float = 100) -> subprocess.CompletedProcess[str]:
@@ -62,7 +44,7 @@ def check(found: dict[str, Any], kills: int) -> None:
     assert found["right"] == found["runs"]
 
 
-@pytest.mark.parametrize(("kills", "workers"), [(12, 0), (6, 2)])
+@pytest.mark.parametrize(("kills", "workers"), [(6, 0), (3, 2)])
 def test_a_run_that_is_killed_at_random_ends_with_the_same_bytes(
     tmp_path: Path, kills: int, workers: int
 ) -> None:
@@ -70,12 +52,7 @@ def test_a_run_that_is_killed_at_random_ends_with_the_same_bytes(
 
 
 def test_a_run_whose_group_is_terminated_is_always_saved_and_goes_on(tmp_path: Path) -> None:
-    check(killed(tmp_path, 6, 0, 2, "--terminate"), 6)
-
-
-def stopped(path: Path, plan: dict[int, list[int]], change: str = "") -> Any:
-    program = STOPS.format(folder=str(KILLS.parent), plan=plan, change=change)
-    return run("-c", program, str(path))
+    check(killed(tmp_path, 3, 0, 2, "--terminate"), 3)
 
 
 def steps(path: Path) -> list[int]:
@@ -83,29 +60,31 @@ def steps(path: Path) -> list[int]:
 
 
 SIGINT, SIGTERM, SIGUSR1 = 2, 15, 10
+PLANS: dict[str, tuple[dict[int, list[int]], int, list[int]]] = {
+    "terminate": ({2: [SIGTERM]}, 75, [3]),
+    "interrupt": ({2: [SIGINT]}, 75, [3]),
+    "terminate twice": ({2: [SIGTERM, SIGTERM]}, 143, []),
+    "interrupt twice": ({2: [SIGINT, SIGINT]}, 130, []),
+    "save": ({1: [SIGUSR1], 3: [SIGUSR1]}, 0, [2, 4, 6]),
+    "nobody saves": ({2: [SIGTERM]}, 143, []),
+}
+"""Which signals come in which step, the exit code, and the steps that are saved."""
 
 
-@pytest.mark.parametrize(
-    ("plan", "code", "saved"),
-    [
-        ({2: [SIGTERM]}, 75, [3]),
-        ({2: [SIGINT]}, 75, [3]),
-        ({2: [SIGTERM, SIGTERM]}, 143, []),
-        ({2: [SIGINT, SIGINT]}, 130, []),
-        ({1: [SIGUSR1], 3: [SIGUSR1]}, 0, [2, 4, 6]),
-    ],
-    ids=["terminate", "interrupt", "terminate twice", "interrupt twice", "save"],
-)
-def test_a_signal_does_what_it_says(
-    tmp_path: Path, plan: dict[int, list[int]], code: int, saved: list[int]
-) -> None:
-    done = stopped(tmp_path, plan)
-    assert done.returncode == code, done.stderr
-    assert ("to the end" in done.stdout) is (code == 0)
-    assert steps(tmp_path) == saved
+@pytest.fixture(scope="module")
+def signalled(memory: Path) -> tuple[Path, dict[str, int]]:
+    """All plans, each in a forked run: where they saved, and their exit codes."""
+    folder = memory / "signalled"
+    folder.mkdir()
+    plans = json.dumps({name: plan for name, (plan, _, _) in PLANS.items()})
+    done = run(str(KILLS.with_name("signalled.py")), str(folder), plans)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("stopped by SIGTERM, and no checkpoint was saved") == 1
+    return folder, json.loads(done.stdout)
 
 
-def test_a_stop_without_a_checkpoint_says_so(tmp_path: Path) -> None:
-    done = stopped(tmp_path, {2: [SIGTERM]}, 'trainer.bus.unregister("checkpoint")')
-    assert done.returncode == 143
-    assert "no checkpoint was saved" in done.stderr
+@pytest.mark.parametrize("name", PLANS)
+def test_a_signal_does_what_it_says(name: str, signalled: tuple[Path, dict[str, int]]) -> None:
+    folder, codes = signalled
+    assert codes[name] == PLANS[name][1]
+    assert steps(folder / name) == PLANS[name][2]

@@ -19,6 +19,7 @@ from hatbus.errors import PluginError
 from hatbus_checkpoint import compare, durable, snapshot
 from hatbus_checkpoint.agree import first_of_all
 from hatbus_checkpoint.best import Best
+from hatbus_checkpoint.exchange import start_from_hat
 from hatbus_checkpoint.folder import CheckpointFolder, Entry
 from hatbus_checkpoint.locate import AUTO, locate
 from hatbus_checkpoint.lock import FolderLock
@@ -57,7 +58,8 @@ class Checkpoint:
         weights_only_export: also write ``{prefix}weights-last.safetensors`` at every save, and
             ``weights-best`` when it is the best.
         resume: ``"auto"``: go on from the newest good checkpoint in ``save_dir``, if there is
-            any; or a path. ``resume`` in the job's ``[run]`` comes first.
+            any; or the path of a checkpoint, or of a ``.pth.tar`` of HAT's (weights and optimizer).
+            ``resume`` in the job's ``[run]`` comes first.
         async_save: write in the background; training waits only for a copy of the state. In a run
             of one process.
         drop_plugin_state: plugins whose saved state is left out.
@@ -124,7 +126,9 @@ class Checkpoint:
         self._writer = Writer(in_background=self.async_save and ctx.world_size == 1)
         self._saved_at = ctx.position.global_step
         wanted = ctx.storage.get("resume") or self.resume
-        if wanted and ctx.position.global_step == 0:
+        if wanted and ctx.position.global_step == 0 and Path(wanted).is_file():
+            start_from_hat(ctx, Path(wanted), strict=self.strict_match)
+        elif wanted and ctx.position.global_step == 0:
             found = first_of_all(ctx, partial(locate, wanted, self.folder))
             if found is None:
                 log.info("no checkpoint in %r; starting anew", str(self.folder.path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,7 +39,8 @@ def settings_of(ctx: Context) -> dict[str, Any]:
 
 def plugins_of(ctx: Context) -> list[dict[str, Any]]:
     """The plugin lock: the plugins in order, with source, state version and options."""
-    options = ctx.storage.get("job", {}).get("plugins", {})
+    tables = ctx.storage.get("job", {}).get("plugins", {})
+    options = json.loads(json.dumps(tables, default=str))
     found = []
     for place in ctx.bus.order():
         member = ctx.bus.members[place.name]
@@ -94,24 +96,6 @@ def check_same(ctx: Context, saved: Mapping[str, Any], override: Iterable[str]) 
             ctx.world_size,
         )
     return list(found)
-
-
-def explain_lock(saved: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, Any]]) -> list[str]:
-    """One line per difference between two plugin locks."""
-    before, after = ({e["name"]: e for e in lock} for lock in (saved, now))
-    lines = [f"plugin {n!r} was not there and starts fresh" for n in after if n not in before]
-    lines += [f"plugin {n!r} is not there any more" for n in before if n not in after]
-    for name in before.keys() & after.keys():
-        was, is_ = before[name], after[name]
-        lines += [
-            f"plugin {name!r}: {field} {was[field]!r} -> {is_[field]!r}"
-            for field in ("class", "source", "stage", "state_version", "options")
-            if was.get(field) != is_.get(field)
-        ]
-    order = [n for n in before if n in after], [n for n in after if n in before]
-    if order[0] != order[1]:
-        lines.append(f"the order was {', '.join(order[0])} and is {', '.join(order[1])}")
-    return sorted(lines)
 
 
 def _changes(

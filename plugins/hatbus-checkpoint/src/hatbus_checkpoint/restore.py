@@ -13,6 +13,7 @@ from hatbus.control import log
 from hatbus.data import seed_of
 from hatbus.errors import CheckpointError, did_you_mean
 from hatbus_checkpoint import compare, model_state, optimizer_state, tensor_file
+from hatbus_checkpoint.listing import lock_differences
 from hatbus_checkpoint.tree import Tensors, decode
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Reading:
                 )
             del self.states[name]
         self.versions = compare.versions_of(lock)
-        for line in compare.explain_lock(lock, compare.plugins_of(ctx)):
+        for line in lock_differences(lock, compare.plugins_of(ctx)):
             log.warning("since the checkpoint: %s", line)
         self.progress = saved.tree("progress")
         if self.progress is None:

@@ -1,0 +1,43 @@
+"""``hatbus export DIR``: a checkpoint's weights as one file for others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hatbus.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("dir", metavar="DIR", help="a checkpoint, or a Checkpoint's save_dir")
+    parser.add_argument("--name", help="which checkpoint (default: the newest good one)")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--hat", metavar="FILE", help="write HAT's file, such as out.pth.tar")
+    target.add_argument("--single", metavar="FILE", help="write one file, such as out.safetensors")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verifies the checkpoint, then writes the file.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+        SaveError: the file cannot be written.
+    """
+    from hatbus.cli.checkpoints import listing_module
+
+    listing = listing_module()
+    entry = listing.one_of(Path(args.dir), args.name)
+    fault = listing.fault_of(entry)
+    if fault:
+        raise CheckpointError(f"checkpoint {entry.path.name!r} cannot be used: {fault}")
+    from hatbus_checkpoint.exchange import to_hat, to_single
+    from hatbus_checkpoint.restore import Saved
+
+    target = Path(args.hat or args.single)
+    (to_hat if args.hat else to_single)(Saved(entry), target)
+    print(f"wrote {target} from {entry.path.name}")
+    return 0

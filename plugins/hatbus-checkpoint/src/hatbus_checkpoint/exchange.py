@@ -1,0 +1,103 @@
+"""Checkpoints for others: HAT's ``.pth.tar``, one ``.safetensors`` file; and HAT's read in."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hatbus.control import log
+from hatbus.errors import CheckpointError, SaveError
+from hatbus_checkpoint import durable, model_state
+from hatbus_checkpoint.restore import Saved
+from hatbus_checkpoint.tensor_file import chunks_of
+
+if TYPE_CHECKING:
+    from hatbus.context import Context
+
+
+def to_single(saved: Saved, target: Path) -> None:
+    """Writes the raw weights as one safetensors file; shared tensors stand under every name.
+
+    Raises:
+        SaveError: the disk failed.
+    """
+    tensors = {n: v for n, v in saved.model().items() if isinstance(v, torch.Tensor)}
+    _replace(target, chunks_of(tensors, {"format": "pt"}))
+
+
+def to_hat(saved: Saved, target: Path) -> None:
+    """Writes HAT's file: ``state_dict``, ``optimizer`` in torch's own form, ``epoch``, ``step``.
+
+    Raises:
+        SaveError: the disk failed.
+    """
+    progress = saved.manifest["progress"]
+    file = io.BytesIO()
+    whole = {
+        "epoch": progress["epoch"],
+        "step": progress["step"],
+        "global_step": progress["global_step"],
+        "state_dict": saved.model(),
+        "optimizer": torchs_own(saved.tree("optim")),
+    }
+    torch.save(whole, file)
+    _replace(target, [file.getbuffer()])
+
+
+def torchs_own(saved: dict[str, Any] | None) -> dict[str, Any] | None:
+    """An optimizer's state by number, as ``Optimizer.state_dict`` gives it."""
+    if saved is None:
+        return None
+    numbers: dict[str, int] = {}
+    groups = []
+    for group in saved["groups"]:
+        mine = [numbers.setdefault(name, len(numbers)) for name in group["params"]]
+        groups.append({**group, "params": mine})
+    state = {numbers[name]: value for name, value in saved["state"].items()}
+    return {"state": state, "param_groups": groups}
+
+
+def read_hat(path: Path) -> dict[str, Any]:
+    """Reads HAT's file; only tensors and plain data are accepted, nothing in it is run.
+
+    Raises:
+        CheckpointError: it is another kind of file, or holds more than data.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd kinds of pickle, which are refused anyway
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a garbled pickle can raise anything
+        line = str(error).partition("\n")[0]
+        raise CheckpointError(f"{str(path)!r} cannot be read: {line:.200}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("state_dict"), dict):
+        raise CheckpointError(f"{str(path)!r} holds no 'state_dict'; accepted: a file of HAT's")
+    return found
+
+
+def start_from_hat(ctx: Context, path: Path, *, strict: bool) -> None:
+    """Gives a run the weights, and the optimizer's state if it fits, of HAT's file.
+
+    Raises:
+        CheckpointError: the file cannot be used.
+    """
+    found = read_hat(path)
+    model_state.give(ctx.model, found["state_dict"], strict=strict)
+    if found.get("optimizer") and ctx.optimizer is not None:
+        try:
+            ctx.optimizer.load_state_dict(found["optimizer"])
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("the optimizer's state in %r does not fit: %s", str(path), error)
+    log.info("weights from %r; the run starts at its first step", str(path))
+
+
+def _replace(target: Path, chunks: Any) -> None:
+    try:
+        durable.replace_file(target, chunks)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SaveError(f"cannot write {str(target)!r}: {reason}; choose another path") from error

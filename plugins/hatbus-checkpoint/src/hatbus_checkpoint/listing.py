@@ -1,0 +1,125 @@
+"""What there is to know about the checkpoints in a folder, without torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from hatbus.errors import CheckpointError, did_you_mean
+from hatbus_checkpoint import manifest
+from hatbus_checkpoint.folder import CheckpointFolder, Entry, entry_of
+
+_PREFIX = re.compile(r"(.*?)checkpoint-(?:epoch|step)-\d+")
+
+
+def all_of(folder: Path) -> list[Entry]:
+    """Every checkpoint in a folder, of any prefix, newest first within a prefix.
+
+    Raises:
+        CheckpointError: there is no such folder, or no checkpoint in it.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"no folder {str(folder)!r}")
+    found = (_PREFIX.match(p.name) for p in folder.iterdir() if p.is_dir())
+    prefixes = sorted({m[1] for m in found if m and not m[1].startswith((".tmp-", ".trash-"))})
+    entries = [e for prefix in prefixes for e in CheckpointFolder(folder, prefix).entries()]
+    if not entries:
+        raise CheckpointError(f"no checkpoint in {str(folder)!r}; give a Checkpoint's save_dir")
+    return entries
+
+
+def one_of(folder: Path, name: str | None) -> Entry:
+    """A checkpoint by name, or the newest good one; or the folder itself when it is one.
+
+    Raises:
+        CheckpointError: there is none of that name, or none that is good.
+    """
+    if name is None and (folder / manifest.NAME).exists():
+        return entry_of(folder)
+    entries = all_of(folder)
+    if name is not None:
+        known = {e.path.name: e for e in entries}
+        if name not in known:
+            raise CheckpointError(f"no checkpoint {name!r}{did_you_mean(name, known)}")
+        return known[name]
+    for entry in entries:
+        if not fault_of(entry):
+            return entry
+    raise CheckpointError(f"no checkpoint in {str(folder)!r} is good: {fault_of(entries[0])}")
+
+
+def fault_of(entry: Entry) -> str:
+    """Why a checkpoint cannot be used; empty if every byte is right."""
+    try:
+        manifest.verify(entry.path)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def row_of(entry: Entry, *, verified: bool) -> dict[str, Any]:
+    """One checkpoint as plain data."""
+    fault = fault_of(entry) if verified else entry.fault
+    found = entry.manifest
+    progress = found.get("progress", {})
+    prefix = entry.path.name.partition("checkpoint-")[0]
+    return {
+        "name": entry.path.name,
+        "epoch": progress.get("epoch"),
+        "step": progress.get("global_step"),
+        "bytes": sum(f["size"] for f in found.get("files", {}).values()),
+        "saved_at": found.get("saved_at"),
+        "metrics": found.get("metrics", {}),
+        "best": (found.get("best") or {}).get("value"),
+        "marks": [k for k in ("last", "best") if _points(entry.path, prefix, k)],
+        "fault": fault,
+        "verified": verified and not fault,
+    }
+
+
+def differences(one: Entry, other: Entry) -> list[str]:
+    """One line per difference between two checkpoints."""
+    lines = []
+    for part in ("progress", "settings", "metrics", "versions"):
+        was, now = one.manifest.get(part, {}), other.manifest.get(part, {})
+        lines += [
+            f"{part}.{key}: {was.get(key)!r} -> {now.get(key)!r}"
+            for key in [*was, *(k for k in now if k not in was)]
+            if was.get(key) != now.get(key)
+        ]
+    lines += lock_differences(one.manifest.get("plugins", []), other.manifest.get("plugins", []))
+    was, now = one.manifest.get("files", {}), other.manifest.get("files", {})
+    for name in sorted({*was, *now}):
+        if was.get(name) != now.get(name):
+            kind = "changed" if name in was and name in now else "gone" if name in was else "new"
+            lines.append(f"file {name}: {kind}")
+    return lines
+
+
+def lock_differences(saved: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
+    """One line per difference between two plugin locks."""
+    before, after = ({e["name"]: e for e in lock} for lock in (saved, now))
+    lines = [f"plugin {n!r} was not there and starts fresh" for n in after if n not in before]
+    lines += [f"plugin {n!r} is not there any more" for n in before if n not in after]
+    for name in before.keys() & after.keys():
+        was, is_ = before[name], after[name]
+        lines += [
+            f"plugin {name!r}: {field} {was[field]!r} -> {is_[field]!r}"
+            for field in ("class", "source", "stage", "state_version", "options")
+            if was.get(field) != is_.get(field)
+        ]
+    order = [n for n in before if n in after], [n for n in after if n in before]
+    if order[0] != order[1]:
+        lines.append(f"the order was {', '.join(order[0])} and is {', '.join(order[1])}")
+    return sorted(lines)
+
+
+def _points(path: Path, prefix: str, kind: str) -> bool:
+    """Whether a pointer names this checkpoint; pointers are hints."""
+    try:
+        found = json.loads((path.parent / f"{prefix}checkpoint-{kind}.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("path") == path.name

@@ -1,0 +1,155 @@
+"""The commands about checkpoints, and the files they write for others."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+from runs import Net, run, trainer_of
+
+sys.path.pop(0)
+
+from hatbus.cli import main
+from hatbus.errors import CheckpointError
+from hatbus_checkpoint.exchange import read_hat
+
+ENTRY = """
+import torch
+from hatbus.data import loader
+
+def build(lr: float = 0.1):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    inputs = torch.randn(12, 3)
+    data = loader(torch.utils.data.TensorDataset(inputs, inputs.sum(1, keepdim=True)), 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    return model, optimizer, data, torch.nn.functional.mse_loss
+"""
+JOB = """
+[run]
+entry = "train.py:build"
+num_epochs = 1
+[plugins.checkpoint]
+save_dir = "checkpoints"
+save_hash = false
+"""
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    run(tmp_path / "saved", 6, save_interval=3, save_hash=False)
+    return tmp_path / "saved"
+
+
+def test_the_list_shows_every_checkpoint_and_the_pointers(saved: Path, capsys: Any) -> None:
+    assert main(["checkpoints", str(saved)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["checkpoint-step-6", "checkpoint-step-3"]
+    assert lines[1].endswith("last")
+
+
+def test_verify_names_what_is_damaged_and_ends_with_4(saved: Path, capsys: Any) -> None:
+    assert main(["checkpoints", str(saved), "verify"]) == 0
+    assert capsys.readouterr().out.count("verified") == 2
+    (saved / "checkpoint-step-3" / "optim.json").write_bytes(b"{}")
+    assert main(["checkpoints", str(saved), "verify"]) == 4
+    assert "'optim.json' has 2 bytes, not" in capsys.readouterr().out
+
+
+def test_show_has_settings_metrics_plugins_and_files(saved: Path, capsys: Any) -> None:
+    assert main(["checkpoints", str(saved), "show"]) == 0
+    out = capsys.readouterr().out
+    for text in ("checkpoint-step-6: verified", "seed: 3", "sum:", "schedule", "model.safetensors"):
+        assert text in out
+    assert main(["checkpoints", str(saved), "show", "checkpoint-step-3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["manifest"]["progress"]["global_step"] == 3
+
+
+def test_diff_names_what_changed(saved: Path, capsys: Any) -> None:
+    names = ["checkpoint-step-3", "checkpoint-step-6"]
+    assert main(["checkpoints", str(saved), "diff", *names]) == 0
+    out = capsys.readouterr().out
+    assert "progress.global_step: 3 -> 6" in out
+    assert "file model.safetensors: changed" in out
+    assert "settings" not in out
+
+
+def test_an_unknown_checkpoint_gets_the_closest_name(saved: Path, capsys: Any) -> None:
+    assert main(["checkpoints", str(saved), "show", "checkpoint-step-33"]) == 4
+    assert "did you mean 'checkpoint-step-3'?" in capsys.readouterr().err
+
+
+def test_one_file_of_weights_loads_strictly(saved: Path, tmp_path: Path) -> None:
+    assert main(["export", str(saved), "--single", str(tmp_path / "out.safetensors")]) == 0
+    Net().load_state_dict(load_file(tmp_path / "out.safetensors"), strict=True)
+
+
+def test_hats_file_round_trips_and_starts_a_run(saved: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.pth.tar"
+    assert main(["export", str(saved), "--name", "checkpoint-step-3", "--hat", str(target)]) == 0
+    found = read_hat(target)
+    assert (found["epoch"], found["step"]) == (0, 3)
+    trainer = trainer_of(tmp_path / "new", save_interval=None, resume=str(target), average=False)
+    trainer.bus.unregister("schedule")
+    model, optimizer = trainer.ctx.model, trainer.ctx.optimizer
+    begun: dict[str, Any] = {}
+
+    from hatbus import hookimpl
+
+    class Looks:
+        @hookimpl
+        def on_step_begin(self, global_step_id: int) -> None:
+            if global_step_id == 0:
+                begun["weight"] = model.head.weight.detach().clone()
+                begun["moment"] = optimizer.state[model.head.weight]["exp_avg"].clone()
+
+    trainer.bus.register(Looks(), "looks")
+    trainer.fit(num_steps=1)
+    assert begun["weight"].equal(found["state_dict"]["head.weight"])
+    index = [n for n, _ in model.named_parameters()].index("head.weight")
+    assert begun["moment"].equal(found["optimizer"]["state"][index]["exp_avg"])
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("/tmp/hatbus-evil"),))
+
+
+def test_nothing_in_a_file_is_ever_run(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"w": torch.ones(1)}, "x": Evil()}, tmp_path / "evil.pth.tar")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_hat(tmp_path / "evil.pth.tar")
+    assert not Path("/tmp/hatbus-evil").exists()
+    for garbage in (b"", b"PK\x03\x04", b"\x80\x04.", b"garbage" * 50):
+        (tmp_path / "bad.pth.tar").write_bytes(garbage)
+        with pytest.raises(CheckpointError, match=r"cannot be read|no 'state_dict'"):
+            read_hat(tmp_path / "bad.pth.tar")
+
+
+def test_a_run_is_resumed_from_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(ENTRY)
+    (tmp_path / "job.toml").write_text(JOB)
+    assert main(["run", "job.toml", "-o", "run.run_dir=here"]) == 0
+    assert main(["resume", "here", "-o", "run.num_epochs=3"]) == 0
+    assert "resumed from" in capsys.readouterr().err
+    steps = sorted(p.name for p in Path("checkpoints").glob("checkpoint-epoch-*"))
+    assert steps == ["checkpoint-epoch-0001", "checkpoint-epoch-0002", "checkpoint-epoch-0003"]
+    change = ["-o", "run.num_epochs=4", "-o", "run.args.lr=0.2"]
+    assert main(["resume", "here", *change]) == 4
+    assert "optimizer.lr: 0.1 -> 0.2" in capsys.readouterr().err
+    assert main(["resume", "here", *change, "--override", "optimizer.lr"]) == 0
+
+
+def test_a_folder_that_is_no_run_is_told(tmp_path: Path, capsys: Any) -> None:
+    assert main(["resume", str(tmp_path)]) == 2
+    assert "no job.json in" in capsys.readouterr().err
