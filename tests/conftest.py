@@ -1,6 +1,9 @@
 """What every core test starts from."""
 
 import os
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,3 +23,15 @@ def _no_settings_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
 def checkout() -> Path:
     """Return the repository's root."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _no_modules_of_a_job_left() -> Iterator[None]:
+    """A job's `train.py` that one test has imported must not be another test's."""
+    before, path = set(sys.modules), list(sys.path)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if file.startswith(tempfile.gettempdir()) or "/docs/examples/" in file:
+            del sys.modules[name]
