@@ -14,6 +14,7 @@ Source for the order of calls: T. S. Pillai et al., "All File Systems Are Not Cr
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
@@ -53,7 +54,9 @@ def write_file(path: Path, chunks: Iterable[memoryview | bytes]) -> Written:
             size = 0
             for piece in _pieces(chunks):
                 digest.update(piece)
-                size += _write_all(file, piece)
+                written = _write_all(file, piece)
+                _flush_soon(file, size, written)
+                size += written
         os.fsync(file)
     finally:
         os.close(file)
@@ -148,6 +151,25 @@ def _write_all(file: int, piece: memoryview) -> int:
     while done < len(piece):
         done += os.write(file, piece[done:])
     return done
+
+
+def _find_flush() -> Any:
+    """Linux's ``sync_file_range``; None where there is none."""
+    try:
+        found: Any = ctypes.CDLL(None).sync_file_range
+    except (AttributeError, OSError, TypeError):
+        return None
+    found.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return found
+
+
+_flush: Final = _find_flush()
+
+
+def _flush_soon(file: int, offset: int, size: int) -> None:
+    """Lets the disk begin with these bytes, so that the fsync at the end has less to wait for."""
+    if _flush is not None and size >= _JOINED:
+        _flush(file, offset, size, 2)  # SYNC_FILE_RANGE_WRITE; only a hint: fsync is what counts
 
 
 class _Hash:

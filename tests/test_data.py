@@ -1,0 +1,142 @@
+"""Data as a function of (seed, epoch, position): order, augmentation, finding the place again."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from hatbus.data import BatchOrder, ExactLoader, loader
+from hatbus.errors import DataError
+from hatbus.feed import Feed
+
+
+class Noisy(Dataset[Any]):
+    """Every sample is its index and three random numbers."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.tensor([index, random.random(), np.random.rand(), float(torch.rand(()))])
+
+
+class Drawing(Dataset[Any]):
+    """Samples without noise, of a loader that hatbus cannot position."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> float:
+        return float(index)
+
+
+def epoch_of(data: ExactLoader, epoch: int, first: int = 0) -> list[torch.Tensor]:
+    data.set_position(epoch, first)
+    return list(data)
+
+
+def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(x.equal(y) for x, y in zip(a, b, strict=True))
+
+
+def test_an_epoch_holds_every_sample_once_in_another_order_each_time() -> None:
+    data = loader(Noisy(), 3)
+    orders = [torch.cat(epoch_of(data, e))[:, 0].tolist() for e in range(3)]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmentation_is_the_same_from_any_position_and_with_any_number_of_workers(
+    workers: int,
+) -> None:
+    whole = epoch_of(loader(Noisy(), 3), 4)
+    data = loader(Noisy(), 3, num_workers=workers)
+    for first in (0, 1, 3):
+        assert equal(epoch_of(data, 4, first), whole[first:])
+
+
+def test_augmentation_differs_between_epochs_samples_and_seeds() -> None:
+    plain = {
+        (seed, epoch): torch.cat(epoch_of(loader(Noisy(), 3, shuffle=False, seed=seed), epoch))
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    }
+    noise = torch.cat([found[:, 1:].reshape(-1) for found in plain.values()])
+    assert len(set(noise.tolist())) == len(noise)
+
+
+def test_reading_augmented_data_leaves_the_random_state_alone() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state(), random.getstate()
+    epoch_of(loader(Noisy(), 3), 0)
+    assert torch.get_rng_state().equal(before[0])
+    assert random.getstate() == before[1]
+
+
+def test_a_loader_without_a_seed_takes_the_runs() -> None:
+    data, own = loader(Noisy(), 3), loader(Noisy(), 3, seed=5)
+    for one in (data, own):
+        one.adopt_seed(8)
+    assert (data.order.seed, own.order.seed) == (8, 5)
+    assert equal(epoch_of(data, 0), epoch_of(loader(Noisy(), 3, seed=8), 0))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_samples_of_a_step_do_not_depend_on_the_number_of_processes(world: int) -> None:
+    one = BatchOrder(16, 8, seed=3)
+    many = [BatchOrder(16, 8 // world, seed=3, rank=r, world=world) for r in range(world)]
+    for whole, *parts in zip(one, *many, strict=True):
+        assert sorted(whole) == sorted(i for part in parts for i in part)
+
+
+def test_an_empty_data_set_is_refused() -> None:
+    with pytest.raises(DataError, match="the data set is empty"):
+        loader(TensorDataset(torch.ones(0, 2)), 3)
+
+
+def taken(feed: Feed, count: int) -> list[Any]:
+    feed.start(0, 0, 1)
+    return [feed.group(1, endless=False)[0] for _ in range(count)]
+
+
+def resumed(state: dict[str, Any], data: Any) -> Feed:
+    feed = Feed(data, None)
+    feed.load_state_dict(state)
+    feed.start(0, 0, 1)
+    feed.open_again()
+    return feed
+
+
+@pytest.mark.parametrize("own_generator", [False, True])
+def test_a_loader_that_cannot_be_positioned_is_replayed_with_a_note(
+    own_generator: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def build() -> DataLoader[Any]:
+        generator = torch.Generator().manual_seed(2) if own_generator else None
+        return DataLoader(Drawing(), 2, shuffle=True, generator=generator)
+
+    caplog.set_level("INFO", "hatbus")
+    torch.manual_seed(0)
+    feed = Feed(build(), None)
+    whole = [b.tolist() for b in taken(feed, 2)]
+    state = feed.state_dict(inside=True)
+    torch.manual_seed(99)
+    rest = resumed(state, build())
+    later = [rest.group(1, endless=False)[0].tolist() for _ in range(3)]
+    assert later == [feed.group(1, endless=False)[0].tolist() for _ in range(3)]
+    assert sorted(x for b in whole + later for x in b) == list(range(10))
+    assert "the loader cannot be positioned: replaying 2 batches" in caplog.text
+
+
+def test_data_that_became_shorter_is_an_error_with_both_numbers() -> None:
+    feed = Feed(DataLoader(Drawing(), 2), None)
+    taken(feed, 4)
+    state = feed.state_dict(inside=True)
+    with pytest.raises(DataError, match=r"gave 3 batches in epoch 0, but 4 of them are behind"):
+        resumed(state, [1, 2, 3])
