@@ -45,11 +45,11 @@ def test_calls_and_time_are_counted_per_plugin_and_event() -> None:
     profile, _ = profiled(sleeps=Sleeps(), quick=Quick())
     end, forward = profile.costs["sleeps", "on_step_end"], profile.costs["sleeps", "forward"]
     assert (end.calls, forward.calls, profile.steps) == (5, 5, 5)
-    assert end.seconds == pytest.approx(0.05, rel=0.5)
-    assert forward.seconds == pytest.approx(2 * end.seconds, rel=0.5)
-    assert profile.costs["quick", "on_step_end"].seconds < 0.01
+    assert end.seconds >= 0.05  # five sleeps of 10 ms; a busy machine only adds to them
+    assert forward.seconds >= 0.1
+    assert profile.costs["quick", "on_step_end"].seconds < end.seconds
     assert profile.step_seconds >= end.seconds + forward.seconds
-    assert profile.dearest()[0][0] == ("sleeps", "forward")
+    assert [key for key, _ in profile.dearest()][-1] == ("quick", "on_step_end")
 
 
 def test_the_time_inside_a_wrapper_is_not_the_wrappers() -> None:
@@ -59,7 +59,7 @@ def test_the_time_inside_a_wrapper_is_not_the_wrappers() -> None:
             return (yield)
 
     profile, _ = profiled(wraps=Wraps(), sleeps=Sleeps())
-    assert profile.costs["wraps", "run_step"].seconds < 0.01
+    assert profile.costs["wraps", "run_step"].seconds < profile.step_seconds / 2
 
 
 def test_a_profiled_run_trains_the_same_weights() -> None:
