@@ -44,6 +44,8 @@ class _Manager(pluggy.PluginManager):
     """pluggy's manager, which also takes the unmarked methods of a ``CallbackMixin`` class."""
 
     def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
+        if name.startswith("__"):  # most names of an object; pluggy looks long at each
+            return None
         return options_of(plugin, name) or super().parse_hookimpl_opts(plugin, name)
 
 
