@@ -121,7 +121,7 @@ class PluginContract(Subject):
             have, lack = ("state_dict", "load_state_dict")[:: 1 if gives else -1]
             fail(f"{self.name} has {have} and no {lack}; define both, or neither")
         if not gives:
-            skip(f"{self.name} has no state")
+            skip("the plugin has no state")
         saved = self._saved(self.num_steps // 2)
         resume = Resume(saved)
         trial = self.trial({self.name: self.make(), "resume": resume})
@@ -185,7 +185,7 @@ class PluginContract(Subject):
     def test_observer_changes_nothing(self) -> None:
         """An observer leaves weights, optimizer, modes and random state as they would be."""
         if not self.observer:
-            skip(f"{self.name} is no observer; set observer = True if it only watches")
+            skip("the plugin is no observer; set observer = True if it only watches")
         before = copied(_random(), "")
         self.make()
         if difference(before, _random()):
@@ -211,7 +211,7 @@ class PluginContract(Subject):
     def test_reads_no_values_between_intervals(self) -> None:
         """In a step it waits for no accelerator, but in those that ``reads_every`` allows."""
         if self.reads_every == 1:
-            skip(f"{self.name} may read values in every step (reads_every = 1)")
+            skip("the plugin may read values in every step (reads_every = 1)")
         trial, found = self.with_plugin(), []
         ctx, bus = trial.trainer.ctx, trial.trainer.bus
 
