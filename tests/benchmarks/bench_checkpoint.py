@@ -143,10 +143,8 @@ def large(place: Path) -> None:
         3,
     )
     show(f"save {size / 1e9:.2f} GB durably, hashed / torch.save + fsync", found, "plain", 1.0)
-    print(
     what = "memory above the run during that / size of the state"
     print(f"{what:<72} {grown / size:5.2f}  (bar 0.10)")
-    )
     path = next(iter(CheckpointFolder(place).entries()))
     found = interleaved(
         {
