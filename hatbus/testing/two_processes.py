@@ -72,7 +72,9 @@ def main(file: str, qualname: str, folder: str) -> None:
     if isinstance(data, list):  # every rank sees other batches
         data = data[rank:] + data[:rank]
     trial = subject.with_plugin(data=data).fit(subject.num_steps)
-    torch.save(dict(trial.trainer.ctx.model.state_dict()), _result(Path(folder), rank))
+    # parameters, not buffers: the statistics of a batch norm are each rank's own
+    weights = {n: p.detach() for n, p in trial.trainer.ctx.model.named_parameters()}
+    torch.save(weights, _result(Path(folder), rank))
 
 
 def _start(words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
