@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hatbus import Trainer, hookimpl
+from hatbus import Trainer, hookimpl, plugin
 from hatbus.events import EVENTS, MOMENT
 
 
@@ -51,3 +51,28 @@ def hearing(events: Iterable[str], note: Callable[..., Any]) -> object:
         exec(f"def {name}(self, {', '.join(arguments)}):\n    {body}", names)
         methods[name] = hookimpl(names[name], wrapper=EVENTS[name].kind != MOMENT)
     return type("Hearing", (), methods)()
+
+
+@plugin(stage="monitor")
+class MeanLoss:
+    """Publishes the mean loss of every four steps; remembers what it has to."""
+
+    def __init__(self) -> None:
+        self.sum: Any = 0.0
+        self.count = 0
+
+    @hookimpl
+    def on_step_end(self, ctx: Any, losses: dict[str, torch.Tensor], global_step_id: int) -> None:
+        if ctx.exception is not None:  # then there may be no losses
+            return
+        self.sum = self.sum + torch.stack([v.detach() for v in losses.values()]).sum()
+        self.count += 1
+        if (global_step_id + 1) % 4 == 0:
+            ctx.log({"mean_loss": self.sum / self.count})
+            self.sum, self.count = 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sum": self.sum, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sum, self.count = state["sum"], state["count"]
