@@ -18,7 +18,7 @@ from hatbus.admission import admit, default_name, options_of
 from hatbus.declare import PROJECT, Declaration, declaration_of
 from hatbus.dispatch import Gate, Rules, freeze
 from hatbus.errors import CheckpointError, PluginError, did_you_mean
-from hatbus.events import EVENTS, SPAN, Event
+from hatbus.events import DECISION, EVENTS, SPAN, Event
 from hatbus.intervals import Interval, Intervals
 from hatbus.order import Place, Placed, resolve
 
@@ -243,16 +243,24 @@ class Bus:
 
     def _freeze(self, event: Event, task: str | None) -> Any:
         impls = self._caller(event, task).get_hookimpls()
+        if event.kind == DECISION and not self._is_decided(event, task):
+            return None
         listened = [i for i in impls if self._is_needed(i)]
         gates = {name: g for name, g in self.gates.items() if self._gate_applies(name, event)}
         return freeze(event, listened, Rules(gates, self._strict, self.callers, self.instrument))
 
-    def _caller(self, event: Event, task: str | None) -> pluggy.HookCaller:
-        """pluggy's caller of an event, without the plugins that are silent here."""
+    def _is_decided(self, event: Event, task: str | None) -> bool:
+        """Whether any plugin has a say in a decision, on whatever rank: all ranks ask, or none."""
+        impls = self._caller(event, task, rank=0).get_hookimpls()
+        return not all(i.wrapper and i.plugin_name.startswith(CORE) for i in impls)
+
+    def _caller(self, event: Event, task: str | None, rank: int | None = None) -> pluggy.HookCaller:
+        """pluggy's caller of an event, without those silent here (or on ``rank``)."""
+        rank = self.rank if rank is None else rank
         silent = [
             m.plugin
             for m in self.members.values()
-            if (m.declared.ranks == "zero" and self.rank != 0)
+            if (m.declared.ranks == "zero" and rank != 0)
             or (event.per_task and m.declared.tasks and task not in m.declared.tasks)
         ]
         return self._manager.subset_hook_caller(event.name, silent)
@@ -323,10 +331,10 @@ class Bus:
         Raises:
             CheckpointError: a state has no taker, or is of a version that its plugin cannot read.
         """
-        state = {n: s for n, s in state.items() if n in self.members or not n.startswith(CORE)}
+        takers = {m.name for m in self.members.values() if hasattr(m.plugin, "load_state_dict")}
+        state = {n: s for n, s in state.items() if n in takers or not n.startswith(CORE)}
         for name in state:
-            taker = self.members[name].plugin if name in self.members else None
-            if not hasattr(taker, "load_state_dict"):
+            if name not in takers:
                 raise CheckpointError(
                     f"there is saved state of plugin {name!r}, which is not in this run or takes "
                     f"none; add the plugin, or leave its state out: --drop-plugin-state {name}"

@@ -32,7 +32,8 @@ Three kinds of event:
 * A *moment* is a notice. Its implementations return nothing. Begin and end come in pairs around a
   span: an end follows its begin on success, exception and Ctrl-C, and then every implementation of
   the end is called although another one failed; ``ctx.exception`` tells what happened.
-* A *decision* asks. Every implementation may answer with a reason (a string) or None.
+* A *decision* asks. Every implementation may answer with a reason (a string) or None. What a
+  plugin of one process decides, all processes do.
 
 Implementations name only the arguments they want.
 """
@@ -117,7 +118,8 @@ def on_step_begin() -> None:
 def skip_batch() -> Result:
     """Asks whether to leave this batch out.
 
-    When: before ``run_batch``, for every batch.
+    When: before the step's first ``run_batch``, for every batch of the step. The micro-batches that
+    are kept are averaged over their own number.
     May change: nothing.
     Returns: a reason to skip, or None.
     On error: the run ends.

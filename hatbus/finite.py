@@ -11,8 +11,12 @@ from hatbus.declare import hookimpl
 from hatbus.errors import JobError, NonFiniteError, did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from hatbus.context import Context
 
+FINITE: Final = "core.finite_loss"
+"""The name of the part that looks at the losses."""
 POLICIES: Final = ("raise", "skip_step", "ignore")
 CHECK_EVERY: Final = 32
 """Steps between two looks at the losses on an accelerator, where each look waits for it."""
@@ -21,39 +25,29 @@ MOST_SKIPPED: Final = 10
 
 
 class FiniteLoss:
-    """Looks at the losses before the update.
+    """Ends the run before a loss that is NaN or infinite reaches the weights.
 
-    On the CPU every step is checked. On an accelerator ``"raise"`` looks at the last 32 steps
-    together, so that no step waits for the device; ``"skip_step"`` has to wait in every step.
-
-    Args:
-        policy: ``"raise"`` or ``"skip_step"``.
+    On the CPU every step is checked. On an accelerator the last 32 steps are looked at together,
+    so that no step waits for the device.
     """
 
-    def __init__(self, policy: str) -> None:
-        if policy not in POLICIES:
-            raise JobError(f"unknown nan policy {policy!r}{did_you_mean(policy, POLICIES)}")
-        self._skips = policy == "skip_step"
-        self._in_a_row = 0
+    def __init__(self) -> None:
         self._kept: list[tuple[int, str, torch.Tensor]] = []
 
     @hookimpl
-    def skip_update(self, ctx: Context, losses: dict[str, torch.Tensor]) -> str | None:
-        """A reason to skip the update under ``skip_step``.
+    def on_optimizer_step_begin(self, ctx: Context, losses: dict[str, torch.Tensor]) -> None:
+        """Looks at the step's losses, or keeps them for later.
 
         Raises:
-            NonFiniteError: a loss is NaN or infinite, or too many steps in a row were skipped.
+            NonFiniteError: a loss is NaN or infinite.
         """
-        if not self._skips and ctx.device.type != "cpu":
+        if ctx.device.type != "cpu":
             self._keep(ctx.global_step_id, losses)
-            return None
+            return
         for name, value in losses.items():
             number = value.item()
             if not math.isfinite(number):
-                return self._found(ctx.global_step_id, name, number)
-        if losses:
-            self._in_a_row = 0
-        return None
+                self._refuse(ctx.global_step_id, name, number)
 
     @hookimpl
     def veto_checkpoint(self) -> None:
@@ -66,32 +60,11 @@ class FiniteLoss:
 
     @hookimpl
     def on_loop_end(self, ctx: Context) -> None:
-        """Looks at what was kept; if the run ends with an error anyway, the next begins anew."""
+        """Looks at what was kept; if the run ends with an error anyway, it is forgotten."""
         if ctx.exception is None:
             self._look()
         else:
-            self._in_a_row = 0
             self._kept.clear()
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many steps in a row were skipped."""
-        return {"in_a_row": self._in_a_row}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on counting."""
-        self._in_a_row = state["in_a_row"]
-
-    def _found(self, step: int, name: str, number: float) -> str:
-        self._in_a_row += 1
-        what = f"loss {name!r} is {number} in step {step}"
-        if not self._skips:
-            raise NonFiniteError(
-                f"{what}; lower the learning rate or clip gradients, or choose another policy: "
-                "nan = 'skip_step' or 'ignore'"
-            )
-        if self._in_a_row > MOST_SKIPPED:
-            raise NonFiniteError(f"{what}, after {MOST_SKIPPED} skipped steps in a row")
-        return what
 
     def _keep(self, step: int, losses: dict[str, torch.Tensor]) -> None:
         self._kept.extend((step, name, value.detach()) for name, value in losses.items())
@@ -105,4 +78,76 @@ class FiniteLoss:
         numbers: list[Any] = torch.stack([v.float() for _, _, v in kept]).tolist()
         for (step, name, _), number in zip(kept, numbers, strict=True):
             if not math.isfinite(number):
-                self._found(step, name, number)
+                self._refuse(step, name, number)
+
+    def _refuse(self, step: int, name: str, number: float) -> None:
+        raise NonFiniteError(
+            f"{said(step, name, number)}; lower the learning rate or clip gradients, or choose "
+            "another policy: nan = 'skip_step' or 'ignore'"
+        )
+
+
+class SkipBadLoss:
+    """Skips the update of a step whose loss is NaN or infinite, on any rank.
+
+    Every step waits for the device. After 10 skipped steps in a row the run ends.
+    """
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+
+    @hookimpl
+    def skip_update(self, ctx: Context, losses: dict[str, torch.Tensor]) -> str | None:
+        """A reason to skip the update."""
+        for name, value in losses.items():
+            number = value.item()
+            if not math.isfinite(number):
+                return said(ctx.global_step_id, name, number)
+        return None
+
+    @hookimpl(wrapper=True, tryfirst=True, specname="skip_update")
+    def count(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Counts what all ranks agreed to skip for a loss, so that all of them give up together.
+
+        Raises:
+            NonFiniteError: too many steps in a row were skipped.
+        """
+        found = yield
+        mine = [reason for name, reason in found if name == FINITE]
+        if mine:
+            self._in_a_row += 1
+        elif ctx.losses:
+            self._in_a_row = 0
+        if self._in_a_row > MOST_SKIPPED:
+            raise NonFiniteError(f"{mine[0]}, after {MOST_SKIPPED} skipped steps in a row")
+        return found
+
+    @hookimpl
+    def on_loop_end(self, ctx: Context) -> None:
+        """If the run ends with an error, the next begins anew."""
+        if ctx.exception is not None:
+            self._in_a_row = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many steps in a row were skipped."""
+        return {"in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on counting."""
+        self._in_a_row = state["in_a_row"]
+
+
+def finite_loss(policy: str) -> object | None:
+    """The part of hatbus that follows a policy; None when it has nothing to do.
+
+    Raises:
+        JobError: an unknown policy.
+    """
+    if policy not in POLICIES:
+        raise JobError(f"unknown nan policy {policy!r}{did_you_mean(policy, POLICIES)}")
+    return {"raise": FiniteLoss, "skip_step": SkipBadLoss}.get(policy, lambda: None)()
+
+
+def said(step: int, name: str, number: float) -> str:
+    """A bad loss in words."""
+    return f"loss {name!r} is {number} in step {step}"

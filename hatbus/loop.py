@@ -129,18 +129,33 @@ def serve_requests(ctx: Context) -> None:
 
 
 def kept_batches(ctx: Context) -> list[tuple[str | None, Any, float]]:
-    """The step's batches that no plugin asks to skip."""
-    kept = []
-    for entry in ctx.batches:
-        ctx.task, ctx.batch, ctx.weight = entry
-        ctx.model_outs = None
-        asks = ctx.bus.scopes[ctx.task].skip_batch
-        reasons = asks(ctx) if asks is not None else ()
-        if reasons:
-            log_skipped(ctx, "batch", reasons)
-        else:
-            kept.append(entry)
+    """The step's batches that no plugin asks to skip; those kept of a group share its weight."""
+    kept: list[tuple[str | None, Any, float]] = []
+    for group in groups_of(ctx.batches):
+        mine = [entry for entry in group if not is_skipped(ctx, entry)]
+        kept += [(task, batch, w * len(group) / len(mine)) for task, batch, w in mine]
     return kept
+
+
+def groups_of(batches: Sequence[tuple[str | None, Any, float]]) -> list[list[Any]]:
+    """The step's batches by group: a batch of weight 1/n is one of n micro-batches of a group."""
+    groups: list[list[Any]] = []
+    for entry in batches:
+        last = groups[-1] if groups else []
+        if not last or last[0][0] != entry[0] or len(last) >= round(1 / (entry[2] or 1)):
+            groups.append([])
+        groups[-1].append(entry)
+    return groups
+
+
+def is_skipped(ctx: Context, entry: tuple[str | None, Any, float]) -> bool:
+    """Whether a plugin asks to leave a batch out."""
+    ctx.task, ctx.batch, ctx.weight = entry
+    ctx.model_outs = None
+    asks = ctx.bus.scopes[ctx.task].skip_batch
+    reasons = asks(ctx) if asks is not None else ()
+    log_skipped(ctx, "batch", reasons)
+    return bool(reasons)
 
 
 def log_skipped(ctx: Context, what: str, reasons: Sequence[tuple[str, str]]) -> None:

@@ -81,6 +81,40 @@ class ShareGradientsOnce:
             return (yield)
 
 
+class AgreedDecisions:
+    """What one rank decides, all do: leave out a batch, an update or a checkpoint.
+
+    Otherwise gradients would be shared with a rank that has none, or weights drift apart. The ranks
+    wait for each other, so it is done only where some plugin of the run decides (``Bus``).
+    """
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def skip_batch(self, ctx: Context) -> Generator[None, Any, Any]:
+        """The reasons of all ranks."""
+        return agreed((yield), ctx)
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def skip_update(self, ctx: Context) -> Generator[None, Any, Any]:
+        """The reasons of all ranks."""
+        return agreed((yield), ctx)
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def veto_checkpoint(self, ctx: Context) -> Generator[None, Any, Any]:
+        """The reasons of all ranks."""
+        return agreed((yield), ctx)
+
+
+def agreed(found: list[tuple[str, str]], ctx: Context) -> list[tuple[str, str]]:
+    """This rank's reasons, and one in the name of every plugin that has one on another rank."""
+    control = ctx.control
+    if not isinstance(control, AgreedControl):
+        return found
+    names, mine = sorted(ctx.bus.members), {name for name, _ in found}
+    anywhere = control.anywhere([name in mine for name in names])
+    others = [n for n, asked in zip(names, anywhere, strict=True) if asked and n not in mine]
+    return [*found, *((name, "on another rank") for name in others)]
+
+
 class AgreedControl(Control):
     """Requests that every rank knows: what one rank asks for, all do, at the same boundary.
 
@@ -113,6 +147,12 @@ class AgreedControl(Control):
         self._granted = self._agreed()
         self._work = None
         return bool(self._granted)
+
+    def anywhere(self, flags: list[bool]) -> list[bool]:
+        """Which flags are set on any rank; every rank calls this at the same places."""
+        counts = torch.tensor(flags, dtype=torch.float32)
+        distributed.all_reduce(counts, group=self._group)
+        return [bool(count) for count in counts.tolist()]
 
     def _agreed(self) -> list[Request]:
         if self._work is None:

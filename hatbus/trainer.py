@@ -14,11 +14,18 @@ from hatbus.bus import Bus, named_instances
 from hatbus.context import Context
 from hatbus.control import Control
 from hatbus.errors import JobError
-from hatbus.finite import POLICIES, FiniteLoss
+from hatbus.finite import finite_loss
 from hatbus.loop import Loop, Nobody
 from hatbus.moments import Moments, TaskScope
 from hatbus.precision import Autocast, LossScaling, check_precision
-from hatbus.processes import AgreedControl, ShareGradientsOnce, joined, rank_and_world, share
+from hatbus.processes import (
+    AgreedControl,
+    AgreedDecisions,
+    ShareGradientsOnce,
+    joined,
+    rank_and_world,
+    share,
+)
 from hatbus.signals import Signals
 from hatbus.steps import Steps
 
@@ -169,8 +176,11 @@ class Trainer:
             parts["autocast"] = Autocast(self._precision)
         if self._precision == "fp16":
             parts["loss_scaling"] = LossScaling()
-        if nan not in POLICIES or nan != "ignore":
-            parts["finite_loss"] = FiniteLoss(nan)
+        finite = finite_loss(nan)
+        if finite is not None:
+            parts["finite_loss"] = finite
+        if world > 1:
+            parts["agreed_decisions"] = AgreedDecisions()
         parts.update(loop=Loop(), batch_processor=processor, nobody=Nobody())
         for name, part in parts.items():
             self.bus.register(part, f"core.{name}", core=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import batches, tiny_trainer
 
 PLAYS = """
 import json, sys
@@ -63,12 +64,100 @@ with open(f"rank-{rank}.json", "w") as file:
     json.dump(seen, file)
 """
 
+DECIDES = """
+import json, sys
+import torch
+from hatbus import hookimpl, plugin
+from hatbus.errors import NonFiniteError
+from tiny import batches, tiny_trainer, weights
+
+torch.set_num_threads(1)
+rank = int(sys.argv[1])
+nan = float("nan")
+
+
+class Decides:
+    def __init__(self):
+        self.asked, self.grads, self.saved = 0, [], 0
+
+    @hookimpl
+    def skip_batch(self, ctx):
+        self.asked += 1
+        return "dirty here" if ctx.rank == 1 and self.asked == 3 else None
+
+    @hookimpl
+    def on_optimizer_step_begin(self, model):
+        self.grads.append(model.weight.grad.flatten().tolist())
+
+    @hookimpl
+    def veto_checkpoint(self, ctx, reason):
+        return "not here" if ctx.rank == 1 and reason == "first" else None
+
+    @hookimpl
+    def save_checkpoint(self):
+        self.saved += 1
+        return "path"
+
+    @hookimpl
+    def on_loop_end(self, ctx):
+        ctx.save("first")
+        ctx.save("second")
+
+
+@plugin(ranks="zero")
+class OnRankZero:
+    @hookimpl
+    def skip_update(self, global_step_id):
+        return "rank 0 says so" if global_step_id == 2 else None
+
+
+def summary(trainer):
+    return {"weights": weights(trainer).tolist(), "updates": trainer.ctx.updates}
+
+
+play = Decides()
+trainer = tiny_trainer([play, OnRankZero()], batches(8, seed=rank), accumulate=2)
+trainer.fit(num_epochs=1)
+seen = {"skips": {**summary(trainer), "grads": play.grads, "saved": play.saved}}
+silent = tiny_trainer(data=batches(2, seed=rank))
+silent.fit(num_epochs=1)
+seen["asked"] = [name for name in ("skip_batch", "skip_update") if getattr(silent.ctx.emit, name)]
+
+data = batches(4, seed=rank)
+if rank == 1:
+    data[2] = (data[2][0] * nan, data[2][1])
+trainer = tiny_trainer(data=data, nan="skip_step")
+trainer.fit(num_epochs=2)
+seen["nan"] = summary(trainer)
+
+data = batches(15, seed=rank)
+if rank == 1:
+    data = [(inputs * nan, target) for inputs, target in data]
+trainer = tiny_trainer(data=data, nan="skip_step")
+try:
+    trainer.fit(num_epochs=1)
+except NonFiniteError as error:
+    seen["gave up"] = [trainer.ctx.global_step_id, str(error)]
+with open(f"rank-{rank}.json", "w") as file:
+    json.dump(seen, file)
+"""
+
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory, checkout: Path) -> list[dict[str, Any]]:
     """What the two ranks of one run of the plays wrote down."""
-    folder = tmp_path_factory.mktemp("ranks")
-    (folder / "plays.py").write_text(PLAYS)
+    return run_on_two(PLAYS, tmp_path_factory.mktemp("ranks"), checkout)
+
+
+@pytest.fixture(scope="module")
+def deciders(tmp_path_factory: pytest.TempPathFactory, checkout: Path) -> list[dict[str, Any]]:
+    """What the two ranks wrote down that do not decide alike."""
+    return run_on_two(DECIDES, tmp_path_factory.mktemp("deciders"), checkout)
+
+
+def run_on_two(script: str, folder: Path, checkout: Path) -> list[dict[str, Any]]:
+    """Runs a script as two processes; gives what each wrote into its file."""
+    (folder / "plays.py").write_text(script)
     paths = os.pathsep.join([str(checkout), str(checkout / "tests")])
     store = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     env = {**os.environ, **store, "PYTHONPATH": paths}
@@ -112,3 +201,47 @@ def test_a_request_of_the_last_epochs_end_is_served(ranks: Any) -> None:
 
 def test_a_stop_of_the_epoch_in_its_last_step_does_not_end_the_run(ranks: Any) -> None:
     assert [seen["epochs"] for seen in ranks] == [4, 4]
+
+
+def test_a_batch_that_one_rank_skips_is_skipped_by_both(deciders: Any) -> None:
+    first, second = (seen["skips"] for seen in deciders)
+    assert first["grads"] == second["grads"]
+    assert first["weights"] == second["weights"]
+    kept = [batches(8, seed=rank)[3] for rank in (0, 1)]  # of step 1: its second micro-batch alone
+    before = tiny_trainer(
+        data=[pair for n in (0, 1) for pair in (batches(8, seed=r)[n] for r in (0, 1))],
+        accumulate=4,
+    )
+    before.fit(num_epochs=1)
+    model = before.ctx.model
+    model.zero_grad()
+    for inputs, target in kept:
+        (torch.nn.functional.mse_loss(model(inputs), target) / 2).backward()
+    expected = model.weight.grad.flatten()
+    torch.testing.assert_close(torch.tensor(first["grads"][1]), expected)
+
+
+def test_an_update_that_a_plugin_of_rank_0_skips_is_skipped_by_both(deciders: Any) -> None:
+    assert [seen["skips"]["updates"] for seen in deciders] == [3, 3]
+
+
+def test_a_checkpoint_that_one_rank_vetoes_is_written_by_none(deciders: Any) -> None:
+    assert [seen["skips"]["saved"] for seen in deciders] == [1, 1]
+
+
+def test_a_loss_that_is_bad_on_one_rank_is_skipped_by_both(deciders: Any) -> None:
+    first, second = (seen["nan"] for seen in deciders)
+    assert first == second
+    assert first["updates"] == 6
+    assert torch.tensor(first["weights"]).isfinite().all()
+
+
+def test_ranks_give_up_together_after_too_many_skipped_steps(deciders: Any) -> None:
+    (step, text), (other_step, other_text) = (seen["gave up"] for seen in deciders)
+    assert step == other_step == 10
+    assert text == "on another rank, after 10 skipped steps in a row"
+    assert other_text == "loss 'loss' is nan in step 10, after 10 skipped steps in a row"
+
+
+def test_ranks_do_not_wait_for_each_other_where_nobody_decides(deciders: Any) -> None:
+    assert [seen["asked"] for seen in deciders] == [[], []]

@@ -12,6 +12,7 @@ from tiny import batches, hearing, tiny_trainer, weights
 from hatbus import Trainer, hookimpl
 from hatbus.context import Context
 from hatbus.errors import HatbusError, JobError, NonFiniteError
+from hatbus.task_sampler import AllTasks
 
 
 def by_hand(steps: int) -> torch.Tensor:
@@ -112,6 +113,43 @@ def test_a_skipped_batch_is_left_out_and_a_step_without_batches_makes_no_update(
     trainer.fit(num_steps=3)
     assert len(ran) == 2
     assert trainer.ctx.updates == 2
+
+
+def test_what_is_kept_of_a_groups_micro_batches_is_averaged_over_what_is_kept() -> None:
+    data = batches(3)
+
+    class SkipsTheSecond:
+        @hookimpl
+        def skip_batch(self, batch: Any) -> str | None:
+            return "dirty" if batch[0] is data[1][0] else None
+
+    skipping = tiny_trainer([SkipsTheSecond()], data, accumulate=3)
+    skipping.fit(num_steps=1)
+    without = tiny_trainer(data=[data[0], data[2]], accumulate=3)
+    without.fit(num_steps=1)
+    torch.testing.assert_close(weights(skipping), weights(without), rtol=0, atol=1e-7)
+
+
+def test_a_skipped_batch_changes_nothing_for_other_groups_and_tasks() -> None:
+    weighed: list[tuple[str, float]] = []
+
+    class Skips:
+        def __init__(self) -> None:
+            self.asked = 0
+
+        @hookimpl
+        def skip_batch(self, ctx: Context) -> str | None:
+            self.asked += 1
+            return "first of a" if self.asked == 1 else None
+
+        @hookimpl
+        def on_batch_end(self, ctx: Context) -> None:
+            weighed.append((ctx.task, ctx.weight))
+
+    sampler = AllTasks({"a": 2})
+    data = {"a": batches(4), "b": batches(2, seed=1)}
+    tiny_trainer([Skips()], data, accumulate=2, task_sampler=sampler).fit(num_steps=1)
+    assert weighed == [("a", 1.0), ("a", 0.5), ("a", 0.5), ("b", 0.5), ("b", 0.5)]
 
 
 def test_a_decision_that_is_no_reason_is_refused() -> None:
