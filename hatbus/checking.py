@@ -6,10 +6,11 @@ import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hatbus.admission import admit
-from hatbus.declare import DECLARATION, Declaration, names
+from hatbus.declare import Declaration, names
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.events import EVENTS
 from hatbus.first_party import FIRST_PARTY, is_first_party, normalized
+from hatbus.import_time import settings_changed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from hatbus.discovery import Found
     from hatbus.reading import Method, Reading, Sources
 
+_STATE: Final = ("state_dict", "load_state_dict")
 _LISTS: Final = ("before", "after", "tasks", "writes")
 
 
@@ -37,10 +39,9 @@ def problems_of(offer: Offer, sources: Sources) -> list[str]:
         return [*found, f"{offer.value!r} names no class; accepted: 'package.module:Class'"]
     reading = sources.read(module, attr)
     if reading is not None:
-        return [*found, *_class_problems(reading)]
-    if not sources.has_module(module):
-        return [*found, f"module {module!r} is not there, or is no Python source that parses"]
-    return [*found, f"module {module!r} has no class {attr!r}"]
+        changed = settings_changed(sources, module)
+        return [*found, *_class_problems(reading), *changed]
+    return [*found, sources.why_unreadable(module) or f"module {module!r} has no class {attr!r}"]
 
 
 def requirement_problems(requirements: list[str]) -> list[str]:
@@ -81,11 +82,20 @@ def _name_problems(offer: Offer) -> Iterator[str]:
 def _class_problems(reading: Reading) -> Iterator[str]:
     yield from _declaration_problems(reading.declared)
     for method in reading.methods.values():
-        place = f"line {method.line}: {method.name}"
+        place = f"{reading.file.name} line {method.line}: {method.name}"
         for problem in _method_problems(method, reading):
             yield f"{place} {problem}"
     if not reading.events:
         yield "implements no event; mark its methods with @hookimpl"
+    if reading.compares:
+        yield (
+            "compares by value, so two of it cannot be told apart; "
+            "remove __eq__ (for a dataclass: @dataclass(eq=False))"
+        )
+    has = [name for name in _STATE if name in reading.methods]
+    if len(has) == 1 and reading.is_whole:
+        (lacks,) = set(_STATE) - set(has)
+        yield f"has {has[0]} and no {lacks}; define both, or neither"
 
 
 def _declaration_problems(declared: dict[str, Any]) -> Iterator[str]:
@@ -94,7 +104,7 @@ def _declaration_problems(declared: dict[str, Any]) -> Iterator[str]:
         given: dict[str, Any] = {k: names(v) if k in _LISTS else v for k, v in declared.items()}
         Declaration(**given)
     except (PluginError, TypeError) as error:
-        yield f"{DECLARATION}: {error}"
+        yield f"@plugin: {error}"
 
 
 def _method_problems(method: Method, reading: Reading) -> Iterator[str]:
@@ -108,11 +118,31 @@ def _method_problems(method: Method, reading: Reading) -> Iterator[str]:
         return
     if method.is_async:
         yield "is async; events are plain calls"
+    if method.mark.get("tryfirst") or method.mark.get("trylast"):
+        yield (
+            "says tryfirst or trylast, which are hatbus's own; "
+            "declare a place with @plugin(stage=..., before=..., after=...)"
+        )
+    yield from _wrapper_problems(method)
+    yield from _argument_problems(method)
+
+
+def _wrapper_problems(method: Method) -> Iterator[str]:
+    if method.mark.get("hookwrapper"):
+        yield "is an old-style wrapper; use @hookimpl(wrapper=True)"
+        return
     if method.is_wrapper and not method.has_yield:
         yield "is a wrapper and must yield once: `result = yield; return result`"
     if method.has_yield and not method.is_wrapper:
         yield "yields; mark it @hookimpl(wrapper=True)"
+
+
+def _argument_problems(method: Method) -> Iterator[str]:
     known = EVENTS[method.event].arguments
+    if method.rest:
+        yield f"takes *{method.rest}; name the arguments it wants"
+    for argument in method.by_keyword:
+        yield f"takes {argument!r} by keyword only; remove the `*` before it"
     for argument in method.required:
         if argument not in known:
             yield f"wants unknown argument {argument!r}{did_you_mean(argument, known)}"

@@ -69,6 +69,11 @@ class Found:
         """What the distribution requires, as written in its metadata."""
         return list(self._entry.dist.requires or []) if self._entry.dist else []
 
+    @property
+    def metadata(self) -> metadata.PackageMetadata | None:
+        """The distribution's metadata; None where it has none."""
+        return self._entry.dist.metadata if self._entry.dist else None
+
     def load(self) -> type[Any]:
         """Imports the class.
 

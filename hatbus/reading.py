@@ -24,7 +24,11 @@ class Parameter(NamedTuple):
 
 
 class Method(NamedTuple):
-    """One method of a plugin class as written."""
+    """One method of a plugin class as written.
+
+    ``mark`` holds the options of ``@hookimpl``, ``rest`` the name behind ``*``, ``by_keyword`` what
+    is required by keyword only.
+    """
 
     name: str
     event: str
@@ -35,10 +39,17 @@ class Method(NamedTuple):
     arguments: tuple[str, ...]
     required: tuple[str, ...]
     line: int
+    mark: dict[str, Any]
+    rest: str
+    by_keyword: tuple[str, ...]
 
 
 class Reading(NamedTuple):
-    """What the source says about a class and the classes of its package that it is made of."""
+    """What the source says about a class and the classes of its package that it is made of.
+
+    ``is_whole`` is whether no class of another package is among them; ``compares``, whether two of
+    it are equal when their values are.
+    """
 
     file: Path
     line: int
@@ -47,6 +58,9 @@ class Reading(NamedTuple):
     methods: dict[str, Method]
     parameters: tuple[Parameter, ...]
     is_mixin: bool
+    is_declared: bool
+    is_whole: bool
+    compares: bool
 
     @property
     def summary(self) -> str:
@@ -63,13 +77,16 @@ class Reading(NamedTuple):
         return self.is_mixin and method.name.startswith("on_")
 
 
-class _Module(NamedTuple):
+class Module(NamedTuple):
+    """One module's source."""
+
     name: str
     file: Path
     tree: ast.Module
 
     @property
     def package(self) -> str:
+        """The package that it belongs to."""
         return self.name if self.file.name == "__init__.py" else self.name.rpartition(".")[0]
 
 
@@ -82,18 +99,27 @@ class Sources:
 
     def __init__(self, folders: Sequence[Path] | None = None) -> None:
         self._folders = folders
-        self._modules: dict[str, _Module | None] = {}
+        self._modules: dict[str, Module | None] = {}
 
     def read(self, module: str, qualname: str) -> Reading | None:
         """What the source says about a class; None if there is no such class or no source."""
         found = self._find(module, qualname, 0)
         return None if found is None else self._read(*found)
 
-    def has_module(self, name: str) -> bool:
-        """Whether the module's source can be found and parsed."""
-        return self._module(name) is not None
+    def why_unreadable(self, module: str) -> str:
+        """Why a module's source cannot be read; empty if it can."""
+        file = self._file(module)
+        if file is None:
+            return f"module {module!r} is not there"
+        try:
+            ast.parse(file.read_bytes(), str(file))
+        except SyntaxError as error:
+            return f"module {module!r} does not parse: {file.name} line {error.lineno}: {error.msg}"
+        except (ValueError, OSError) as error:
+            return f"module {module!r} cannot be read: {error}"
+        return ""
 
-    def _read(self, module: _Module, cls: ast.ClassDef) -> Reading:
+    def _read(self, module: Module, cls: ast.ClassDef) -> Reading:
         family = list(self._family(module, cls, 0))
         methods: dict[str, Method] = {}
         declared: dict[str, Any] | None = None
@@ -111,11 +137,15 @@ class Sources:
             methods=methods,
             parameters=parameters or (),
             is_mixin=any(_last(b) == "CallbackMixin" for _, c in family for b in c.bases),
+            is_declared=declared is not None,
+            is_whole={_last(b) for _, c in family for b in c.bases}
+            <= {"object", "CallbackMixin", *(c.name for _, c in family)},
+            compares="__eq__" in methods or any(_compares(*member) for member in family),
         )
 
     def _family(
-        self, module: _Module, cls: ast.ClassDef, depth: int
-    ) -> Iterator[tuple[_Module, ast.ClassDef]]:
+        self, module: Module, cls: ast.ClassDef, depth: int
+    ) -> Iterator[tuple[Module, ast.ClassDef]]:
         """The class and its bases inside the same package, or hatbus's, nearest first."""
         yield module, cls
         if depth > _DEEPEST:
@@ -126,9 +156,9 @@ class Sources:
             if found is not None:
                 yield from self._family(*found, depth + 1)
 
-    def _find(self, module: str, qualname: str, depth: int) -> tuple[_Module, ast.ClassDef] | None:
+    def _find(self, module: str, qualname: str, depth: int) -> tuple[Module, ast.ClassDef] | None:
         """A class, through the imports of the modules that only pass it on."""
-        home = self._module(module)
+        home = self.module(module)
         if home is None or depth > _DEEPEST:
             return None
         cls = _class_in(home.tree, qualname)
@@ -139,19 +169,33 @@ class Sources:
             return None
         return self._find(*source, depth + 1)
 
-    def _module(self, name: str) -> _Module | None:
+    def module(self, name: str) -> Module | None:
+        """A module, parsed; None where there is no source, or it does not parse."""
         if name not in self._modules:
             self._modules[name] = self._parsed(name)
         return self._modules[name]
 
-    def _parsed(self, name: str) -> _Module | None:
-        file = file_in(self._folders, name) if self._folders is not None else find_source(name)
+    def _parsed(self, name: str) -> Module | None:
+        file = self._file(name)
         if file is None:
             return None
         try:
-            return _Module(name, file, ast.parse(file.read_bytes(), str(file)))
+            return Module(name, file, ast.parse(file.read_bytes(), str(file)))
         except (SyntaxError, ValueError, OSError):
             return None
+
+    def _file(self, name: str) -> Path | None:
+        return file_in(self._folders, name) if self._folders is not None else find_source(name)
+
+
+def source_of(module: Module, node: ast.ImportFrom) -> str:
+    """The absolute name of the module that ``from ... import`` names."""
+    source = node.module or ""
+    if node.level:
+        parts = module.package.split(".")
+        parts = parts[: len(parts) - node.level + 1]
+        source = ".".join([*parts, *([source] if source else [])])
+    return source
 
 
 def _is_near(source: str, module: str) -> bool:
@@ -160,16 +204,12 @@ def _is_near(source: str, module: str) -> bool:
     return top == module.partition(".")[0] or top.startswith("hatbus")
 
 
-def _imports(module: _Module) -> dict[str, tuple[str, str]]:
+def _imports(module: Module) -> dict[str, tuple[str, str]]:
     """Local name to (module, name) of every ``from ... import ...`` at the top level."""
     found = {}
     for node in module.tree.body:
         if isinstance(node, ast.ImportFrom):
-            source = node.module or ""
-            if node.level:
-                parts = module.package.split(".")
-                parts = parts[: len(parts) - node.level + 1]
-                source = ".".join([*parts, *([source] if source else [])])
+            source = source_of(module, node)
             for alias in node.names:
                 found[alias.asname or alias.name] = (source, alias.name)
     return found
@@ -200,7 +240,7 @@ def _last(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def _decorator(module: _Module, node: ast.ClassDef | _Function, name: str) -> ast.expr | None:
+def _decorator(module: Module, node: ast.ClassDef | _Function, name: str) -> ast.expr | None:
     """The decorator of this name, also when it was imported under another."""
     imports = _imports(module) if node.decorator_list else {}
     for decorator in node.decorator_list:
@@ -208,6 +248,12 @@ def _decorator(module: _Module, node: ast.ClassDef | _Function, name: str) -> as
         if local == name or imports.get(local, ("", ""))[1] == name:
             return decorator
     return None
+
+
+def _compares(module: Module, cls: ast.ClassDef) -> bool:
+    """Whether a class is a dataclass whose instances are equal when their fields are."""
+    mark = _decorator(module, cls, "dataclass")
+    return mark is not None and _keywords(mark).get("eq", True) is not False
 
 
 def _keywords(decorator: ast.expr | None) -> dict[str, Any]:
@@ -221,12 +267,12 @@ def _keywords(decorator: ast.expr | None) -> dict[str, Any]:
     return found
 
 
-def _declared(module: _Module, cls: ast.ClassDef) -> dict[str, Any] | None:
+def _declared(module: Module, cls: ast.ClassDef) -> dict[str, Any] | None:
     decorator = _decorator(module, cls, "plugin")
     return None if decorator is None else _keywords(decorator)
 
 
-def _method(module: _Module, function: _Function) -> Method:
+def _method(module: Module, function: _Function) -> Method:
     mark = _decorator(module, function, "hookimpl")
     options = _keywords(mark)
     arguments = function.args
@@ -242,6 +288,13 @@ def _method(module: _Module, function: _Function) -> Method:
         arguments=tuple(named[1:]),
         required=tuple(required[1:]),
         line=function.lineno,
+        mark=options,
+        rest=arguments.vararg.arg if arguments.vararg else "",
+        by_keyword=tuple(
+            a.arg
+            for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+            if default is None
+        ),
     )
 
 

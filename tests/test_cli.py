@@ -278,50 +278,6 @@ def test_plugins_show_prints_documentation_events_and_options(tmp_path: Path, si
     )
 
 
-def test_plugins_check_finds_what_registration_would_refuse(tmp_path: Path, site: Path) -> None:
-    source = """
-        from hatbus import hookimpl, plugin
-        @plugin(stage="reprot")
-        class Hat:
-            @hookimpl
-            def on_step_endd(self): ...
-            @hookimpl
-            def on_epoch_end(self, optimiser): ...
-            @hookimpl(wrapper=True)
-            def run_step(self): return 1
-            @hookimpl
-            async def on_loop_end(self): ...
-            def on_loop_begin(self): ...
-    """
-    entry_points = {"hat": "wrong:Hat", "ema": "wrong:Hut", "Gone-1": "gone:Hat"}
-    install(site, "wrong-hats", entry_points, {"wrong.py": source}, requires="hatbus")
-    done = hatbus("plugins", "check", "wrong-hats", site=site, cwd=tmp_path)
-    assert done.returncode == 2
-    for words in (
-        "wrong-hats: requires 'hatbus'; write 'hatbus>=0.1,<0.2'",
-        "hat: __hatbus__: unknown stage 'reprot'; did you mean 'report'?",
-        "on_step_endd implements unknown event 'on_step_endd'; did you mean 'on_step_end'?",
-        "on_epoch_end wants unknown argument 'optimiser'; did you mean 'optimizer'?",
-        "run_step is a wrapper and must yield once",
-        "on_loop_end is async",
-        "on_loop_begin is named like an event but not marked",
-        "ema: the name 'ema' is reserved for hatbus-model",
-        "ema: module 'wrong' has no class 'Hut'",
-        "Gone-1: module 'gone' is not there",
-    ):
-        assert words in done.stdout
-    good = hatbus("plugins", "check", "recorder", site=site, cwd=tmp_path)
-    assert (good.returncode, good.stdout) == (0, "acme-hats: ok\nrecorder: ok\n")
-
-
-def test_plugins_check_reads_a_folder_that_is_not_installed(tmp_path: Path, checkout: Path) -> None:
-    folder = str(checkout / "plugins" / "hatbus-monitor")
-    done = hatbus("plugins", "check", folder, site=tmp_path, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout
-    nothing = hatbus("plugins", "check", str(tmp_path), site=tmp_path, cwd=tmp_path)
-    assert "no file" in nothing.stderr
-
-
 def test_events_lists_all_and_shows_one(tmp_path: Path) -> None:
     listed = hatbus("events", site=tmp_path, cwd=tmp_path)
     assert listed.stdout.startswith("run_loop")

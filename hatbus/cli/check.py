@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hatbus import discovery
+from hatbus.advice import advice_on, on_metadata, on_project
 from hatbus.checking import Offer, load_problems, problems_of, requirement_problems
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.first_party import normalized
@@ -16,27 +17,42 @@ from hatbus.reading import Sources
 if TYPE_CHECKING:
     from hatbus.discovery import Found
 
-Report = dict[str, list[str]]
-"""Entry point or distribution to its problems."""
+
+class Finding(NamedTuple):
+    """What was found out about one plugin, or about its distribution.
+
+    Attributes:
+        problems: what must be repaired.
+        advice: what would make it better.
+    """
+
+    problems: list[str]
+    advice: list[str]
+
+
+Report = dict[str, Finding]
+"""By plugin or distribution."""
 
 
 def check_and_show(name: str, *, as_json: bool) -> int:
-    """Prints a line per plugin and problem.
+    """Prints a line per plugin, problem and advice.
 
     Returns:
-        0, or 2 if there is a problem.
+        0, or 2 if there is a problem; advice is none.
 
     Raises:
         PluginError: nothing of this name is there.
     """
     report = check_folder(Path(name)) if Path(name).is_dir() else check_installed(name)
     if as_json:
-        print(json.dumps(report, indent=2))
+        print(json.dumps({subject: found._asdict() for subject, found in report.items()}, indent=2))
     else:
-        for subject, problems in report.items():
-            for line in problems or ["ok"]:
+        for subject, found in report.items():
+            for line in found.problems or ["ok"]:
                 print(f"{subject}: {line}")
-    return PluginError.exit_code if any(report.values()) else 0
+            for line in found.advice:
+                print(f"{subject}: advice: {line}")
+    return PluginError.exit_code if any(found.problems for found in report.values()) else 0
 
 
 def check_folder(folder: Path) -> Report:
@@ -53,9 +69,11 @@ def check_folder(folder: Path) -> Report:
             f'{str(folder)!r} offers no plugin; add [project.entry-points."{discovery.GROUP}"]'
         )
     sources = Sources([folder / "src", folder])
-    report = {distribution: requirement_problems(project.get("dependencies", []))}
+    required = requirement_problems(project.get("dependencies", []))
+    report = {distribution: Finding(required, on_project(project))}
     for name, value in offered.items():
-        report[name] = problems_of(Offer(name, str(value), distribution), sources)
+        offer = Offer(name, str(value), distribution)
+        report[name] = Finding(problems_of(offer, sources), advice_on(offer, sources))
     return report
 
 
@@ -67,20 +85,30 @@ def check_installed(name: str) -> Report:
     """
     chosen = [found for found in discovery.installed() if _is(found, name)]
     if not chosen:
-        known = {word for f in discovery.installed() for word in (f.name, f.distribution)}
-        hint = did_you_mean(name, known) if known else f"; {discovery.how_to_install()}"
-        raise PluginError(f"no plugin, distribution or folder {name!r}{hint}")
-    sources = Sources()
+        raise PluginError(f"no plugin, distribution or folder {name!r}{_closest(name)}")
     report: Report = {}
     for found in chosen:
-        report[found.distribution] = requirement_problems(found.requirements)
+        metadata = found.metadata
+        report[found.distribution] = Finding(
+            requirement_problems(found.requirements), on_metadata(metadata) if metadata else []
+        )
+    sources = Sources()
     for found in chosen:
         offer = Offer(found.name, found.value, found.distribution)
         same = [other for other in discovery.installed() if other.name == found.name]
         conflict = discovery.conflict_of(same)
         problems = problems_of(offer, sources) + ([conflict] if conflict else [])
-        report[found.name] = problems or load_problems(found)
+        report[found.name] = Finding(problems or load_problems(found), advice_on(offer, sources))
     return report
+
+
+def _closest(name: str) -> str:
+    """What might have been meant."""
+    known = {word for f in discovery.installed() for word in (f.name, f.distribution)}
+    if not known:
+        return f"; {discovery.how_to_install()}"
+    hint = did_you_mean(name, known)
+    return hint if "did you mean" in hint else "; `hatbus plugins` lists what is installed"
 
 
 def _is(found: Found, name: str) -> bool:

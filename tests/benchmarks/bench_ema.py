@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from hatbus import Bus, Context
-from hatbus_model import ExponentialMovingAverage
+from hatbus.callbacks import ExponentialMovingAverage
 
 BAR = 1.15
 SIZES = {"161 tensors, 25.6M": 25_600_000, "161 tensors, 100M": 100_000_000}

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from hatbus import Bus, Context
-from hatbus_grad import GradClip, GradScale
+from hatbus.callbacks import GradClip, GradScale
 
 SIZES = {"161 tensors, 25.6M": 25_600_000, "161 tensors, 100M": 100_000_000}
 

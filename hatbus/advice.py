@@ -1,0 +1,63 @@
+"""What would make a plugin better, though it works without: the advice of ``plugins check``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from hatbus.import_time import early_torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hatbus.checking import Offer
+    from hatbus.reading import Reading, Sources
+
+_METADATA: Final = {
+    "description": "Summary",
+    "readme": "Description-Content-Type",
+    "license": "License-Expression",
+    "requires-python": "Requires-Python",
+}
+"""Key of a pyproject.toml to the field of a wheel's metadata that it becomes."""
+
+
+def advice_on(offer: Offer, sources: Sources) -> list[str]:
+    """Advice on the class of one entry point; none if it cannot be read."""
+    module, _, attr = offer.value.partition(":")
+    reading = sources.read(module.strip(), attr.partition("[")[0].strip())
+    if reading is None:
+        return []
+    early = early_torch(sources, module.strip())
+    return [*_on_class(reading), *([early] if early else [])]
+
+
+def on_project(project: dict[str, Any]) -> list[str]:
+    """Advice on the ``[project]`` table of a pyproject.toml."""
+    said = {*project, *project.get("dynamic", ())}
+    return _lacking([key for key in _METADATA if key not in said])
+
+
+def on_metadata(metadata: Any) -> list[str]:
+    """Advice on an installed distribution's metadata (an ``importlib.metadata`` message)."""
+    lacking = [key for key, field in _METADATA.items() if field not in metadata]
+    if "License" in metadata:  # as older build backends write it
+        lacking = [key for key in lacking if key != "license"]
+    return _lacking(lacking)
+
+
+def _lacking(keys: list[str]) -> list[str]:
+    if not keys:
+        return []
+    return [f"its metadata has no {', '.join(keys)}; whoever finds it on an index looks for them"]
+
+
+def _on_class(reading: Reading) -> Iterator[str]:
+    if not reading.is_declared:
+        yield "declares no place in the order; say @plugin(stage='monitor'), or another stage"
+    if not reading.doc:
+        yield "has no docstring, whose first line is what `hatbus plugins` shows"
+    for parameter in reading.parameters:
+        if not parameter.annotation:
+            yield (
+                f"option {parameter.name!r} has no annotation, by which a job's values are checked"
+            )

@@ -1,0 +1,264 @@
+"""hatbus plugins check: what is wrong with a package, and what would make it better."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from stranger import hatbus, install, install_recorder
+
+from hatbus.checking import Offer, problems_of
+from hatbus.cli import main
+from hatbus.cli.check import check_folder, check_installed
+from hatbus.errors import PluginError
+from hatbus.first_party import DISTRIBUTIONS
+from hatbus.import_time import early_torch
+from hatbus.reading import Sources
+from hatbus.testing import PluginProject
+
+pytest_plugins = ["hatbus.testing"]
+CHECKOUT = Path(__file__).resolve().parents[1]
+FOLDERS = [*sorted(CHECKOUT.glob("plugins/*")), CHECKOUT / "tests" / "thirdparty" / "hat-stand"]
+HEAD = "from hatbus import CallbackMixin, hookimpl, plugin\n"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_a_good_package_has_no_problem_and_needs_no_advice(folder: Path) -> None:
+    report = check_folder(folder)
+    assert {name: found for name, found in report.items() if any(found)} == {}
+
+
+@pytest.mark.parametrize("distribution", sorted(DISTRIBUTIONS - {"hatbus"}))
+def test_an_installed_distribution_of_ours_is_as_good(distribution: str) -> None:
+    report = check_installed(distribution)
+    assert {name: found for name, found in report.items() if any(found)} == {}
+
+
+def problems(tmp_path: Path, body: str, head: str = HEAD) -> list[str]:
+    """What is wrong with a class ``Hat`` of this source."""
+    (tmp_path / "acme.py").write_text(head + body)
+    return problems_of(Offer("hat", "acme:Hat", "acme"), Sources([tmp_path]))
+
+
+CLASS = "@plugin()\nclass Hat:\n    @hookimpl\n    def on_loop_begin(self): ...\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (
+            "@hookimpl\n    def on_step_endd(self): ...",
+            "unknown event 'on_step_endd'; did you",
+        ),
+        ("@hookimpl\n    def on_step_end(self, optimiser): ...", "'optimiser'; did you mean"),
+        ("@hookimpl\n    def on_step_end(self, *given): ...", "takes *given; name the arguments"),
+        ("@hookimpl\n    def on_step_end(self, *, ctx): ...", "takes 'ctx' by keyword only"),
+        ("@hookimpl\n    async def on_step_end(self): ...", "is async"),
+        ("@hookimpl(tryfirst=True)\n    def on_step_end(self): ...", "says tryfirst or trylast"),
+        ("@hookimpl(wrapper=True)\n    def run_step(self): return 1", "must yield once"),
+        ("@hookimpl(hookwrapper=True)\n    def run_step(self): yield", "is an old-style wrapper"),
+        ("@hookimpl\n    def run_step(self): yield", "yields; mark it @hookimpl(wrapper=True)"),
+        (
+            "def on_step_end(self): ...",
+            "acme.py line 6: on_step_end is named like an event",
+        ),
+        ("def state_dict(self): ...", "has state_dict and no load_state_dict"),
+        ("def __eq__(self, other): ...", "compares by value"),
+    ],
+)
+def test_what_registration_or_the_contract_would_refuse_is_found_in_the_source(
+    method: str, message: str, tmp_path: Path
+) -> None:
+    (found,) = problems(tmp_path, f"{CLASS}    {method}\n")
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("@plugin(stage='reprot')" + CLASS.removeprefix("@plugin()"), "@plugin: unknown stage"),
+        ("@plugin()\nclass Hat: ...\n", "implements no event"),
+        (f"import dataclasses\n@dataclasses.dataclass\n{CLASS}", "@dataclass(eq=False)"),
+        (f"import torch\ntorch.manual_seed(0)\n{CLASS}", "line 3: calls torch.manual_seed() when"),
+        (f"import torch\ntry:\n    torch.set_num_threads(1)\nfinally: ...\n{CLASS}", "set_num_th"),
+        (f"import torch\ntorch.backends.cudnn.benchmark = True\n{CLASS}", "sets torch.backends"),
+        ("class Hat(:\n", "does not parse: acme.py line 2: invalid syntax"),
+        ("class Hut: ...\n", "module 'acme' has no class 'Hat'"),
+    ],
+)
+def test_what_a_class_or_its_module_has_wrong_is_found(
+    body: str, message: str, tmp_path: Path
+) -> None:
+    (found,) = problems(tmp_path, body)
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        CLASS + "    @hookimpl\n    def on_step_end(self, note=None): ...\n",
+        "import dataclasses\n@dataclasses.dataclass(eq=False)\n" + CLASS,
+        "class Hat(CallbackMixin):\n    def on_step_end(self, **kwargs): ...\n",
+        f"import torch\n\ndef quick():\n    torch.set_num_threads(1)\n\n{CLASS}",
+        "import foreign\n" + CLASS.replace("Hat", "Hat(foreign.Base)") + "    def state_dict(self):"
+        " ...\n",
+    ],
+)
+def test_what_is_right_is_left_in_peace(body: str, tmp_path: Path) -> None:
+    assert problems(tmp_path, body) == []
+
+
+def test_offers_that_lead_nowhere_and_names_that_are_taken_are_found(tmp_path: Path) -> None:
+    (tmp_path / "acme.py").write_text(HEAD + CLASS)
+    offers = ("hat", "acme"), ("hat", "acne:Hat"), ("ema", "acme:Hat"), ("A-b", "acme:Hat")
+    found = [problems_of(Offer(*offer, "acme"), Sources([tmp_path])) for offer in offers]
+    assert [one for (one,) in found] == [
+        "'acme' names no class; accepted: 'package.module:Class'",
+        "module 'acne' is not there",
+        "the name 'ema' is reserved for hatbus-model; choose another",
+        "the name 'A-b' is awkward in a job; write it like 'my_plugin'",
+    ]
+
+
+PROJECT = """
+[project]
+name = "acme-hats"
+dependencies = [{requires!r}]
+[project.entry-points."hatbus.plugins"]
+hat = "acme.hat:Hat"
+"""
+
+
+def write_project(folder: Path, files: dict[str, str], requires: str = "hatbus>=0.1,<0.2") -> None:
+    (folder / "src" / "acme").mkdir(parents=True)
+    (folder / "pyproject.toml").write_text(PROJECT.format(requires=requires))
+    for name, text in files.items():
+        (folder / "src" / "acme" / name).write_text(text)
+
+
+def test_advice_is_given_and_fails_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = HEAD + "import torch\n" + CLASS.replace("@plugin()\n", "")
+    source += "    def __init__(self, rate, *, every: int = 2): ...\n"
+    write_project(tmp_path, {"__init__.py": "from acme.hat import Hat\n", "hat.py": source})
+    assert main(["plugins", "check", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "acme-hats: ok",
+        (
+            "acme-hats: advice: its metadata has no description, readme, license, requires-python; "
+            "whoever finds it on an index looks for them"
+        ),
+        "hat: ok",
+        (
+            "hat: advice: declares no place in the order; say @plugin(stage='monitor'), or another "
+            "stage"
+        ),
+        "hat: advice: has no docstring, whose first line is what `hatbus plugins` shows",
+        "hat: advice: option 'rate' has no annotation, by which a job's values are checked",
+        (
+            "hat: advice: import acme imports torch (hat.py line 2, by way of __init__.py line 1), "
+            "and so does all that only looks the package up; import it in the plugin's own module"
+        ),
+    ]
+    assert main(["plugins", "check", str(tmp_path), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["hat"]["advice"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("init", "is_early"),
+    [
+        ("import torch\n", True),
+        ("import torch.nn as nn\n", True),
+        ("from . import hat\n", True),
+        ("from .hat import Hat\n", True),
+        ("try:\n    from torch import nn\nexcept ImportError: ...\n", True),
+        ("", False),
+        ("import json\n", False),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n", False),
+        ("def __getattr__(name):\n    from acme.hat import Hat\n", False),
+        ("if __name__ == '__main__':\n    import torch\n", False),
+    ],
+)
+def test_early_torch_is_what_importing_the_package_really_does(
+    init: str, is_early: bool, tmp_path: Path
+) -> None:
+    write_project(tmp_path, {"__init__.py": init, "hat.py": f"import torch\n{HEAD}{CLASS}"})
+    source = tmp_path / "src"
+    assert bool(early_torch(Sources([source]), "acme.hat")) is is_early
+    if init.startswith(("import torch\n", "from . ", "from typing", "def")):  # a process is slow
+        code = "import sys, acme; print('torch' in sys.modules)"
+        done = subprocess.check_output([sys.executable, "-c", code], cwd=source, text=True)
+        assert done.strip() == str(is_early)
+
+
+@pytest.mark.parametrize(
+    ("requires", "message"),
+    [
+        ("hatbus", "requires 'hatbus'; write 'hatbus>=0.1,<0.2'"),
+        ("hatbus>=0.1", "requires 'hatbus>=0.1'; write"),
+        ("torch", "does not require hatbus; add"),
+    ],
+)
+def test_a_range_of_hatbus_versions_is_asked_for(
+    requires: str, message: str, tmp_path: Path
+) -> None:
+    write_project(tmp_path, {"__init__.py": "", "hat.py": HEAD + CLASS}, requires)
+    (found,) = check_folder(tmp_path)["acme-hats"].problems
+    assert message in found
+
+
+def test_an_installed_distribution_is_imported_too(plugin_project: PluginProject) -> None:
+    source = HEAD + "import nowhere_to_be_found\n" + CLASS
+    plugin_project.install("acme", {"hat": "acme_hat:Hat"}, {"acme_hat.py": source})
+    (found,) = check_installed("acme")["hat"].problems
+    assert "ModuleNotFoundError: No module named 'nowhere_to_be_found'" in found
+
+
+def test_two_offers_of_one_name_are_a_problem_of_both(plugin_project: PluginProject) -> None:
+    for name in ("acme", "bowlers"):
+        plugin_project.install(name, {"hat": f"{name}:Hat"}, {f"{name}.py": HEAD + CLASS})
+    assert "offered by acme 1.0" in check_installed("bowlers")["hat"].problems[0]
+
+
+def test_installed_and_local_packages_are_checked_from_the_command_line(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    install_recorder(site)
+    install(site, "wrong-hats", {"hat": "wrong:Hat"}, {"wrong.py": "class Hat: ..."}, requires="")
+    done = hatbus("plugins", "check", "wrong-hats", site=site, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "wrong-hats: does not require hatbus" in done.stdout
+    assert "hat: implements no event" in done.stdout
+    good = hatbus("plugins", "check", "recorder", site=site, cwd=tmp_path)
+    assert good.returncode == 0
+    assert "recorder: ok\n" in good.stdout
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("nothing", "offers no plugin; add [project.entry-points"),
+        ("empty", "no file 'empty/pyproject.toml'; give a folder with a pyproject.toml"),
+        ("torn", "'torn/pyproject.toml' cannot be read: "),
+        ("hatbus-gard", "did you mean 'hatbus-grad'?"),
+        (
+            "zzz",
+            "no plugin, distribution or folder 'zzz'; `hatbus plugins` lists what is installed",
+        ),
+    ],
+)
+def test_what_cannot_be_checked_is_said_in_one_line(
+    what: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, text in (("nothing", "[project]\nname = 'a'\n"), ("empty", None), ("torn", "[a")):
+        Path(folder).mkdir()
+        if text is not None:
+            Path(folder, "pyproject.toml").write_text(text)
+    with pytest.raises(PluginError) as caught:
+        check_folder(Path(what)) if Path(what).is_dir() else check_installed(what)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
