@@ -70,27 +70,34 @@ OVERRIDABLE: Final = tuple(f.name for f in fields(Declaration) if f.name != "wri
 
 def plugin(
     *,
-    stage: str = "monitor",
-    before: str | Sequence[str] = (),
-    after: str | Sequence[str] = (),
-    tasks: str | Sequence[str] = (),
-    every: str = "",
-    ranks: str = "all",
-    writes: str | Sequence[str] = (),
+    stage: str | None = None,
+    before: str | Sequence[str] | None = None,
+    after: str | Sequence[str] | None = None,
+    tasks: str | Sequence[str] | None = None,
+    every: str | None = None,
+    ranks: str | None = None,
+    writes: str | Sequence[str] | None = None,
 ) -> Callable[[_Class], _Class]:
     """Class decorator: declares a plugin's place and what it writes (see ``Declaration``).
 
+    What is not given is as the parent class declares it.
+
     >>> @plugin(stage="schedule", writes="optimizer.lr")
     ... class Halve: ...
-    >>> declaration_of(Halve()).stage
+    >>> @plugin(every="2 epochs")
+    ... class HalveSeldom(Halve): ...
+    >>> declaration_of(HalveSeldom()).stage
     'schedule'
     """
-    declared = Declaration(
-        stage, names(before), names(after), names(tasks), every, ranks, names(writes)
-    )
+    lists = {"before": before, "after": after, "tasks": tasks, "writes": writes}
+    given: dict[str, Any] = {n: names(v) for n, v in lists.items() if v is not None}
+    words = {"stage": stage, "every": every, "ranks": ranks}
+    given |= {n: v for n, v in words.items() if v is not None}
+    Declaration(**given)  # a mistake is told at the decorator
 
     def declare(cls: _Class) -> _Class:
-        setattr(cls, DECLARATION, declared)
+        inherited: Declaration = getattr(cls, DECLARATION, None) or Declaration()
+        setattr(cls, DECLARATION, replace(inherited, **given))
         return cls
 
     return declare

@@ -32,7 +32,9 @@ class Interval:
 
     "Every n" means ``(id + 1) % n == 0``. An interval in steps or time filters the events of a
     step and what lies inside it; one in epochs filters those and the epoch's own. Events of the
-    run, of validation, of checkpoints and of logs are never filtered.
+    run, of validation, of checkpoints and of logs are never filtered. ``last`` is the last step or
+    epoch of the plan, where that can be known: a plan in steps needs a loader with a length to know
+    its last epoch. A run that is stopped earlier has no last.
 
     Attributes:
         gate: open while the plugin is due.
@@ -83,9 +85,18 @@ class Interval:
         """Opens or shuts the gate for the epoch that is about to start."""
         if self.unit == "epoch":
             epoch = ctx.epoch_id
-            is_last = ctx.num_epochs is not None and epoch + 1 == ctx.num_epochs
             due = (epoch + 1) % int(self.n) == 0
-            self.gate.is_open = due or (self.first and epoch == 0) or (self.last and is_last)
+            self.gate.is_open = (
+                due or (self.first and epoch == 0) or (self.last and is_last_epoch(ctx))
+            )
+
+
+def is_last_epoch(ctx: Context) -> bool:
+    """Whether the plan ends in the epoch that is about to start; False where nobody can know."""
+    if ctx.num_steps is None or ctx.steps_per_epoch is None:
+        return ctx.num_epochs == ctx.epoch_id + 1
+    left = ctx.steps_per_epoch - ctx.position.step
+    return ctx.position.global_step + left >= ctx.num_steps
 
 
 class Intervals:

@@ -105,8 +105,18 @@ def _explain_cycle(
     cycle.reverse()
     arrows = " -> ".join(cycle)
     why = "; ".join(edges[later][earlier] for earlier, later in pairwise(cycle))
-    stages = {p.declared.stage for p in places if p.name in cycle}
-    way_out = (
-        "give them one stage in the job" if len(stages) > 1 else "drop one before/after in the job"
-    )
-    return f"the order of plugins has a cycle: {arrows} ({why}); {way_out}"
+    return f"the order of plugins has a cycle: {arrows} ({why}); {_way_out(cycle, places)}"
+
+
+def _way_out(cycle: list[str], places: Sequence[Place]) -> str:
+    """What to write into the job; one plugin in another's stage, or no before/after."""
+    members = {p.name: p.declared for p in places if p.name in cycle}
+    for name, declared in members.items():
+        for other in (*declared.before, *declared.after):
+            if other in members and members[other].stage != declared.stage:
+                return (
+                    f"before/after order plugins of one stage: write stage = "
+                    f"{members[other].stage!r} into [plugins.{name}], or drop its before/after "
+                    "(before = [], after = [])"
+                )
+    return "drop one before/after in the job (before = [], after = [])"

@@ -45,6 +45,30 @@ def test_an_interval_in_epochs_filters_the_epochs_events_too() -> None:
     assert steps_heard("2 steps", "on_epoch_end") == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("plan", "epochs"),
+    [
+        ({"num_epochs": 4}, [2, 3]),
+        ({"num_steps": 12}, [2, 3]),
+        ({"num_steps": 10}, [2, 3]),
+        ({"num_steps": 9}, [2]),
+        ({"num_steps": 5}, [1]),
+    ],
+)
+def test_the_last_epoch_is_the_plans_in_steps_too(plan: dict[str, int], epochs: list[int]) -> None:
+    assert steps_heard("3 epochs, last", "on_epoch_end", **plan) == epochs
+
+
+def test_a_run_that_goes_on_in_its_last_epoch_is_in_its_last_epoch() -> None:
+    heard: list[int] = []
+    trainer = tiny_trainer()
+    recorder = hearing(["on_step_end"], lambda _, values: heard.append(values["global_step_id"]))
+    trainer.bus.register(recorder, "filtered", overrides={"every": "9 epochs, last"})
+    trainer.fit(num_steps=4)  # its last epoch is the second, which it leaves in the middle
+    trainer.fit(num_steps=8)
+    assert heard == [3, 6, 7]
+
+
 def test_begin_and_end_of_a_filtered_plugin_pair() -> None:
     heard: Counter[str] = Counter()
     moments = [e.name for e in EVENTS.values() if e.kind == MOMENT]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hatbus.declare import STAGES, Declaration, plugin
+from hatbus.declare import STAGES, Declaration, declaration_of, plugin
 from hatbus.errors import OrderError, PluginError
 from hatbus.order import Place, resolve
 
@@ -50,7 +51,7 @@ def test_a_cycle_is_an_error_that_prints_the_cycle() -> None:
 
 
 def test_an_edge_against_the_stages_names_both_and_the_way_out() -> None:
-    with pytest.raises(OrderError, match="give them one stage in the job") as error:
+    with pytest.raises(OrderError, match=r"stage = 'checkpoint' into \[plugins.ema\]") as error:
         order(place("ema", "average", after=("saver",)), place("saver", "checkpoint"))
     assert "stage average before stage checkpoint" in str(error.value)
 
@@ -58,6 +59,18 @@ def test_an_edge_against_the_stages_names_both_and_the_way_out() -> None:
 def test_every_plugin_is_told_why_it_stands_where_it_does() -> None:
     placed = resolve([place("a", position=3, after=("b",)), place("b", position=4)])
     assert placed[1].reasons == ("stage monitor", "a says after b", "number 4 in the job")
+
+
+def test_what_a_subclass_does_not_declare_is_as_its_parent_declares_it() -> None:
+    @plugin(stage="checkpoint", before="b", writes=["weights"], every="2 steps")
+    class Parent: ...
+
+    @plugin(after="a", every="", ranks="zero")
+    class Child(Parent): ...
+
+    declared = Declaration("checkpoint", before=("b",), after=("a",), ranks="zero")
+    assert declaration_of(Child()) == replace(declared, writes=("weights",))
+    assert declaration_of(Parent()).ranks == "all"
 
 
 def test_an_unknown_stage_is_refused_with_the_closest() -> None:
