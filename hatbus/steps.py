@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hatbus import rng
 from hatbus.errors import DataError, JobError
 from hatbus.feed import Feed
 from hatbus.task_sampler import AllTasks, TaskSampler
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     from hatbus.context import Context
 
 Batches = list[tuple[str | None, Any, float]]
+
+
+def place_of(ctx: Context) -> tuple[int, int]:
+    """Epoch and step of it that come next."""
+    return ctx.position.epoch, ctx.position.step
 
 
 class Steps:
@@ -57,6 +64,7 @@ class Steps:
         self._sampler.bind(tuple(loaders))
         self._afterwards: Callable[[], None] | None = None
         self._running: Generator[Batches, None, None] | None = None
+        self._left: tuple[tuple[int, int], dict[str, Any]] | None = None
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -77,6 +85,16 @@ class Steps:
         self._running = self._steps(ctx)
         return self._running
 
+    def leave(self, ctx: Context) -> None:
+        """Ends every iteration at the end of a ``fit``; the next one goes on in this very place.
+
+        After an error the rest of the epoch comes from a new pass: where a loader stands that
+        failed, nobody knows.
+        """
+        is_inside = ctx.position.step > 0 and ctx.exception is None
+        self._left = (place_of(ctx), self.state_dict(ctx)) if is_inside else None
+        self.close()
+
     def close(self) -> None:
         """Ends every iteration now, and with it its worker processes.
 
@@ -89,7 +107,8 @@ class Steps:
             feed.close()
 
     def _steps(self, ctx: Context) -> Generator[Batches, None, None]:
-        epoch, first, last = ctx.position.epoch, ctx.position.step, self.steps_per_epoch
+        (epoch, first), last = place_of(ctx), self.steps_per_epoch
+        self._come_back((epoch, first))
         resumed = self._afterwards is not None
         if last is not None and first >= last and not resumed:
             return
@@ -169,6 +188,12 @@ class Steps:
         for feed in self.feeds.values():
             if hasattr(feed.loader, "adopt_seed"):
                 feed.loader.adopt_seed(seed)
+
+    def _come_back(self, place: tuple[int, int]) -> None:
+        """Goes on where a ``fit`` left an epoch; a checkpoint that was loaded since comes first."""
+        left, self._left = self._left, None
+        if left is not None and left[0] == place and self._afterwards is None:
+            self.load_state_dict(left[1], partial(rng.restore, rng.capture()))
 
     def _opened(self) -> None:
         afterwards, self._afterwards = self._afterwards, None

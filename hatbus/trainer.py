@@ -117,6 +117,9 @@ class Trainer:
     def fit(self, num_epochs: int | None = None, num_steps: int | None = None) -> Context:
         """Runs the loop for so many epochs or optimizer steps in all (a resumed run's included).
 
+        A second ``fit`` goes on where the first ended, in the middle of an epoch too: 5 steps and
+        then ``num_steps=9`` see the same batches as 9 at once.
+
         Returns:
             The context, with the counters as they are at the end.
 
@@ -149,7 +152,7 @@ class Trainer:
                 locate(error, ctx)
                 raise
             finally:
-                ctx.data.close()
+                ctx.data.leave(ctx)
             self._signals.leave(ctx)
         return ctx
 

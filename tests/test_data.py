@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_trainer
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from hatbus import BatchProcessor, Trainer, hookimpl
 from hatbus.data import BatchOrder, ExactLoader, loader
 from hatbus.errors import DataError
 from hatbus.feed import Feed
@@ -132,6 +135,94 @@ def test_a_loader_that_cannot_be_positioned_is_replayed_with_a_note(
     assert later == [feed.group(1, endless=False)[0].tolist() for _ in range(3)]
     assert sorted(x for b in whole + later for x in b) == list(range(10))
     assert "the loader cannot be positioned: replaying 2 batches" in caplog.text
+
+
+class Keeping:
+    """A loader that says and takes back where it stands."""
+
+    def __init__(self) -> None:
+        self.order: list[int] = []
+        self.at = 0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        if self.at == 0:
+            self.order = torch.randperm(10).tolist()
+        while self.at < 10:
+            self.at += 2
+            yield torch.tensor(self.order[self.at - 2 : self.at])
+        self.at = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": list(self.order), "at": self.at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.order, self.at = list(state["order"]), state["at"]
+
+
+LOADERS: dict[str, Callable[[], Any]] = {
+    "hatbus": lambda: loader(Noisy(), 2),
+    "shuffling": lambda: DataLoader(Drawing(), 2, shuffle=True),
+    "own generator": lambda: DataLoader(
+        Drawing(), 2, shuffle=True, generator=torch.Generator().manual_seed(2)
+    ),
+    "stateful": Keeping,
+    "two tasks": lambda: {
+        "a": DataLoader(Drawing(), 1, shuffle=True),
+        "b": DataLoader(Drawing(), 2, shuffle=True),
+    },
+}
+
+
+def seen_in_fits(build: Callable[[], Any], *ends: int, **options: Any) -> list[Any]:
+    """The batches, and a random number drawn beside each, of fits to these steps."""
+
+    class Sees:
+        @hookimpl
+        def on_batch_begin(self, task: str | None, batch: torch.Tensor) -> None:
+            seen.append((task, batch.flatten().tolist(), float(torch.rand(()))))
+
+    seen: list[Any] = []
+    model = torch.nn.Linear(1, 1)
+    processor = BatchProcessor(lambda outs, _: outs)
+
+    class Ignores:
+        @hookimpl
+        def forward(self, model: torch.nn.Module) -> torch.Tensor:
+            return model.weight.sum()
+
+        @hookimpl
+        def compute_loss(self, model_outs: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": model_outs}
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(
+        model, optimizer, build(), plugins=[Sees(), Ignores()], batch_processor=processor, **options
+    )
+    torch.manual_seed(3)
+    for end in ends:
+        trainer.fit(num_steps=end)
+    return seen
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_second_fit_goes_on_where_the_first_ended(kind: str, accumulate: int) -> None:
+    build = LOADERS[kind]
+    at_once = seen_in_fits(build, 11, accumulate=accumulate)
+    assert seen_in_fits(build, 2, 4, 7, 11, accumulate=accumulate) == at_once
+
+
+def test_a_fit_after_an_error_goes_on_from_a_new_pass() -> None:
+    class Fails:
+        @hookimpl
+        def on_step_end(self, global_step_id: int) -> None:
+            if global_step_id == 1:
+                raise ValueError("once")
+
+    trainer = tiny_trainer([Fails()], DataLoader(TensorDataset(torch.ones(8, 3), torch.ones(8, 1))))
+    with pytest.raises(ValueError, match="once"):
+        trainer.fit(num_steps=4)
+    assert trainer.fit(num_steps=4).global_step_id == 3
 
 
 def test_data_that_became_shorter_is_an_error_with_both_numbers() -> None:
