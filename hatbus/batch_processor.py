@@ -58,7 +58,8 @@ class BatchProcessor:
         losses: dict[str, torch.Tensor] = emit.compute_loss(ctx)
         ctx.losses = losses
         if self.need_grad_update:
-            ctx.loss = total(losses) if ctx.weight == 1.0 else total(losses) * ctx.weight
+            loss = total(losses)
+            ctx.loss = loss if ctx.weight == 1.0 else loss * ctx.weight
             emit.backward(ctx)
         return losses
 
@@ -80,7 +81,10 @@ class BatchProcessor:
         if self.loss is None:
             return named_losses(self.loss_collector(ctx.model_outs), ctx.task)
         loss: Any = self.loss_of(ctx.task) if self._per_task else self.loss
-        return named_losses(loss(ctx.model_outs, split(ctx.batch)[1]), ctx.task)
+        found = loss(ctx.model_outs, split(ctx.batch)[1])
+        if type(found) is torch.Tensor and found.ndim == 0:
+            return {"loss": found}
+        return named_losses(found, ctx.task)
 
     @hookimpl(trylast=True)
     def backward(self, ctx: Context) -> bool:
@@ -92,6 +96,8 @@ class BatchProcessor:
     def clip_gradients(self, ctx: Context) -> bool:
         """Clips nothing; a plugin may."""
         return False
+
+    clip_gradients.does_nothing = True  # type: ignore[attr-defined]  # alone it is no event at all
 
     @hookimpl(trylast=True)
     def optimizer_step(self, ctx: Context) -> bool:
@@ -120,8 +126,8 @@ def split(batch: Any) -> tuple[Any, Any]:
     Raises:
         JobError: the batch is no pair.
     """
-    if isinstance(batch, (tuple, list)) and len(batch) >= 2:
-        return batch[0], batch[1] if len(batch) == 2 else batch[1:]
+    if isinstance(batch, (tuple, list)) and (size := len(batch)) >= 2:
+        return batch if size == 2 else (batch[0], batch[1:])  # type: ignore[return-value]
     raise JobError(
         f"a batch is a {type(batch).__name__}, not a pair (inputs, target); make the loader give "
         "pairs, or give no loss and let the model take the whole batch and return its losses"
@@ -142,8 +148,6 @@ def named_losses(found: Any, task: str | None) -> dict[str, torch.Tensor]:
     Raises:
         JobError: something in it is no 0-d tensor, or there is none.
     """
-    if type(found) is torch.Tensor and found.ndim == 0:
-        return {"loss": found}
     losses = dict(found) if isinstance(found, Mapping) else {"loss": found}
     for name, value in losses.items():
         if not isinstance(value, torch.Tensor):

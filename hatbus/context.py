@@ -39,7 +39,8 @@ class Context:
         weight: the present batch's share in the step's gradient.
         updates: committed optimizer updates so far.
         committed: whether the present step's update was committed.
-        data_wait: seconds that the present step waited for its batches.
+        data_wait: seconds that the present step waited for its batches, once a plugin has set
+            ``ctx.data.times_waits``.
         rank, world_size: of this process and of the run.
         seed: of the run.
         latest: the last published value of every log name.

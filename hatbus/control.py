@@ -68,8 +68,8 @@ class Control:
 
     def withdraw(self, wish: str) -> None:
         """Forgets requests that have become pointless."""
-        if self.pending:
-            self.pending[:] = [r for r in self.pending if r.wish != wish]
+        for request in [r for r in self.pending if r.wish == wish]:
+            self.pending.remove(request)  # in place: a signal may add to the list meanwhile
 
     def is_owed(self) -> bool:
         """Whether requests of the last boundary are still to be served at the end of the run."""

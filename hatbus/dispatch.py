@@ -130,7 +130,7 @@ def freeze(event: Event, impls: Sequence[HookImpl], rules: Rules | None = None) 
     for impl in reversed([i for i in ordered if i.wrapper]):
         around = getattr(impl.function, "around", None)
         # One of the core's own has a plain form.
-        body = around(body) if around else _write_wrapper(event, impl, body, rules)
+        body = around(impl.plugin, body) if around else _write_wrapper(event, impl, body, rules)
     return body
 
 

@@ -11,7 +11,7 @@ from hatbus.declare import hookimpl
 from hatbus.errors import JobError, NonFiniteError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from hatbus.context import Context
 
@@ -24,29 +24,51 @@ MOST_SKIPPED: Final = 10
 """Steps in a row that ``skip_step`` skips before it gives up."""
 
 
+def _seen_before(self: FiniteLoss, update: Callable[[Context], Any]) -> Callable[[Context], Any]:
+    """The plain form of ``FiniteLoss.optimizer_step``."""
+    see = self.see
+
+    def optimizer_step(ctx: Context) -> Any:
+        see(ctx)
+        return update(ctx)
+
+    return optimizer_step
+
+
 class FiniteLoss:
     """Ends the run before a loss that is NaN or infinite reaches the weights.
 
     On the CPU every step is checked. On an accelerator the last 32 steps are looked at together,
     so that no step waits for the device.
+
+    Args:
+        device: where the losses are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._is_later = device.type != "cpu"
         self._kept: list[tuple[int, str, torch.Tensor]] = []
 
-    @hookimpl
-    def on_optimizer_step_begin(self, ctx: Context, losses: dict[str, torch.Tensor]) -> None:
+    @hookimpl(wrapper=True, tryfirst=True)
+    def optimizer_step(self, ctx: Context) -> Generator[None, Any, Any]:
         """Looks at the step's losses, or keeps them for later.
 
         Raises:
             NonFiniteError: a loss is NaN or infinite.
         """
-        if ctx.device.type != "cpu":
-            self._keep(ctx.global_step_id, losses)
+        self.see(ctx)
+        return (yield)
+
+    optimizer_step.around = _seen_before  # type: ignore[attr-defined]  # see hatbus.dispatch
+
+    def see(self, ctx: Context) -> None:
+        """Looks at the step's losses, or keeps them for later."""
+        if self._is_later:
+            self._keep(ctx.global_step_id, ctx.losses)
             return
-        for name, value in losses.items():
+        for name, value in ctx.losses.items():
             number = value.item()
-            if not math.isfinite(number):
+            if number - number != 0.0:  # NaN or infinite, for less than a call
                 self._refuse(ctx.global_step_id, name, number)
 
     @hookimpl
@@ -137,7 +159,7 @@ class SkipBadLoss:
         self._in_a_row = state["in_a_row"]
 
 
-def finite_loss(policy: str) -> object | None:
+def finite_loss(policy: str, device: torch.device) -> object | None:
     """The part of hatbus that follows a policy; None when it has nothing to do.
 
     Raises:
@@ -145,7 +167,9 @@ def finite_loss(policy: str) -> object | None:
     """
     if policy not in POLICIES:
         raise JobError(f"unknown nan policy {policy!r}{did_you_mean(policy, POLICIES)}")
-    return {"raise": FiniteLoss, "skip_step": SkipBadLoss}.get(policy, lambda: None)()
+    if policy == "raise":
+        return FiniteLoss(device)
+    return SkipBadLoss() if policy == "skip_step" else None
 
 
 def said(step: int, name: str, number: float) -> str:

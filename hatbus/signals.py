@@ -1,7 +1,6 @@
 """SIGTERM and SIGINT end a run after the present step, state saved; SIGUSR1 saves and goes on.
 
-A handler only sets a flag. The flag is read at the end of a step, where a save and a stop are
-asked for as any plugin would. A second SIGTERM or SIGINT ends the process at once. Worker processes
+A handler only asks, as any plugin would, for a save and a stop at the end of the step. A second SIGTERM or SIGINT ends the process at once. Worker processes
 of loaders do not hear these signals: one to the whole process group would else kill them, and with
 them the step that was to be finished.
 """
@@ -15,13 +14,14 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from hatbus.control import log
+from hatbus.control import Request, log
 from hatbus.declare import hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from hatbus.context import Context
+    from hatbus.control import Control
 
 STOPPED_AND_SAVED: Final = 75
 """Exit code of a run that was stopped by a signal and can be resumed."""
@@ -36,19 +36,17 @@ class Signals:
 
     Attributes:
         stop: the signal that asks for the end; 0 before one came.
-        save: the signal that asks for a checkpoint; 0 before one came, and after it was served.
     """
 
     def __init__(self) -> None:
-        self.stop = self.save = 0
-        self._asked = False
+        self.stop = 0
+        self._control: Control | None = None
         self._saved_at = -1
 
     @hookimpl(wrapper=True, tryfirst=True)
-    def run_loop(self) -> Generator[None, Any, Any]:
+    def run_loop(self, ctx: Context) -> Generator[None, Any, Any]:
         """Serves signals inside the loop; handlers are put back on every way out."""
-        self.stop = self.save = 0
-        self._asked, self._saved_at = False, -1
+        self.stop, self._control, self._saved_at = 0, ctx.control, -1
         if not can_serve():
             return (yield)
         kept = {number: signal.signal(number, self._note) for number in (*_STOPS, *_SAVES)}
@@ -59,18 +57,6 @@ class Signals:
             _active.remove(self)
             for number, handler in kept.items():
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-
-    @hookimpl
-    def on_step_end(self, ctx: Context) -> None:
-        """Turns the flags into requests."""
-        if self.save:
-            number, self.save = self.save, 0
-            ctx.control.save(signal.Signals(number).name)
-        if self.stop and not self._asked:
-            self._asked = True
-            name = signal.Signals(self.stop).name
-            ctx.control.save(name)
-            ctx.control.stop("run", name)
 
     @hookimpl
     def on_checkpoint_saved(self, ctx: Context) -> None:
@@ -91,12 +77,14 @@ class Signals:
         raise SystemExit(128 + self.stop)
 
     def _note(self, number: int, _frame: object) -> None:
-        if number in _SAVES:
-            self.save = number
-        elif self.stop:
+        if self.stop and number in _STOPS:
             os._exit(128 + number)
-        else:
+        wishes = ["save"]
+        if number in _STOPS:
             self.stop = number
+            wishes.append("stop run")
+        name, pending = signal.Signals(number).name, self._control.pending  # type: ignore[union-attr]  # set before the handlers are
+        pending.extend(Request(wish, "a signal", name) for wish in wishes)
 
 
 def can_serve() -> bool:

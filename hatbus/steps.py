@@ -41,6 +41,9 @@ class Steps:
         accumulate: batches per group (gradient accumulation).
         device: where batches are moved; None leaves them where they are.
 
+    Attributes:
+        times_waits: whether ``ctx.data_wait`` is kept; a plugin that reads it says so.
+
     Raises:
         JobError: ``accumulate`` < 1, no tasks, or a sampler that names an unknown task.
     """
@@ -62,6 +65,7 @@ class Steps:
         self.feeds: dict[Any, Feed] = {t: Feed(d, t, device) for t, d in loaders.items()}
         self._sampler = sampler or AllTasks()
         self._sampler.bind(tuple(loaders))
+        self.times_waits = False
         self._afterwards: Callable[[], None] | None = None
         self._running: Generator[Batches, None, None] | None = None
         self._left: tuple[tuple[int, int], dict[str, Any]] | None = None
@@ -82,7 +86,9 @@ class Steps:
             DataError: a loader is empty or failed.
         """
         self.close()
-        self._running = self._steps(ctx)
+        self._come_back(place_of(ctx))
+        is_plain = len(self.feeds) == 1 and self.accumulate == 1 and self._sampler.is_plain
+        self._running = self._plain_steps(ctx) if is_plain else self._steps(ctx)
         return self._running
 
     def leave(self, ctx: Context) -> None:
@@ -108,12 +114,7 @@ class Steps:
 
     def _steps(self, ctx: Context) -> Generator[Batches, None, None]:
         (epoch, first), last = place_of(ctx), self.steps_per_epoch
-        self._come_back((epoch, first))
-        resumed = self._afterwards is not None
-        if last is not None and first >= last and not resumed:
-            return
-        if len(self.feeds) == 1 and self.accumulate == 1 and self._sampler.is_plain:
-            yield from self._plain_steps(ctx, epoch, first)
+        if self._is_over(first):
             return
         behind = self._sampler.counts(ctx.seed, epoch, first)
         for task, feed in self.feeds.items():
@@ -142,21 +143,24 @@ class Steps:
             batches.extend((task, batch, share) for batch in group)
         return batches
 
-    def _plain_steps(self, ctx: Context, epoch: int, first: int) -> Iterator[Batches]:
+    def _is_over(self, first: int) -> bool:
+        """Whether no step of the epoch is left; a resumed run has to open its loaders anyway."""
+        last = self.steps_per_epoch
+        return last is not None and first >= last and self._afterwards is None
+
+    def _plain_steps(self, ctx: Context) -> Generator[Batches, None, None]:
         """The common case, one loader and one batch a step, without the bookkeeping."""
         ((task, feed),) = self.feeds.items()
-        feed.start(epoch, first, 1)
-        now = time.perf_counter
+        first = ctx.position.step
+        if self._is_over(first):
+            return
+        feed.start(ctx.position.epoch, first, 1)
         step, batches = first, feed.fetch()
         feed.forget_resume()
         self._opened()
-        began = now()
-        for batch in batches:
-            ctx.data_wait = now() - began
-            step += 1
-            feed.taken = step
+        for batch in timed(batches, ctx) if self.times_waits else batches:
+            feed.taken = step = step + 1
             yield [(task, batch, 1.0)]
-            began = now()
         self._check_not_empty(step)
 
     # ---- state --------------------------------------------------------------------------------
@@ -204,3 +208,16 @@ class Steps:
         if steps == 0:
             names = ", ".join(f.name for f in self.feeds.values())
             raise DataError(f"{names} gave no batch; check its data set, batch size and drop_last")
+
+
+def timed(batches: Iterator[Any], ctx: Context) -> Iterator[Any]:
+    """The batches, the time that each took to come in ``ctx.data_wait``."""
+    now = time.perf_counter
+    while True:
+        began = now()
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        ctx.data_wait = now() - began
+        yield batch

@@ -93,7 +93,7 @@ class Trainer:
         self._signals = Signals()
         processor = batch_processor or BatchProcessor(loss)
         self.bus = Bus(rank=rank)
-        self._register_core(processor, steps, nan, world)
+        self._register_core(processor, steps, nan, world, place)
         for name, instance in named_instances(plugins):
             self.bus.register(instance, name)
         self.ctx = Context(
@@ -167,7 +167,9 @@ class Trainer:
             model = torch.compile(model, **options)
         ctx.wrapped_model = share(model, ctx.device, many_tasks=len(ctx.data.tasks) > 1)
 
-    def _register_core(self, processor: BatchProcessor, steps: Steps, nan: str, world: int) -> None:
+    def _register_core(
+        self, processor: BatchProcessor, steps: Steps, nan: str, world: int, place: torch.device
+    ) -> None:
         """Registers hatbus's own parts, wrappers outermost first."""
         parts: dict[str, object] = {"signals": self._signals}
         if steps.tasks:
@@ -179,7 +181,7 @@ class Trainer:
             parts["autocast"] = Autocast(self._precision)
         if self._precision == "fp16":
             parts["loss_scaling"] = LossScaling()
-        finite = finite_loss(nan)
+        finite = finite_loss(nan, place)
         if finite is not None:
             parts["finite_loss"] = finite
         if world > 1:

@@ -237,9 +237,8 @@ def test_a_run_after_too_many_skipped_steps_counts_from_none() -> None:
 
 
 def test_losses_that_wait_to_be_looked_at_are_looked_at_before_a_checkpoint() -> None:
-    finite = FiniteLoss()
-    on_a_gpu: Any = SimpleNamespace(device=torch.device("cuda"), global_step_id=3)
-    finite.on_optimizer_step_begin(on_a_gpu, {"loss": torch.tensor(float("inf"))})
+    finite = FiniteLoss(torch.device("cuda"))
+    finite.see(SimpleNamespace(global_step_id=3, losses={"loss": torch.tensor(float("inf"))}))
     with pytest.raises(NonFiniteError, match="loss 'loss' is inf in step 3"):
         finite.veto_checkpoint()
     assert finite.veto_checkpoint() is None

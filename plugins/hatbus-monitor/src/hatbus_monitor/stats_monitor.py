@@ -81,6 +81,7 @@ class StatsMonitor:
         """Starts the clock; the counters are those of a resumed run already."""
         self._began, self._first_step = self._now(), ctx.position.global_step
         self._window, self._pauses = Window(), 0
+        ctx.data.times_waits = True
 
     @hookimpl
     def on_epoch_begin(self, ctx: Context) -> None:
