@@ -1,8 +1,8 @@
 """SIGTERM and SIGINT end a run after the present step, state saved; SIGUSR1 saves and goes on.
 
-A handler only asks, as any plugin would, for a save and a stop at the end of the step. A second SIGTERM or SIGINT ends the process at once. Worker processes
-of loaders do not hear these signals: one to the whole process group would else kill them, and with
-them the step that was to be finished.
+A handler only asks, as any plugin would, for a save and a stop at the end of the step. A second
+SIGTERM or SIGINT ends the process at once. Worker processes of loaders do not hear these signals:
+one to the whole process group would else kill them, and with them the step that was to be finished.
 """
 
 from __future__ import annotations
