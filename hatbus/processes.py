@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,7 +36,7 @@ def joined(device: torch.device) -> Iterator[None]:
     if rank_and_world()[1] == 1 or distributed.is_initialized():
         yield
         return
-    store, rank, world = next(rendezvous("env://"))
+    store, rank, world = _meeting()
     # The store outlives a group: without a prefix of its own a second run would meet the first's
     # addresses there, and wait for ever.
     store = PrefixStore(f"hatbus run {next(_runs)}", store)
@@ -45,6 +46,13 @@ def joined(device: torch.device) -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+@cache
+def _meeting() -> tuple[Any, int, int]:
+    """Where the processes meet, for all runs: some would wait at the first store for ever."""
+    found: tuple[Any, int, int] = next(rendezvous("env://"))
+    return found
 
 
 def share(model: torch.nn.Module, device: torch.device, *, many_tasks: bool) -> Any:
