@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tiny import MeanLoss
 from hatbus import hookimpl, plugin
 from hatbus.errors import PluginError
 from hatbus.testing import ContractFailure, PluginContract
+from hatbus.testing.two_processes import run_both
 
 pytest_plugins = ["hatbus.testing"]
 torch.set_num_threads(1)
@@ -103,16 +105,35 @@ class OnlyOnRankZero(Broken):
                 model.head.bias += 1.0
 
 
-class BrokenOnTwo(PluginContract):
-    two_processes = True
+@plugin()
+class FailsOnRankOne(Broken):
+    @hookimpl
+    def on_epoch_end(self, ctx: Any) -> None:
+        if ctx.rank == 1:
+            raise ValueError("the second of two")
 
+
+class ContractOfOnlyOnRankZero(PluginContract):
     def make(self) -> object:
         return OnlyOnRankZero()
 
 
-def test_a_plugin_that_trains_on_one_rank_only_fails_on_two_processes() -> None:
-    with pytest.raises(ContractFailure, match=r"the ranks end with different weights"):
-        BrokenOnTwo().test_works_on_two_processes()
+class ContractOfFailsOnRankOne(PluginContract):
+    two_processes = True
+
+    def make(self) -> object:
+        return FailsOnRankOne()
+
+
+def test_a_plugin_that_trains_on_one_rank_only_is_found_among_others(tmp_path: Path) -> None:
+    found = run_both(tmp_path, TestHalve, ContractOfOnlyOnRankZero)
+    assert found.startswith("the ranks end with different weights: weights['")
+    assert found.endswith("(of ContractOfOnlyOnRankZero)")
+
+
+def test_a_plugin_that_fails_on_two_processes_fails_with_its_own_words() -> None:
+    with pytest.raises(ContractFailure, match=r"on two processes .*rank 1 ended with 1: ValueErr"):
+        ContractOfFailsOnRankOne().test_works_on_two_processes()
 
 
 def test_a_contract_without_make_says_what_to_define() -> None:

@@ -1,12 +1,9 @@
-"""Every first-party plugin keeps the contract that hatbus.testing holds everybody to.
-
-``HATBUS_TEST_PROCESSES=1`` runs the clause of two processes too.
-"""
+"""Every first-party plugin keeps the contract that hatbus.testing holds everybody to."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +13,10 @@ from torch import nn
 from hatbus import callbacks, hookimpl, plugin
 from hatbus.first_party import FIRST_PARTY
 from hatbus.testing import PluginContract, TinyNet, batches, tiny_parts
+from hatbus.testing.two_processes import run_both
 
 pytest_plugins = ["hatbus.testing"]
 torch.set_num_threads(1)
-TWO = os.environ.get("HATBUS_TEST_PROCESSES") == "1"
 
 
 class BnNet(nn.Module):
@@ -40,6 +37,7 @@ class TwoNets(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.student, self.teacher = TinyNet(), TinyNet()
+        self.teacher.requires_grad_(False)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -162,11 +160,11 @@ class Mean:
 
 
 def contract_of(name: str) -> type[PluginContract]:
-    """The contract of one plugin."""
+    """The contract of one plugin; all together run on two processes below."""
     options, said = SAID[name]
     cls = getattr(callbacks, FIRST_PARTY[name].class_name)
     title = f"Test_{name}"
-    own = {"make": lambda self: cls(**options(self)), "two_processes": TWO}
+    own = {"make": lambda self: cls(**options(self)), "test_works_on_two_processes": None}
     return type(title, (PluginContract,), {"__module__": __name__, **own, **said})
 
 
@@ -179,6 +177,11 @@ def test_every_first_party_plugin_is_under_contract() -> None:
     assert {name for name in globals() if name.startswith("Test_")} == {
         f"Test_{name}" for name in FIRST_PARTY
     }
+
+
+def test_every_first_party_plugin_works_on_two_processes(tmp_path: Path) -> None:
+    assert run_both(tmp_path, *(globals()[f"Test_{name}"] for name in FIRST_PARTY)) == ""
+    assert len(list(tmp_path.glob("*.pt"))) == 2 * len(FIRST_PARTY)
 
 
 @pytest.mark.parametrize("name", FIRST_PARTY)

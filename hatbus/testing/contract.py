@@ -351,7 +351,7 @@ class PluginContract(Subject):
             skip("it takes seconds; set two_processes = True to run it")
         from hatbus.testing.two_processes import run_both
 
-        found = run_both(type(self), self.folder)
+        found = run_both(self.folder, type(self))
         if found:
             fail(f"{self.name}: on two processes {found}")
 

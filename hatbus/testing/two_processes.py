@@ -1,13 +1,16 @@
-"""The contract's run on two processes; a process is started with FILE, CLASS and FOLDER."""
+"""The contract's runs on two processes; a process is started with FILE, FOLDER and CLASSES."""
 
 from __future__ import annotations
 
 import inspect
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
 from importlib.util import module_from_spec, spec_from_file_location
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,18 +24,23 @@ if TYPE_CHECKING:
 
 WORLD: Final = 2
 PATIENCE_S: Final = 90
+_MARK: Final = "hatbus.testing runs "
 
 
-def run_both(contract: type[PluginContract], folder: Path) -> str:
-    """Starts both processes.
+def run_both(folder: Path, *contracts: type[PluginContract]) -> str:
+    """Runs the plugins of some contracts, one after the other, on the same two processes.
+
+    Args:
+        folder: for what the processes leave.
+        contracts: classes of one file.
 
     Returns:
-        What went wrong; empty if nothing.
+        What went wrong first; empty if nothing.
     """
-    if "<locals>" in contract.__qualname__:
+    names = [contract.__qualname__ for contract in contracts]
+    if "<locals>" in "".join(names):
         skip("a class made inside a function cannot be found by another process")
-    file = inspect.getfile(contract)
-    words = [sys.executable, "-m", __name__, file, contract.__qualname__, str(folder)]
+    words = [sys.executable, "-m", __name__, inspect.getfile(contracts[0]), str(folder), *names]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
@@ -41,46 +49,80 @@ def run_both(contract: type[PluginContract], folder: Path) -> str:
         "WORLD_SIZE": str(WORLD),
         "OMP_NUM_THREADS": "1",
     }
-    started = [_start(words, {**environment, "RANK": str(rank)}) for rank in range(WORLD)]
-    try:
-        ended = [process.communicate(timeout=PATIENCE_S) for process in started]
-    except subprocess.TimeoutExpired:
-        return f"it did not end within {PATIENCE_S} s: one waits for the other"
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    for rank, (process, (_, text)) in enumerate(zip(started, ended, strict=True)):
-        if process.returncode:
-            lines = text.decode(errors="replace").strip().splitlines() or ["(no message)"]
-            return f"rank {rank} ended with {process.returncode}: {lines[-1]}"
-    first, second = (torch.load(_result(folder, rank)) for rank in range(WORLD))
-    found = difference(first, second, "weights")
-    return f"the ranks end with different weights: {found}" if found else ""
+    logs = [folder / f"rank-{rank}.txt" for rank in range(WORLD)]
+    started = [_start(words, {**environment, "RANK": str(r)}, log) for r, log in enumerate(logs)]
+    until = time.monotonic() + PATIENCE_S
+    in_time = [_ends(process, until) for process in started]
+    for process in started:
+        process.kill()
+        process.wait()
+    texts = [log.read_text("utf-8", "replace") for log in logs]
+    if not all(in_time):
+        late = f"it did not end within {PATIENCE_S} s: one waits for the other"
+        return late + _under_way(texts[0])
+    failed = [
+        f"rank {rank} ended with {process.returncode}: {_reason(text)}"
+        for rank, (process, text) in enumerate(zip(started, texts, strict=True))
+        if process.returncode
+    ]
+    unequal = (_unequal(folder, name) for name in names)
+    return "; ".join(failed) or next(filter(None, unequal), "")
 
 
-def main(file: str, qualname: str, folder: str) -> None:
-    """Runs the plugin of a contract as one rank of two."""
+def main(file: str, folder: str, *names: str) -> None:
+    """Runs the plugins of some contracts as one rank of two."""
     torch.set_num_threads(1)
-    contract: Any = _load(Path(file))
-    for name in qualname.split("."):
-        contract = getattr(contract, name)
-    subject: PluginContract = contract()
+    module = _load(Path(file))
+    for name in names:
+        sys.stderr.write(f"{_MARK}{name}\n")
+        sys.stderr.flush()
+        _run(attrgetter(name)(module)(), _result(Path(folder), name, int(os.environ["RANK"])))
+
+
+def _run(subject: PluginContract, result: Path) -> None:
     rank = int(os.environ["RANK"])
-    parts = subject.build()
-    data = parts["data"]
+    data = subject.build()["data"]
     if isinstance(data, list):  # every rank sees other batches
         data = data[rank:] + data[:rank]
     trial = subject.with_plugin(data=data).fit(subject.num_steps)
     # parameters, not buffers: the statistics of a batch norm are each rank's own
     weights = {n: p.detach() for n, p in trial.trainer.ctx.model.named_parameters()}
-    torch.save(weights, _result(Path(folder), rank))
+    torch.save(weights, result)
 
 
-def _start(words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603 - this interpreter, with words of our own
-        words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+def _ends(process: subprocess.Popen[bytes], until: float) -> bool:
+    """Whether a process ends in time."""
+    try:
+        process.wait(max(0.0, until - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _reason(text: str) -> str:
+    """The exception in what a process wrote."""
+    lines = [re.sub(r"^\[rank\d+\]: ?", "", line) for line in text.strip().splitlines()]
+    raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(: |$)", line)]
+    return next(reversed(raised or lines), "(no message)") + _under_way(text)
+
+
+def _under_way(text: str) -> str:
+    """Whose run it was in what a process wrote, if there were several."""
+    begun = [line for line in text.splitlines() if line.startswith(_MARK)]
+    return f" (in {begun[-1].removeprefix(_MARK)})" if len(begun) > 1 else ""
+
+
+def _unequal(folder: Path, name: str) -> str:
+    first, second = (torch.load(_result(folder, name, rank)) for rank in range(WORLD))
+    found = difference(first, second, "weights")
+    return f"the ranks end with different weights: {found} (of {name})" if found else ""
+
+
+def _start(words: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        return subprocess.Popen(  # noqa: S603 - this interpreter, with words of our own
+            words, env=environment, stdout=subprocess.DEVNULL, stderr=file
+        )
 
 
 def _load(file: Path) -> Any:
@@ -93,8 +135,8 @@ def _load(file: Path) -> Any:
     return module
 
 
-def _result(folder: Path, rank: int) -> Path:
-    return folder / f"rank-{rank}.pt"
+def _result(folder: Path, name: str, rank: int) -> Path:
+    return folder / f"{name}-rank-{rank}.pt"
 
 
 def _free_port() -> str:
