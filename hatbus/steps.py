@@ -89,7 +89,7 @@ class Steps:
         self._come_back(place_of(ctx))
         is_plain = len(self.feeds) == 1 and self.accumulate == 1 and self._sampler.is_plain
         self._running = self._plain_steps(ctx) if is_plain else self._steps(ctx)
-        return self._running
+        return timed(self._running, ctx) if self.times_waits else self._running
 
     def leave(self, ctx: Context) -> None:
         """Ends every iteration at the end of a ``fit``; the next one goes on in this very place.
@@ -123,9 +123,7 @@ class Steps:
         self._opened()
         step = first
         while last is None or step < last:
-            began = time.perf_counter()
             batches = self._step(ctx, epoch, step, endless=last is not None)
-            ctx.data_wait = time.perf_counter() - began
             if not batches:
                 break
             yield batches
@@ -158,7 +156,7 @@ class Steps:
         step, batches = first, feed.fetch()
         feed.forget_resume()
         self._opened()
-        for batch in timed(batches, ctx) if self.times_waits else batches:
+        for batch in batches:
             feed.taken = step = step + 1
             yield [(task, batch, 1.0)]
         self._check_not_empty(step)
@@ -210,14 +208,10 @@ class Steps:
             raise DataError(f"{names} gave no batch; check its data set, batch size and drop_last")
 
 
-def timed(batches: Iterator[Any], ctx: Context) -> Iterator[Any]:
-    """The batches, the time that each took to come in ``ctx.data_wait``."""
-    now = time.perf_counter
-    while True:
-        began = now()
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
+def timed(steps: Iterator[Batches], ctx: Context) -> Iterator[Batches]:
+    """The steps, with the time that each took to come in ``ctx.data_wait``."""
+    now, began = time.perf_counter, time.perf_counter()
+    for batches in steps:
         ctx.data_wait = now() - began
-        yield batch
+        yield batches
+        began = now()
