@@ -246,8 +246,6 @@ class Bus:
         if event.kind == DECISION and not self._is_decided(event, task):
             return None
         listened = [i for i in impls if self._is_needed(i)]
-        if all(getattr(i.function, "does_nothing", False) for i in listened):
-            return None
         gates = {name: g for name, g in self.gates.items() if self._gate_applies(name, event)}
         return freeze(event, listened, Rules(gates, self._strict, self.callers, self.instrument))
 
@@ -268,7 +266,7 @@ class Bus:
         return self._manager.subset_hook_caller(event.name, silent)
 
     def _is_needed(self, impl: pluggy.HookImpl) -> bool:
-        """Whether one of the core's own has anything to do: somebody hears a wrapper's moments."""
+        """Whether one of the core's wrappers has anything to do: somebody hears its moments."""
         pair = getattr(impl.function, "moments", ())
         return not pair or any(getattr(self._manager.hook, name).get_hookimpls() for name in pair)
 
