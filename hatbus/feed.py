@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from itertools import chain, islice
 from typing import Any
 
@@ -249,13 +250,28 @@ def length_of(loader: Any) -> int | None:
 
 
 def moved(batch: Any, device: Any) -> Any:
-    """A batch with every tensor in it on the device (tuples, lists and mappings kept)."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
+    """A batch with every tensor in it on the device, without waiting for it.
+
+    What has a ``to`` of its own moves itself (tensors, packed sequences, a tokenizer's batches);
+    tuples, lists and mappings are made anew, of their own type.
+    """
+    if hasattr(batch, "to"):
+        return _moved_itself(batch, device)
+    if isinstance(batch, MutableMapping):
+        made = copy.copy(batch)  # a defaultdict has more than its items
+        made.update({k: moved(v, device) for k, v in batch.items()})
+        return made
     if isinstance(batch, Mapping):
         return type(batch)({k: moved(v, device) for k, v in batch.items()})  # type: ignore[call-arg]
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(moved(v, device) for v in batch))
     if isinstance(batch, (tuple, list)):
         return type(batch)(moved(v, device) for v in batch)
-    return batch.to(device) if hasattr(batch, "to") else batch
+    return batch
+
+
+def _moved_itself(part: Any, device: Any) -> Any:
+    try:
+        return part.to(device, non_blocking=True)
+    except TypeError:  # a `to` of the user's own that takes the device alone
+        return part.to(device)

@@ -74,12 +74,8 @@ class LossScaling:
         """Updates unless a gradient overflowed; returns whether it did."""
         if not self._unscaled:  # nothing was differentiated
             return False
-        scaler: Any = ctx.scaler
-        before = scaler.get_scale()
-        scaler.step(ctx.optimizer)
-        scaler.update()
         self._unscaled = False
-        return bool(scaler.get_scale() >= before)
+        return scaled_step(ctx.scaler, ctx.optimizer)
 
     @hookimpl
     def on_step_end(self, ctx: Context) -> None:
@@ -88,3 +84,25 @@ class LossScaling:
         if self._unscaled:
             ctx.scaler.update()  # type: ignore[union-attr]
             self._unscaled = False
+
+
+def scaled_step(scaler: Any, optimizer: Any) -> bool:
+    """The optimizer's step, if no gradient overflowed; whether there was one.
+
+    The scaler itself waits for the device once, to know. A fused optimizer knows on the device
+    only, so there the scale is read before and after.
+    """
+    is_fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+    if is_fused or not isinstance(optimizer, torch.optim.Optimizer):
+        before = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        return bool(scaler.get_scale() >= before)
+    ran: list[bool] = []
+    hook = optimizer.register_step_post_hook(lambda *_: ran.append(True))
+    try:
+        scaler.step(optimizer)
+    finally:
+        hook.remove()
+    scaler.update()
+    return bool(ran)

@@ -7,6 +7,7 @@ such function exists, so it costs nothing when it is off.
 from __future__ import annotations
 
 import json
+import threading
 import time
 import warnings
 from collections.abc import Generator, Iterator
@@ -31,6 +32,8 @@ MOST_TRACED: Final = 200_000
 """Calls kept for the trace; later ones are counted but not drawn."""
 SYNCHRONIZES: Final = "called a synchronizing CUDA operation"
 """What torch's warning says in the sync debug mode."""
+PROTOTYPE: Final = "Synchronization debug mode is a prototype"
+"""What torch says once when that mode is switched on."""
 
 
 @dataclass(slots=True)
@@ -217,24 +220,29 @@ class _Steps:
         import torch
 
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with hearing_syncs(self._profile):
+        with hearing_syncs(self._profile):
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
                 return (yield)
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
 
 
 @contextmanager
 def hearing_syncs(profile: Profile) -> Iterator[None]:
-    """Charges torch's warnings about waits for the GPU to the running plugin."""
+    """Charges torch's warnings about waits for the GPU to the running plugin.
+
+    Those of other threads are nobody's: a writer that waits in the background holds up no step.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=PROTOTYPE)
         warnings.filterwarnings("always", message=SYNCHRONIZES)
-        show = warnings.showwarning
+        show, loop = warnings.showwarning, threading.get_ident()
 
         def hear(message: Any, *rest: Any, **more: Any) -> None:
             if SYNCHRONIZES in str(message):
-                profile.charge_sync()
+                if threading.get_ident() == loop:
+                    profile.charge_sync()
             else:
                 show(message, *rest, **more)
 

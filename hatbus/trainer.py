@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,6 +205,7 @@ def own_device(device: Any, rank: int) -> torch.device:
     if place.type == "cuda" and not torch.cuda.is_available():
         raise JobError(f"device {str(device)!r} is not here: torch sees no GPU; accepted: 'cpu'")
     if str(place) == "cuda":
-        place = torch.device("cuda", rank % torch.cuda.device_count())
+        local = int(os.environ.get("LOCAL_RANK", rank))  # of this machine's processes
+        place = torch.device("cuda", local % torch.cuda.device_count())
         torch.cuda.set_device(place)
     return place

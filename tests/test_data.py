@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_trainer
+from torch.nn.utils import rnn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from hatbus import BatchProcessor, Trainer, hookimpl
 from hatbus.data import BatchOrder, ExactLoader, loader
 from hatbus.errors import DataError
-from hatbus.feed import Feed
+from hatbus.feed import Feed, moved
 
 
 class Noisy(Dataset[Any]):
@@ -231,3 +233,22 @@ def test_data_that_became_shorter_is_an_error_with_both_numbers() -> None:
     state = feed.state_dict(inside=True)
     with pytest.raises(DataError, match=r"gave 3 batches in epoch 0, but 4 of them are behind"):
         resumed(state, [1, 2, 3])
+
+
+def test_batches_of_every_kind_are_moved_and_keep_their_kind() -> None:
+    class Own:
+        def __init__(self, values: torch.Tensor) -> None:
+            self.values = values
+
+        def to(self, device: Any) -> Own:
+            return Own(self.values.to(device))
+
+    packed = rnn.pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
+    counted: Any = defaultdict(list, {"x": torch.ones(2)})
+    batch = ({"a": [torch.ones(1)], "name": "text"}, packed, counted, Own(torch.ones(1)))
+    first, sequence, more, own = moved(batch, torch.device("meta"))
+    found = (first["a"][0], sequence.data, more["x"], own.values)
+    assert {one.device.type for one in found} == {"meta"}
+    assert first["name"] == "text"
+    assert sequence.batch_sizes.tolist() == [2, 1, 1]
+    assert more["absent"] == []

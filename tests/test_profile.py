@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import warnings
 from collections.abc import Generator
@@ -107,6 +108,24 @@ def test_a_wait_for_the_gpu_is_charged_to_the_plugin_that_runs() -> None:
         trainer.fit(num_steps=3)
     assert profile.costs["syncs", "on_step_end"].syncs == 3
     assert profile.costs["quick", "on_step_end"].syncs == 0
+
+
+def test_a_wait_in_another_thread_is_charged_to_nobody() -> None:
+    """A writer that waits for the GPU in the background holds up no step."""
+
+    class Writes:
+        @hookimpl
+        def on_step_end(self) -> None:
+            thread = threading.Thread(target=warnings.warn, args=(SYNCHRONIZES, UserWarning))
+            thread.start()
+            thread.join()
+
+    profile, trainer = Profile(), tiny_trainer({"writes": Writes()})
+    profile.watch(trainer.bus)
+    with hearing_syncs(profile):
+        trainer.fit(num_steps=3)
+    cost = profile.costs["writes", "on_step_end"]
+    assert (cost.calls, cost.syncs) == (3, 0)
 
 
 def test_without_a_profile_the_plugins_own_functions_are_called() -> None:

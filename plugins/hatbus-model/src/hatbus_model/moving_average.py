@@ -83,18 +83,26 @@ class Lane:
 
     def move(self, weight: float) -> None:
         """``average += weight * (followed - average)``, or a copy for what is not averaged."""
-        live = [held[key] for held, key in self.followed]
         if not self.averaged:
-            torch._foreach_copy_(self.averages, live)
+            self.copy()
             return
-        first = self.averages[0]
-        if live[0].dtype != first.dtype or live[0].device != first.device:
-            live = [tensor.to(first) for tensor in live]
-        torch._foreach_lerp_(self.averages, live, weight)
+        torch._foreach_lerp_(self.averages, self._live(), weight)
 
     def copy(self) -> None:
         """Makes every average equal to what it follows."""
-        torch._foreach_copy_(self.averages, [held[key] for held, key in self.followed])
+        torch._foreach_copy_(self.averages, self._live())
+
+    def _live(self) -> list[Tensor]:
+        """What is followed, where and in what the averages are; waits once for another device."""
+        live = [held[key] for held, key in self.followed]
+        first, found = self.averages[0], live[0]
+        if found.device != first.device:
+            live = [tensor.to(first.device, non_blocking=True) for tensor in live]
+            if found.is_cuda:  # the copies are in pinned memory, and only under way
+                torch.cuda.current_stream(found.device).synchronize()
+        if found.dtype != first.dtype:
+            live = [tensor.to(first.dtype) for tensor in live]
+        return live
 
 
 def lanes(

@@ -72,13 +72,14 @@ class GradMonitor:
         named: dict[str, Tensor] = {}
         each = each_norm([p.grad for p in every], self.norm_type)
         norms = dict(zip(map(id, every), each, strict=True))
-        named["grad_norm"] = joint_norm(list(norms.values()), self.norm_type)
+        zero = torch.zeros((), device=ctx.device)
+        named["grad_norm"] = joint_norm(list(norms.values()) or [zero], self.norm_type)
         for name, parameters in groups.items():
             found = [norms[id(p)] for p in parameters if id(p) in norms]
-            named[f"grad_norm/{name}"] = joint_norm(found, self.norm_type)
+            named[f"grad_norm/{name}"] = joint_norm(found or [zero], self.norm_type)
             if self.weights:
                 own = each_norm([p.detach() for p in parameters], self.norm_type)
-                named[f"weight_norm/{name}"] = joint_norm(own, self.norm_type)
+                named[f"weight_norm/{name}"] = joint_norm(own or [zero], self.norm_type)
         row = torch.stack([norm.to(named["grad_norm"].device) for norm in named.values()])
         values = dict(zip(named, row.tolist(), strict=True))
         return {**values, **(learning_rates(ctx.optimizer) if self.lr else {})}

@@ -33,8 +33,10 @@ class Mean:
             value: number or tensor of any shape; each element counts once.
             weight: how often the value counts, for example the samples it is the mean of.
         """
-        if not isinstance(value, Tensor):
-            value = torch.as_tensor(value, dtype=self.total.dtype, device=self.total.device)
+        if not isinstance(value, Tensor):  # a copy to the device would wait for it
+            self.total.add_(float(value), alpha=weight)
+            self.count += weight
+            return
         count = weight
         if value.dim() != 0:
             count = weight * value.numel()
@@ -148,7 +150,8 @@ def correct(preds: Tensor, target: Tensor, top_k: int = 1, threshold: float = 0.
 
 def over_all_ranks(total: Tensor, count: float | Tensor) -> tuple[Tensor, Tensor]:
     """Sum and count added up over the ranks of the run; collective when there are several."""
-    count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
+    # A number is filled in on the device: a copy from the host would wait for it.
+    count = count.to(total) if isinstance(count, Tensor) else torch.full_like(total, count)
     if not (distributed.is_available() and distributed.is_initialized()):
         return total, count
     both = torch.stack([total, count])

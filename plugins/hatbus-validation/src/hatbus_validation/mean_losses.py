@@ -71,6 +71,6 @@ def over_all_ranks(total: Tensor, count: int) -> Tensor:
     """The mean, 0-d float64; sums and counts are added up over the ranks, never means."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return total / count
-    both = torch.stack([total, torch.as_tensor(count, dtype=total.dtype, device=total.device)])
+    both = torch.stack([total, torch.full_like(total, count)])
     distributed.all_reduce(both)
     return both[0] / both[1]

@@ -44,8 +44,8 @@ class MeanTeacherValidation(Validation):
     def __init__(self, inference_on: str = "student", **kwargs: Any) -> None:
         if inference_on not in PAIR:
             raise PluginError(
-                f"mean_teacher_validation: inference_on={inference_on!r}"
-                f"{did_you_mean(inference_on, PAIR)}; accepted: 'student', 'teacher'"
+                f"mean_teacher_validation: inference_on={inference_on!r:.80}"
+                f"{did_you_mean(str(inference_on)[:80], PAIR)}; accepted: 'student', 'teacher'"
             )
         options = inspect.signature(Validation).parameters
         for name in kwargs:
