@@ -300,7 +300,9 @@ class Bus:
                 if impl.wrapper or impl.trylast:
                     continue
                 for other in found.values():
-                    if not (event.per_task and _apart(other.declared, member.declared)):
+                    one, two = other.declared, member.declared
+                    shared = event.name in one.shares and event.name in two.shares
+                    if not shared and not (event.per_task and _apart(one, two)):
                         raise PluginError(
                             f"plugins {other.name!r} and {member.name!r} both replace "
                             f"{event.name}; switch one off (-p no:{member.name}), "

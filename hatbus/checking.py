@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hatbus.reading import Method, Reading, Sources
 
 _STATE: Final = ("state_dict", "load_state_dict")
-_LISTS: Final = ("before", "after", "tasks", "writes")
+_LISTS: Final = ("before", "after", "tasks", "writes", "shares")
 
 
 class Offer(NamedTuple):

@@ -46,6 +46,8 @@ class Declaration:
         ranks: ``"all"``, or ``"zero"`` for a writer that runs on the first process only.
         writes: what it changes (``"optimizer.lr"``, ``"grad.clip"``, ``"weights"``); two plugins
             of one run that write the same thing are refused at start.
+        shares: spans that several plugins of the kind may provide in one run. The first in order is
+            called, and sees to the others; two providers of any other span are refused.
     """
 
     stage: str = "monitor"
@@ -55,6 +57,7 @@ class Declaration:
     every: str = ""
     ranks: str = "all"
     writes: tuple[str, ...] = ()
+    shares: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses a stage or rank that does not exist."""
@@ -64,7 +67,9 @@ class Declaration:
             raise PluginError(f"unknown ranks {self.ranks!r}; accepted: 'all', 'zero'")
 
 
-OVERRIDABLE: Final = tuple(f.name for f in fields(Declaration) if f.name != "writes")
+OVERRIDABLE: Final = tuple(
+    f.name for f in fields(Declaration) if f.name not in ("writes", "shares")
+)
 """The keys of a plugin's table in a job that belong to the bus rather than to the plugin."""
 
 
@@ -77,6 +82,7 @@ def plugin(
     every: str | None = None,
     ranks: str | None = None,
     writes: str | Sequence[str] | None = None,
+    shares: str | Sequence[str] | None = None,
 ) -> Callable[[_Class], _Class]:
     """Class decorator: declares a plugin's place and what it writes (see ``Declaration``).
 
@@ -89,7 +95,7 @@ def plugin(
     >>> declaration_of(HalveSeldom()).stage
     'schedule'
     """
-    lists = {"before": before, "after": after, "tasks": tasks, "writes": writes}
+    lists = {"before": before, "after": after, "tasks": tasks, "writes": writes, "shares": shares}
     given: dict[str, Any] = {n: names(v) for n, v in lists.items() if v is not None}
     words = {"stage": stage, "every": every, "ranks": ranks}
     given |= {n: v for n, v in words.items() if v is not None}

@@ -11,7 +11,7 @@ from hatbus.payload import LOOP
 
 @event(SPAN, LOOP, "reason")
 def validate() -> Result:
-    """Evaluates the model; a validation plugin provides it.
+    """Evaluates the model; a validation plugin provides it, or several that share it.
 
     When: whenever a plugin calls ``ctx.emit.validate``, and on ``ctx.control.validate``.
     May change: which weights the model shows, restored on every way out.

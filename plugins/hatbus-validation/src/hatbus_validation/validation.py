@@ -21,6 +21,7 @@ from hatbus.rng import fenced
 from hatbus.signals import stop_wanted
 from hatbus_validation import shown_weights as shown
 from hatbus_validation.callback_tables import Named, named_callbacks
+from hatbus_validation.fellows import FIRST_NAME, asking, fellows_of, first_names
 from hatbus_validation.inner_run import InnerContext, evaluate, inner_bus
 from hatbus_validation.loaders import Passes, Source, sources
 from hatbus_validation.mean_losses import MeanLosses
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 UNITS: Final = ("step", "epoch")
 
 
-@plugin(stage="validate")
+@plugin(stage="validate", shares="validate")
 class Validation:
     """Runs the model over validation data at an interval, and publishes what its callbacks found.
 
@@ -68,7 +69,16 @@ class Validation:
         log_interval: steps between two lines in the log.
         weights: the weight view to validate: ``"raw"``, ``"ema"`` or what another plugin offers;
             None: EMA if there is one, else raw.
-        name: first part of the published names.
+        name: first part of the published names; None: ``val``, and for a second validation of the
+            run ``val/<its instance name>``.
+
+    A run may hold several validations, each at its own interval. Those that are due at one step are
+    one ``validate``; when somebody else asks for a validation, all of them run.
+
+    Attributes:
+        validated_at: steps that were behind the run at the last validation.
+        is_owed: whether a signal cut the last one short; it is made up for at resume.
+        is_asked: whether the present ``validate`` is for this one in particular.
 
     Raises:
         PluginError: a value that is not accepted.
@@ -94,7 +104,7 @@ class Validation:
         log_interval: int | None = 10,
         *,
         weights: str | None = None,
-        name: str = "val",
+        name: str | None = None,
     ) -> None:
         interval_by = interval_by or "epoch"
         if interval_by not in UNITS:
@@ -119,8 +129,11 @@ class Validation:
         self._profile = ProfileSteps(profiler) if profiler is not None else None
         self._runs: list[tuple[Source, Passes, Bus]] = []
         self._told = ""
-        self._validated_at = 0
-        self._is_owed = False
+        self.validated_at = 0
+        self.is_owed = False
+        self._fellows: dict[str, Validation] = {}
+        self._first_name = name or FIRST_NAME
+        self.is_asked = False
 
     @property
     def is_off(self) -> bool:
@@ -131,6 +144,8 @@ class Validation:
     def on_loop_begin(self, ctx: Context) -> None:
         """Checks the loaders, and puts the callbacks on their buses."""
         self.view(ctx)  # a name that is not there is better known now
+        self._fellows = fellows_of(self, ctx.bus)
+        self._first_name = first_names(self._fellows)[self]
         given = sources(self.data_loader, getattr(ctx.data, "tasks", ()))
         lists = self.callbacks * len(given) if self.share_callbacks else self.callbacks
         if len(lists) != len(given):
@@ -153,37 +168,53 @@ class Validation:
     def on_step_end(self, ctx: Context) -> None:
         """Validates where an interval in steps is due."""
         if self.interval_by == "step":
-            self._validate_if_due(ctx, ctx.global_step_id)
+            self._validate_due(ctx, "step")
 
     @hookimpl
     def on_epoch_end(self, ctx: Context) -> None:
         """Validates where an interval in epochs is due; not in an epoch that was cut short."""
         if self.interval_by == "epoch" and ctx.position.step == 0:
-            self._validate_if_due(ctx, ctx.epoch_id)
+            self._validate_due(ctx, "epoch")
 
     @hookimpl
     def on_loop_end(self, ctx: Context) -> None:
         """Validates at the end, unless this step was validated, or a signal or error ended it."""
-        is_new = ctx.position.global_step not in (0, self._validated_at)
-        is_wanted = self.val_on_train_end and not self.is_off
-        if is_new and is_wanted and ctx.exception is None and not was_signalled(ctx):
-            ctx.emit.validate(ctx, "end of the run")
+        if ctx.position.global_step and ctx.exception is None and not was_signalled(ctx):
+            wanted = [one for one in self._fellows.values() if one.val_on_train_end]
+            self._validate_these(ctx, wanted, "end of the run")
 
     @hookimpl
     def validate(self, ctx: Context, reason: str) -> dict[str, Any] | bool:
-        """Validates now, and publishes what was found on the training's bus."""
-        if self.is_off:
+        """Validates now, and publishes what was found on the training's bus.
+
+        Of several validations the first one is called, and runs those that are asked.
+        """
+        fellows = list(self._fellows.values()) or [self]
+        asked = [one for one in fellows if one.is_asked] or fellows
+        if all(one.is_off for one in asked):
             return False
+        found: dict[str, Any] = {}
+        for one in asked:
+            if not one.is_off:
+                found |= one.run(ctx, reason)
+        return found
+
+    def run(self, ctx: Context, reason: str) -> dict[str, Any]:
+        """Evaluates on every loader.
+
+        Returns:
+            Published name to value, of the scalars; empty if a signal cut it short.
+        """
         found = []
         with fenced(), torch.no_grad(), self.shown_model(ctx) as model:
             for source, data, bus in self._runs:
                 found.append((source.name, evaluate(bus, ctx, model, data)))
-        self._is_owed = any(inner.is_cut for _, inner in found)
-        if self._is_owed:
+        self.is_owed = any(inner.is_cut for _, inner in found)
+        if self.is_owed:
             ctx.control.save("validation cut short")
             ctx.control.stop("run", "a signal during validation; it is made up for at resume")
             return {}
-        self._validated_at = ctx.position.global_step
+        self.validated_at = ctx.position.global_step
         metrics = self._publish(ctx, found)
         if ctx.rank == 0:
             log.info("validation (%s), step %d: %s", reason, ctx.global_step_id, said(metrics))
@@ -191,12 +222,14 @@ class Validation:
 
     @hookimpl(wrapper=True)
     def run_loop(self, ctx: Context) -> Generator[None, Any, Any]:
-        """Makes up for a validation that a signal cut short, before the first step of a resume."""
-        if self._is_owed:
+        """Makes up for what a signal cut short, before the first step of a resume."""
+        owed = [one for one in self._fellows.values() if one.is_owed]
+        if owed:
             place = ctx.position
             ctx.global_step_id = place.global_step - 1
             ctx.epoch_id = place.epoch if place.step else place.epoch - 1
-            ctx.emit.validate(ctx, "cut short before")
+            with asking(owed):
+                ctx.emit.validate(ctx, "cut short before")
             serve_requests(ctx)
         return (yield)
 
@@ -204,17 +237,18 @@ class Validation:
         """``(global step, label)`` of every planned validation, for ``hatbus preview``."""
         if self.is_off:
             return []
-        label = "validation" if self.name == "val" else f"validation {self.name}"
+        name = first_names(fellows_of(self, ctx.bus))[self]
+        label = "validation" if name == FIRST_NAME else f"validation {name}"
         every, end = self.val_interval, bool(self.val_on_train_end)
         return marks_every(label, every, self.interval_by, ctx, at_end=end)
 
     def state_dict(self) -> dict[str, Any]:
         """How many steps were behind the run at its last validation, and whether one is owed."""
-        return {"validated_at": self._validated_at, "is_owed": self._is_owed}
+        return {"validated_at": self.validated_at, "is_owed": self.is_owed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes them back."""
-        self._validated_at, self._is_owed = state["validated_at"], state["is_owed"]
+        self.validated_at, self.is_owed = state["validated_at"], state["is_owed"]
 
     @contextmanager
     def shown_model(self, ctx: Context) -> Iterator[nn.Module]:
@@ -249,10 +283,10 @@ class Validation:
         """Logs what was found on the training's bus; gives back the scalars."""
         metrics: dict[str, Any] = {}
         for loader, inner in found:
-            ctx.storage.setdefault("validation", {})[loader] = inner.storage
+            ctx.storage.setdefault(self._first_name, {})[loader] = inner.storage
             for kind, values in inner.published.items():
                 name = loader if len(found) > 1 else ""
-                named = {outer_name(self.name, name, n): v for n, v in values.items()}
+                named = {outer_name(self._first_name, name, n): v for n, v in values.items()}
                 metrics.update(named if kind == "scalar" else {})
                 ctx.log(named, kind)
         return metrics
@@ -263,12 +297,31 @@ class Validation:
             shown.warn_of_differences(differences)
         self._told = differences
 
-    def _validate_if_due(self, ctx: Context, index: int) -> None:
-        n = self.val_interval
-        if n is None or (index + 1) % n or ctx.exception is not None or self.is_off:
+    def is_due(self, ctx: Context, unit: str) -> bool:
+        """Whether the interval, and the filters of the job, are due at the end of this unit."""
+        n, index = self.val_interval, ctx.global_step_id if unit == "step" else ctx.epoch_id
+        if n is None or unit != self.interval_by or (index + 1) % n:
+            return False
+        return all(
+            gate.is_open for name, gate in ctx.bus.gates.items() if self._fellows.get(name) is self
+        )
+
+    def _validate_due(self, ctx: Context, unit: str) -> None:
+        """Validates with all that are due; the next one of them finds nothing left to do."""
+        if ctx.exception is not None:
             return
-        every = f"{n} {self.interval_by}s" if n > 1 else self.interval_by
-        ctx.emit.validate(ctx, f"every {every}")
+        due = [one for one in self._fellows.values() if one.is_due(ctx, unit)]
+        every = sorted({one.val_interval or 0 for one in due})
+        said = (f"every {n} {unit}s" if n > 1 else f"every {unit}" for n in every)
+        self._validate_these(ctx, due, " and ".join(said))
+
+    def _validate_these(self, ctx: Context, chosen: Sequence[Validation], reason: str) -> None:
+        """Validates with those of the chosen that have not validated this very step."""
+        step = ctx.position.global_step
+        new = [one for one in chosen if not one.is_off and one.validated_at != step]
+        if new:
+            with asking(new):
+                ctx.emit.validate(ctx, reason)
 
     def _own_callbacks(self, source: Source) -> list[Named]:
         own = [Named("step_log", StepLog(self.log_interval, source.name), {})]
