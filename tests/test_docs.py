@@ -8,26 +8,35 @@ Blocks are told apart by their language:
 * ``sh`` and no language: lines that begin with ``hatbus`` run on a copy of ``docs/examples``.
 * ``console``: so do its ``$`` lines, and their output is compared with what the page shows.
 
-``no-run`` behind the language leaves a block out. The READMEs of the plugins speak of a ``model``,
-an ``optimizer`` and so on without making them; ``a_readers_own`` does.
+``sh session`` is one story, which a shell runs in test_a_stranger_follows_the_docs.py. ``no-run``
+behind the language leaves a block out; test_docs_elsewhere.py sees to those.
+
+The READMEs of the plugins speak of a ``model``, an ``optimizer`` and so on without making them;
+``a_readers_own`` does.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import os
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import NamedTuple
 
 import pytest
 import torch
+from pages import (
+    DOCS,
+    FENCE,
+    blocks,
+    done,
+    module,
+    of_hatbus,
+    one_thread,
+    refresh,
+    with_blocks,
+    write_files,
+)
 
 from hatbus import discovery
 from hatbus.cli import COMMANDS
@@ -36,71 +45,7 @@ from hatbus.first_party import FIRST_PARTY
 from hatbus.job import PLUGIN_KEYS, parse_job
 from hatbus.options import check, schema_of
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
 SHORT = ["-o", "run.num_epochs=1", "-o", "run.args.batch_size=512"]
-_FENCE = re.compile(r"^(`{3,})([^\n`]*)\n(.*?)^\1\s*?$", re.MULTILINE | re.DOTALL)
-_FILE = re.compile(r"^# ([\w./-]+\.\w+)\n")
-
-
-def module(name: str) -> ModuleType:
-    """A script of ``docs/``."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec
-    assert spec.loader
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
-
-
-refresh = module("refresh")
-
-
-class Block(NamedTuple):
-    """A fenced block: its language, the words behind it, its text and its line."""
-
-    language: str
-    words: tuple[str, ...]
-    text: str
-    line: int
-
-
-def blocks(page: Path, *languages: str) -> list[Block]:
-    """The blocks of a page in these languages that are not marked ``no-run``."""
-    text = page.read_text("utf-8")
-    found = []
-    for fence in _FENCE.finditer(text):
-        language, *words = fence[2].split() or [""]
-        line = text.count("\n", 0, fence.start(3)) + 1
-        found.append(Block(language, tuple(words), fence[3], line))
-    return [b for b in found if b.language in languages and "no-run" not in b.words]
-
-
-def with_blocks(*languages: str) -> list[object]:
-    """The pages that have such blocks, as parameters."""
-    return [
-        pytest.param(page, id=page.relative_to(DOCS.parent).as_posix())
-        for page in refresh.pages()
-        if blocks(page, *languages)
-    ]
-
-
-def commands(page: Path) -> list[str]:
-    """The ``hatbus`` commands of a page whose output is not shown."""
-    lines = "\n".join(b.text for b in blocks(page, "", "sh")).replace("\\\n", " ").splitlines()
-    parts = [part.strip() for line in lines for part in line.split(" #")[0].split("&&")]
-    return [part for part in parts if part.startswith("hatbus ")]
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Small models on a busy machine; the random state is as it was afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -121,32 +66,6 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     for name in set(sys.modules) - before:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
-
-
-def done(*words: object, site: Path | None = None) -> str:
-    """What a command printed, which ended well; it sees the packages in a folder."""
-    path = os.pathsep.join(map(str, [*([site] if site else []), *filter(None, sys.path)]))
-    ran = subprocess.run(
-        list(map(str, words)),
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout
-
-
-def write_files(page: Path, folder: Path) -> list[Path]:
-    """The blocks of a page that are files, written."""
-    written = []
-    for block in blocks(page, "python", "toml"):
-        if named := _FILE.match(block.text):
-            path = folder / named[1]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(block.text, "utf-8")
-            written.append(path)
-    return written
 
 
 class Net(torch.nn.Module):
@@ -219,10 +138,10 @@ def test_the_jobs_of_a_page_are_accepted(page: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [p for p in with_blocks("", "sh") if commands(p.values[0])],  # type: ignore[attr-defined]
+    [p for p in with_blocks("", "sh") if of_hatbus(p.values[0])],  # type: ignore[attr-defined]
 )
 def test_the_commands_of_a_page_succeed(page: Path, workplace: Path) -> None:
-    for command in dict.fromkeys(commands(page)):
+    for command in dict.fromkeys(of_hatbus(page)):
         refresh.output_of(command, SHORT if command.startswith("hatbus run ") else [], codes=(0,))
 
 
@@ -292,6 +211,6 @@ def test_every_page_is_in_a_table_of_contents() -> None:
 
 def test_every_link_between_pages_leads_somewhere() -> None:
     for page in refresh.pages():
-        text = _FENCE.sub("", page.read_text("utf-8"))
+        text = FENCE.sub("", page.read_text("utf-8"))
         for target in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"

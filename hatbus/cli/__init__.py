@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     args: Any = None
     try:
-        args = _parsed(words)
+        args = parser_of(words).parse_args(words)
         code: int = import_module(COMMANDS[args.command][1]).run(args)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -56,23 +56,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parsed(words: list[str]) -> argparse.Namespace:
-    """The command line; only the chosen command's module says what it takes."""
+def parser_of(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of a command line; only the chosen command's module says what it takes.
+
+    Raises:
+        JobError: there is no such command.
+    """
     parser = argparse.ArgumentParser(
         prog="hatbus",
         description="A PyTorch training loop whose every event is a pluggy hook.",
+        epilog="hatbus COMMAND --help says what a command takes.",
         allow_abbrev=False,
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action=_Version)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, title="commands"
+    )
     chosen = next((word for word in words if not word.startswith("-")), None)
     if chosen is not None and chosen not in COMMANDS:
         raise JobError(f"unknown command {chosen!r}{did_you_mean(chosen, COMMANDS)}")
     for name, (line, module) in COMMANDS.items():
-        command = commands.add_parser(name, help=line, description=line, allow_abbrev=False)
+        command = commands.add_parser(
+            name, help=line, description=f"{line[0].upper()}{line[1:]}.", allow_abbrev=False
+        )
         if name == chosen:
             import_module(module).arguments(command)
-    return parser.parse_args(words)
+    return parser
+
+
+class _Help(argparse.HelpFormatter):
+    """Help with the commands in one column; argparse forgets that they are indented."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, **options)
+        self._action_max_length = max(map(len, COMMANDS)) + 4
 
 
 class _Version(argparse.Action):

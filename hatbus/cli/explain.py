@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    from hatbus.cli.run import arguments as job_arguments
+    from hatbus.cli.run import job_arguments
 
     job_arguments(parser)
     parser.add_argument("--event", metavar="NAME", help="this event only")

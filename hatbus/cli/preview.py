@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    from hatbus.cli.run import arguments as job_arguments
+    from hatbus.cli.run import job_arguments
 
     job_arguments(parser)
+    parser.add_argument("--quiet", action="store_true", help="show warnings and errors only")
     parser.add_argument("--out", metavar="FILE", help="write a picture: .png, .svg or .pdf")
     parser.add_argument(
         "--steps-per-epoch", type=int, metavar="N", help="where a loader has no length"

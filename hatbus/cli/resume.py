@@ -35,7 +35,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="go on although this differs from the run that saved; 'all' for everything",
     )
-    run_command.options(parser)
+    run_command.change_options(parser)
+    run_command.training_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

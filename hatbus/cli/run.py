@@ -13,12 +13,19 @@ if TYPE_CHECKING:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
+    job_arguments(parser)
+    training_options(parser)
+    parser.epilog = "example: hatbus run job.toml -p tensorboard -p no:ema -o cos_lr.warmup_len=100"
+
+
+def job_arguments(parser: argparse.ArgumentParser) -> None:
+    """A job file, and what is otherwise in it."""
     parser.add_argument("job", metavar="JOB", help="the job file, such as job.toml")
-    options(parser)
+    change_options(parser)
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """What every command that trains takes."""
+def change_options(parser: argparse.ArgumentParser) -> None:
+    """What a job says otherwise, for one command."""
     parser.add_argument(
         "-p",
         dest="plugins",
@@ -35,11 +42,15 @@ def options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="set an option of a plugin, or a key of the run: run.num_epochs=3",
     )
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+
+
+def training_options(parser: argparse.ArgumentParser) -> None:
+    """What every command that trains takes beside."""
     parser.add_argument(
         "--profile", action="store_true", help="measure what each plugin costs per event"
     )
     parser.add_argument("--quiet", action="store_true", help="show warnings and errors only")
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
 
 
 def run(args: argparse.Namespace) -> int:
