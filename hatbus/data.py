@@ -44,6 +44,11 @@ class BatchOrder(Sampler[list[Any]]):
             the last ones are filled up from the front. The samples of one step over all ranks
             depend on batch_size * world alone.
         with_epoch: give ``(epoch, index)`` in place of ``index``, as ``SeededSamples`` wants it.
+
+    Attributes:
+        fills: as said under ``world``. Otherwise every sample is on one rank only; the ranks still
+            have equally many batches, unless a batch is one sample. Fewer samples than ranks are
+            given to every rank.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class BatchOrder(Sampler[list[Any]]):
         self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
         self.rank, self.world, self.with_epoch = rank, world, with_epoch
         self.epoch = self.first = 0
+        self.fills = True
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -74,10 +80,18 @@ class BatchOrder(Sampler[list[Any]]):
 
     def __iter__(self) -> Iterator[list[Any]]:
         """The index batches of the epoch, from the set position on."""
-        indices, epoch, size = self.indices(), self.epoch, self.batch_size
-        for batch in range(self.first, len(self)):
-            found = indices[batch * size : (batch + 1) * size]
+        epoch = self.epoch
+        for found in self.batches()[self.first :]:
             yield [(epoch, i) for i in found] if self.with_epoch else found
+
+    def batches(self) -> list[list[int]]:
+        """This rank's sample indices in this epoch, batch by batch."""
+        indices, size, count = self.indices(), self.batch_size, len(self)
+        found = [indices[start : start + size] for start in range(0, len(indices), size)][:count]
+        last = found[-1] if found else []
+        if len(found) < count and len(last) > 1:  # another rank has a sample more
+            found[-1:] = [last[: len(last) // 2], last[len(last) // 2 :]]
+        return found
 
     def indices(self) -> list[int]:
         """This rank's sample indices in this epoch."""
@@ -85,6 +99,8 @@ class BatchOrder(Sampler[list[Any]]):
         if self.shuffle:
             chance = torch.Generator().manual_seed(seed_of("order", self.seed or 0, self.epoch))
             order = torch.randperm(self.length, generator=chance).tolist()
+        if not self.fills:
+            return order[self.rank :: self.world] if self.length >= self.world else order
         missing = -self.length % self.world
         order += (order * (missing // self.length + 1))[:missing]
         return order[self.rank :: self.world]
@@ -145,6 +161,15 @@ class ExactLoader(DataLoader[Any]):
         self.order.epoch, self.order.first = epoch, batch
         seed = seed_of("workers", self.order.seed or 0, epoch)
         cast(torch.Generator, self.generator).manual_seed(seed)
+
+    def each_once(self) -> Iterator[Any]:
+        """One pass that is always the same, with every sample on one rank only: for validation."""
+        self.set_position(0, 0)
+        self.order.fills = self.order.drop_last
+        try:
+            yield from self
+        finally:
+            self.order.fills = True
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when a run is resumed."""

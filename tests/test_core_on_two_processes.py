@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny import batches, tiny_trainer
+from two_processes import run_on_two
 
 PLAYS = """
 import json, sys
@@ -153,36 +150,6 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, checkout: Path) -> list[dict
 def deciders(tmp_path_factory: pytest.TempPathFactory, checkout: Path) -> list[dict[str, Any]]:
     """What the two ranks wrote down that do not decide alike."""
     return run_on_two(DECIDES, tmp_path_factory.mktemp("deciders"), checkout)
-
-
-def run_on_two(script: str, folder: Path, checkout: Path) -> list[dict[str, Any]]:
-    """Runs a script as two processes; gives what each wrote into its file."""
-    (folder / "plays.py").write_text(script)
-    paths = os.pathsep.join([str(checkout), str(checkout / "tests")])
-    store = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    env = {**os.environ, **store, "PYTHONPATH": paths}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "plays.py", str(rank)], cwd=folder, env={**env, "RANK": str(rank)}
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        assert [process.wait(timeout=120) for process in running] == [0, 0]
-    finally:
-        for process in running:
-            process.kill()
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def test_gradients_are_shared_also_when_a_plugin_replaces_the_batch(ranks: Any) -> None:

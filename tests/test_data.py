@@ -100,6 +100,38 @@ def test_the_samples_of_a_step_do_not_depend_on_the_number_of_processes(world: i
         assert sorted(whole) == sorted(i for part in parts for i in part)
 
 
+@pytest.mark.parametrize("length", [1, 3, 8, 9, 10, 16, 17, 33])
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_pass_over_each_once_has_every_sample_on_one_rank(
+    length: int, batch_size: int, world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks = []
+    for rank in range(world):
+        monkeypatch.setattr("hatbus.data.rank_and_world", lambda rank=rank: (rank, world))
+        data = loader(TensorDataset(torch.arange(length)), batch_size)
+        data.set_position(3, 1)
+        ranks.append([batch.tolist() for (batch,) in data.each_once()])
+        assert ranks[-1] == [batch.tolist() for (batch,) in data.each_once()]
+        assert all(0 < len(batch) <= batch_size for batch in ranks[-1])
+    seen = sorted(i for rank in ranks for batch in rank for i in batch)
+    assert seen == sorted([*range(length)] * (1 if length >= world else world))
+    counts = {len(rank) for rank in ranks}
+    assert len(counts) == 1 or batch_size == 1
+    if world == 1:
+        assert [len(batch) for batch in ranks[0][:-1]] == [batch_size] * (len(ranks[0]) - 1)
+
+
+def test_training_is_given_equally_many_samples_on_every_rank_after_such_a_pass() -> None:
+    order = BatchOrder(9, 2, world=2, rank=1)
+    before = list(order)
+    order.fills = False
+    assert sum(map(len, order)) == 4
+    order.fills = True
+    assert list(order) == before
+    assert sum(map(len, order)) == 5
+
+
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(DataError, match="the data set is empty"):
         loader(TensorDataset(torch.ones(0, 2)), 3)

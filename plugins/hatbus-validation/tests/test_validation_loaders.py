@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from validated import Batches, Draws, batches, mean_loss, shuffled, trainer
 
 from hatbus.errors import DataError, PluginError
@@ -98,3 +99,13 @@ def test_an_empty_loader_is_an_error_that_names_it() -> None:
 
     with pytest.raises(DataError, match="the validation loader 'b' gave no batch"):
         trainer(Validation({"a": batches(1), "b": Nothing()})).fit(num_epochs=1)
+
+
+def test_samples_that_a_distributed_sampler_repeats_are_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rows = TensorDataset(torch.randn(5, 3), torch.randn(5, 1))
+    sampler = DistributedSampler(rows, num_replicas=2, rank=0, shuffle=False)
+    run = trainer(Validation(DataLoader(rows, 2, sampler=sampler)))
+    run.fit(num_epochs=1)
+    assert "the validation loader counts 1 samples twice" in caplog.text

@@ -44,7 +44,8 @@ class MetricUpdater:
             mapping from names. None: the trainer's ``train_metrics``.
         filter_condition: ``filter_condition(batch, model_outs)``; a batch for which it is false
             is left out. ``tasks = [...]`` of the job does the same by task, at no cost.
-        step_log_freq: publish every so many steps; < 1: never.
+        step_log_freq: publish every so many steps; < 1: never. A validation over several ranks
+            publishes its end alone, if that is due.
         reset_metrics_by: ``"epoch"``: at an epoch's begin; ``"log"``: after publishing;
             ``"step"``: after every step.
         epoch_log_freq: publish every so many epochs, at their end; only if reset by epoch.
@@ -138,6 +139,7 @@ class MetricUpdater:
         """Stores, publishes and resets where that is due."""
         step = ctx.global_step_id
         stores, logs = is_due(self.step_storage_freq, step), is_due(self.step_log_freq, step)
+        logs = logs and not self._leaves_it_to_the_end(ctx)
         if (stores or logs) and ctx.exception is None:
             values = self._compute(ctx)
             if stores:
@@ -183,6 +185,12 @@ class MetricUpdater:
                 log.warning("metric %r is not in the checkpoint; it starts anew", name)
         self._updates = state["updates"]
         self._stored[:] = copied(state["stored"])
+
+    def _leaves_it_to_the_end(self, ctx: Context) -> bool:
+        """Whether ranks must not meet in a step: they may have unlike numbers of batches."""
+        is_shared_validation = ctx.world_size > 1 and ctx.optimizer is None
+        is_said_at_the_end = self.reset_metrics_by == "epoch" and self.epoch_log_freq == 1
+        return is_shared_validation and is_said_at_the_end
 
     def _metrics_of_run(self, ctx: Context) -> Any:
         found = ctx.train_metrics if ctx.optimizer is not None else ctx.val_metrics

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
+from torch.utils.data.distributed import DistributedSampler
 
+from hatbus.control import log
 from hatbus.errors import DataError, PluginError
 from hatbus.feed import length_of, moved
 
@@ -95,6 +97,8 @@ class Passes:
         for task, length in zip(source.loaders, self._lengths, strict=True):
             if length == 0:
                 raise DataError(f"{self._called(task)} has length 0; check its data set")
+        for task, one in source.loaders.items():
+            self._warn_of_repeats(task, one)
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -118,12 +122,31 @@ class Passes:
                 raise DataError(f"{self._called(task)} gave no batch; check its data set")
 
     def _batches(self, loader: Any) -> Iterator[Any]:
-        """A pass from the start, in the same order every time where the loader can be told."""
-        if hasattr(loader, "set_position"):
+        """A pass from the start, in the same order every time where the loader can be told.
+
+        Over several ranks ``hatbus.data.loader`` gives every sample to one rank, with no sample
+        repeated to fill up.
+        """
+        if hasattr(loader, "each_once"):
+            loader = loader.each_once()
+        elif hasattr(loader, "set_position"):
             loader.set_position(0, 0)
         if self._device.type == "cpu":
             return iter(loader)
         return (moved(batch, self._device) for batch in loader)
+
+    def _warn_of_repeats(self, task: str | None, loader: Any) -> None:
+        sampler = getattr(loader, "sampler", None)
+        if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+            return
+        repeated = sampler.total_size - len(cast(Sized, sampler.dataset))
+        if repeated and sampler.rank == 0:
+            log.warning(
+                "%s counts %d samples twice, which its DistributedSampler repeats so that ranks "
+                "have equally many; hatbus.data.loader gives each once",
+                self._called(task),
+                repeated,
+            )
 
     def _called(self, task: str | None) -> str:
         name = task or self._source.name
