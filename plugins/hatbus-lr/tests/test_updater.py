@@ -240,3 +240,24 @@ def test_a_cycle_stays_between_its_ends(total, times, up, highest):
     found = [updater.get_lr(0.1, step) for step in range(total + 50)]
     assert all(0.001 * (1 - 1e-9) <= value <= 0.1 * highest * (1 + 1e-9) for value in found)
     assert set(found[total:]) == {0.1 * 0.01}
+
+
+def test_a_schedule_of_ones_own_is_a_subclass_that_gives_get_lr(fit, optimizer_of):
+    class Root(CosLrUpdater):
+        def get_lr(self, begin_lr, num_update):
+            return begin_lr ** (1 + num_update / 12)  # no line of the initial value
+
+    notes = fit(Root(warmup_len=2), optimizer=optimizer_of([0.1, 0.02]))
+    assert notes.values[0] == (0.0, 0.0)
+    assert notes.values[1] == (0.05, 0.01)
+    for step in range(2, 12):
+        assert notes.values[step] == (0.1 ** (1 + step / 12), 0.02 ** (1 + step / 12))
+
+
+@pytest.mark.parametrize("make", EVERY.values(), ids=EVERY)
+def test_what_is_set_is_what_get_lr_says_to_the_last_bit(fit, optimizer_of, make):
+    updater = make()
+    notes = fit(updater, optimizer=optimizer_of([0.3, 0.07]))
+    for step, values in enumerate(notes.values):
+        ahead = [updater.lr_at(lr, step, step // 4, step % 4) for lr in (0.3, 0.07)]
+        assert list(values) == ahead

@@ -5,11 +5,16 @@ from __future__ import annotations
 from math import cos, pi
 
 
+def falling(pct: float) -> float:
+    """A half cosine from 1 at pct 0 to 0 at pct 1: ``(1 + cos(pi * pct)) / 2``."""
+    return 0.5 + 0.5 * cos(pi * pct)
+
+
 def annealing_cos(start: float, end: float, pct: float) -> float:
     """From ``start`` at pct 0 to ``end`` at pct 1 along a half cosine, exact at both ends.
 
-    ``w = (1 + cos(pi * pct)) / 2``; ``start * w + end * (1 - w)``. Source: Loshchilov and Hutter,
+    ``start * w + end * (1 - w)``, w the half cosine of ``falling``. Source: Loshchilov and Hutter,
     SGDR, equation 5; ``hat.callbacks.OneCycleUpdater.annealing_cos``.
     """
-    weight = 0.5 + 0.5 * cos(pi * pct)
+    weight = falling(pct)
     return start * weight + end * (1.0 - weight)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from hatbus.errors import JobError
 from hatbus_lr.accepted import number, whole
-from hatbus_lr.annealing import annealing_cos
-from hatbus_lr.updater import Updater, warn_of_long_warmup
+from hatbus_lr.annealing import falling
+from hatbus_lr.updater import Line, Updater, warn_of_long_warmup
 from hatbus_lr.warmup import Warmup
 
 if TYPE_CHECKING:
@@ -79,11 +79,12 @@ class CosLrUpdater(Updater):
         warn_of_long_warmup("CosLrUpdater", self.warmup_steps, total)
         self._length = max(total - self.warmup_steps, 1)
 
-    def get_lr(self, begin_lr: float, num_update: int) -> float:
+    def line(self, num_update: int) -> Line:
         """The cosine at an absolute step."""
         length, index = self._length, num_update - self.warmup_steps
         if index >= length:
             if length < 0:
                 raise JobError("CosLrUpdater: the run's length is not known yet; set max_steps")
-            return self.stop_lr
-        return annealing_cos(begin_lr, self.stop_lr, index / length if index > 0 else 0.0)
+            return 0.0, self.stop_lr
+        share = falling(index / length) if index > 0 else 1.0
+        return share, self.stop_lr * (1.0 - share)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from hatbus.errors import JobError
 from hatbus_lr.accepted import number
-from hatbus_lr.annealing import annealing_cos
-from hatbus_lr.updater import Updater
+from hatbus_lr.annealing import falling
+from hatbus_lr.updater import Line, Updater
 from hatbus_lr.warmup import Warmup
 
 if TYPE_CHECKING:
@@ -67,12 +67,13 @@ class CosineAnnealingLrUpdater(Updater):
         """Takes the run's epochs."""
         self.num_epochs = plan.epochs("CosineAnnealingLrUpdater")
 
-    def get_lr(self, begin_lr: float, num_update: int) -> float:
+    def line(self, num_update: int) -> Line:
         """The cosine at an epoch."""
         if self.num_epochs is None:
             raise JobError(
                 "CosineAnnealingLrUpdater: the run's epochs are not known before it starts"
             )
         if num_update >= self.num_epochs:
-            return self.stop_lr
-        return annealing_cos(begin_lr, self.stop_lr, num_update / self.num_epochs)
+            return 0.0, self.stop_lr
+        share = falling(num_update / self.num_epochs)
+        return share, self.stop_lr * (1.0 - share)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from hatbus.errors import JobError
 from hatbus_lr.accepted import number, whole
-from hatbus_lr.annealing import annealing_cos
-from hatbus_lr.updater import Updater
+from hatbus_lr.annealing import falling
+from hatbus_lr.updater import Line, Updater
 
 if TYPE_CHECKING:
     from hatbus_lr.plan import Plan
@@ -71,15 +71,16 @@ class CyclicLrUpdater(Updater):
         self._up = int(self.step_ratio_up * self._period)
         self._end = self._period * self.cyclic_times
 
-    def get_lr(self, begin_lr: float, num_update: int) -> float:
+    def line(self, num_update: int) -> Line:
         """The cycle at an absolute step."""
         highest, lowest = self.target_ratio
         if num_update >= self._end:
             if not self._end:
                 raise JobError("CyclicLrUpdater: the run's length is not known before it starts")
-            return begin_lr * lowest
+            return lowest, 0.0
         up, index = self._up, num_update % self._period
         if index < up:
-            return annealing_cos(begin_lr, begin_lr * highest, index / up)
-        pct = (index - up) / (self._period - up)
-        return annealing_cos(begin_lr * highest, begin_lr * lowest, pct)
+            share = falling(index / up)
+            return share + highest * (1.0 - share), 0.0
+        share = falling((index - up) / (self._period - up))
+        return highest * share + lowest * (1.0 - share), 0.0

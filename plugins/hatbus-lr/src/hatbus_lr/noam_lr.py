@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from hatbus_lr.accepted import number
-from hatbus_lr.updater import Updater
+from hatbus_lr.updater import Line, Updater
 
 
-def noam(begin: float, d_model: float, warmup: float, s: int) -> float:
-    """``begin * d_model^-0.5 * min(s^-0.5, s * warmup^-1.5)``, s from 1."""
+def noam(d_model: float, warmup: float, s: int) -> float:
+    """``d_model^-0.5 * min(s^-0.5, s * warmup^-1.5)``, s from 1."""
     width: float = d_model**-0.5
     share: float = s**-0.5 if s >= warmup else s * warmup**-1.5  # the smaller of the two
-    return begin * width * share
+    return width * share
 
 
 class NoamLrUpdater(Updater):
@@ -58,10 +58,10 @@ class NoamLrUpdater(Updater):
         )
         self.d_model, self.warmup_step = d_model, warmup_step
 
-    def get_lr(self, begin_lr: float, num_update: int) -> float:
+    def line(self, num_update: int) -> Line:
         """The whole curve, warmup included, at a step or epoch."""
-        return noam(begin_lr, self.d_model, self.warmup_step, num_update + 1)
+        return noam(self.d_model, self.warmup_step, num_update + 1), 0.0
 
-    def get_warmup_lr(self, warmup_end_lr: float, num_update: int) -> float:
-        """As ``get_lr``: the warmup is part of the curve."""
-        return self.get_lr(warmup_end_lr, num_update)
+    def warmup_line(self, num_update: int) -> Line:
+        """As ``line``: the warmup is part of the curve."""
+        return self.line(num_update)

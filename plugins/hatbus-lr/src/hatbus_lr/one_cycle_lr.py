@@ -8,8 +8,8 @@ from hatbus import hookimpl
 from hatbus.control import log
 from hatbus.errors import JobError
 from hatbus_lr.accepted import number
-from hatbus_lr.annealing import annealing_cos
-from hatbus_lr.updater import Updater
+from hatbus_lr.annealing import annealing_cos, falling
+from hatbus_lr.updater import Line, Updater
 from hatbus_lr.warmup import Warmup
 
 if TYPE_CHECKING:
@@ -86,18 +86,20 @@ class OneCycleUpdater(Updater):
         self.warmup_steps = self._total * self.pct_start
         self._down = self._total - self.warmup_steps
 
-    def get_warmup_lr(self, warmup_end_lr: float, num_update: int) -> float:
+    def warmup_line(self, num_update: int) -> Line:
         """The way up at a step below W."""
         length = self.warmup_steps
         if num_update >= length:
-            return warmup_end_lr
-        return annealing_cos(self._start, warmup_end_lr, num_update / length)
+            return 1.0, 0.0
+        left = falling(num_update / length)
+        return 1.0 - left, self._start * left
 
-    def get_lr(self, begin_lr: float, num_update: int) -> float:
+    def line(self, num_update: int) -> Line:
         """The way down at an absolute step from W on."""
         length, index = self._down, num_update - self.warmup_steps
         if index >= length:
             if not self._total:
                 raise JobError("OneCycleUpdater: the run's length is not known before it starts")
-            return self.stop_lr
-        return annealing_cos(begin_lr, self.stop_lr, index / length if index > 0 else 0.0)
+            return 0.0, self.stop_lr
+        share = falling(index / length) if index > 0 else 1.0
+        return share, self.stop_lr * (1.0 - share)

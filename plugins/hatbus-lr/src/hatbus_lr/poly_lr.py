@@ -5,21 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from hatbus_lr.accepted import number, whole
-from hatbus_lr.updater import Updater
+from hatbus_lr.updater import Line, Updater
 from hatbus_lr.warmup import Warmup
 
 if TYPE_CHECKING:
     from hatbus_lr.plan import Plan
 
 
-def polynomial(begin: float, final: float, index: float, length: int, power: float) -> float:
-    """``final + (begin - final) * (1 - index / length) ** power``, ``final`` from ``length`` on."""
+def polynomial(index: float, length: int, power: float) -> float:
+    """``(1 - index / length) ** power``, from 1 at index 0 to 0 from ``length`` on."""
     if index >= length:
-        return final
-    if index <= 0:
-        return begin
-    left: float = (1.0 - index / length) ** power
-    return final + (begin - final) * left
+        return 0.0
+    left: float = (1.0 - index / length) ** power if index > 0 else 1.0
+    return left
 
 
 class PolyLrUpdater(Updater):
@@ -86,7 +84,7 @@ class PolyLrUpdater(Updater):
             length = plan.epoch_length("PolyLrUpdater", "warmup with update_by='epoch'", instead)
             self._behind = -(-steps // length)
 
-    def get_lr(self, begin_lr: float, num_update: int) -> float:
+    def line(self, num_update: int) -> Line:
         """The polynomial at an absolute step or epoch."""
-        index = num_update - self._behind
-        return polynomial(begin_lr, self.final_lr, index, self.max_update, self.power)
+        share = polynomial(num_update - self._behind, self.max_update, self.power)
+        return share, self.final_lr * (1.0 - share)

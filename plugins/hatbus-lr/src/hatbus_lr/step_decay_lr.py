@@ -9,13 +9,13 @@ from typing import Literal
 
 from hatbus.errors import JobError
 from hatbus_lr.accepted import number
-from hatbus_lr.updater import Updater
+from hatbus_lr.updater import Line, Updater
 from hatbus_lr.warmup import Warmup
 
 
-def step_decay(begin: float, factor: float, ids: Sequence[int], index: int) -> float:
-    """``begin * factor ** (number of ids <= index)``; ``ids`` ascend."""
-    return begin * factor ** bisect_right(ids, index)
+def step_decay(factor: float, ids: Sequence[int], index: int) -> float:
+    """``factor ** (number of ids <= index)``; ``ids`` ascend."""
+    return factor ** bisect_right(ids, index)
 
 
 class StepDecayLrUpdater(Updater):
@@ -70,9 +70,9 @@ class StepDecayLrUpdater(Updater):
         self.lr_decay_id = ascending_ids(lr_decay_id)
         self.lr_decay_factor = lr_decay_factor
 
-    def get_lr(self, begin_lr: float, num_update: int) -> float:
+    def line(self, num_update: int) -> Line:
         """The decayed value at an absolute epoch or step."""
-        return step_decay(begin_lr, self.lr_decay_factor, self.lr_decay_id, num_update)
+        return step_decay(self.lr_decay_factor, self.lr_decay_id, num_update), 0.0
 
 
 def ascending_ids(ids: Sequence[int] | None) -> tuple[int, ...]:

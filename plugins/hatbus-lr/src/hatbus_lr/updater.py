@@ -13,7 +13,7 @@ from hatbus.declare import DECLARATION, Declaration
 from hatbus_lr.accepted import UNITS, one_of, whole
 from hatbus_lr.field import Field, Group, labels
 from hatbus_lr.plan import Plan
-from hatbus_lr.warmup import Warmup, linear
+from hatbus_lr.warmup import Warmup
 
 if TYPE_CHECKING:
     import torch
@@ -21,15 +21,20 @@ if TYPE_CHECKING:
     from hatbus.context import Context
 
 Curve = Callable[[float, int], float]
+Line = tuple[float, float]
+"""``(share, rest)``: every group's value is ``initial * share + rest``."""
 CLAIM: Final = "optimizer.{}"
 
 
 @plugin(stage="schedule", writes="optimizer.lr")
 class Updater:
-    """Base of the updaters; a subclass gives ``get_lr``, and ``prepare`` if it needs the plan.
+    """Base of the updaters; a subclass gives ``line``, and ``prepare`` if it needs the plan.
 
-    The value of a step is a pure function of its ids, so a resumed run needs no state but each
-    group's initial value, which the optimizer's own state carries (``initial_lr``).
+    All groups share the line of a step, so a step costs one look at the curve, however many groups
+    there are. A schedule that is no line of the initial value overrides ``get_lr`` instead, which
+    is then called for each group. The value of a step is a pure function of its ids, so a resumed
+    run needs no state but each group's initial value, which the optimizer's own state carries
+    (``initial_lr``).
 
     Args:
         update_by: what counts in the formal part: ``"step"`` (``global_step_id``) or ``"epoch"``
@@ -66,13 +71,15 @@ class Updater:
         self.field = Field(field)
         self._name, self._initial = self.field.name, self.field.initial
         self.warmup_steps: float = self.warmup.len if self.warmup.by == "step" else 0
-        self._share = float(self.warmup.lr_ratio)
+        self._ratio = float(self.warmup.lr_ratio)
+        own = type(self).get_lr, type(self).get_warmup_lr
+        self._is_line = own == (Updater.get_lr, Updater.get_warmup_lr)
         self._by_step = update_by == "step"
         self._logs_epochs = log_by == "epoch"
         self._is_first_step = True
         self._held: dict[str, float] = {}
         self._held_epoch = -1
-        self._is_plain = True
+        self._is_quick = False
         self._labels: tuple[str, ...] = ()
         if field != "lr":
             claim = (CLAIM.format(field),)
@@ -80,15 +87,27 @@ class Updater:
 
     # ---- the schedule ---------------------------------------------------------------------------
 
+    def line(self, num_update: int) -> Line:
+        """The formal schedule at an absolute index, for all groups."""
+        raise NotImplementedError
+
+    def warmup_line(self, num_update: int) -> Line:
+        """Warmup at a step below W; the share is of what warmup aims at."""
+        if self.warmup.mode == "constant" or not self.warmup_steps:
+            return 1.0, 0.0
+        share = num_update / self.warmup_steps
+        return share, self.warmup.begin_lr * (1.0 - share)
+
     def get_lr(self, begin_lr: float, num_update: int) -> float:
-        """The formal value.
+        """The formal value of one group.
 
         Args:
             begin_lr: the group's initial value.
             num_update: absolute index (warmup included): ``global_step_id``, or ``epoch_id`` with
                 ``update_by="epoch"``.
         """
-        raise NotImplementedError
+        share, rest = self.line(num_update)
+        return begin_lr * share + rest
 
     def get_warmup_lr(self, warmup_end_lr: float, num_update: int) -> float:
         """The value during warmup: ``b + (end - b) * num_update / W``, or ``end`` if constant.
@@ -97,9 +116,8 @@ class Updater:
             warmup_end_lr: what warmup aims at: initial value times ``warmup_lr_ratio``.
             num_update: ``global_step_id``.
         """
-        if self.warmup.mode == "constant" or not self.warmup_steps:
-            return warmup_end_lr
-        return linear(self.warmup.begin_lr, warmup_end_lr, num_update, self.warmup_steps)
+        share, rest = self.warmup_line(num_update)
+        return warmup_end_lr * share + rest
 
     def lr_at(self, begin_lr: float, global_step_id: int, epoch_id: int, step_id: int) -> float:
         """The value of any step of the run, without side effects.
@@ -110,8 +128,10 @@ class Updater:
             epoch_id: its epoch.
             step_id: its place in the epoch.
         """
-        curve, share, index = self._phase(global_step_id, epoch_id, step_id)
-        return curve(begin_lr * share, index)
+        warms_up, index = self._phase(global_step_id, epoch_id, step_id)
+        if warms_up:
+            return self.get_warmup_lr(begin_lr * self._ratio, index)
+        return self.get_lr(begin_lr, index)
 
     def prepare(self, plan: Plan) -> None:
         """Takes from the run's plan what the schedule needs; ``warmup_steps`` is known."""
@@ -143,7 +163,7 @@ class Updater:
         """Sets the value of this step."""
         step, every, groups = ctx.global_step_id, self.step_log_interval, optimizer.param_groups
         if self._by_step and step >= self.warmup_steps:  # as _phase says; most steps of most runs
-            values = self._set(groups, self.get_lr, 1.0, step)
+            values = self._set(groups, False, step)
         elif self._held_epoch == ctx.epoch_id and len(self._held) == len(groups):
             values = self._held
         else:
@@ -167,33 +187,39 @@ class Updater:
             end = self.field.remember(group) * self.warmup.lr_ratio
             self.field.write(group, self.get_warmup_lr(end, num_update))
 
-    def _phase(self, step: int, epoch: int, step_id: int) -> tuple[Curve, float, int]:
-        """The curve of a step, the share of the initial value that it gets, and its index."""
+    def _phase(self, step: int, epoch: int, step_id: int) -> tuple[bool, int]:
+        """Whether a step is part of the warmup, and the index of its value."""
         length = self.warmup_steps
         if step < length:
-            return self.get_warmup_lr, self._share, step
+            return True, step
         if self._by_step:
-            return self.get_lr, 1.0, step
+            return False, step
         if step - step_id < length:  # warmup ended in this epoch: its last value stays
-            return self.get_warmup_lr, self._share, int(length) - 1
-        return self.get_lr, 1.0, epoch
+            return True, int(length) - 1
+        return False, epoch
 
-    def _set(self, groups: list[Group], curve: Curve, share: float, index: int) -> dict[str, float]:
+    def _set(self, groups: list[Group], warms_up: bool, index: int) -> dict[str, float]:
         """Sets every group's value; gives them back by log name."""
-        name, initial, names = self._name, self._initial, self._labels
-        if len(groups) != len(names):  # a plugin has added a group
-            self._adopt(groups)
-            names = self._labels
-        is_plain, place = self._is_plain, 0
-        values: dict[str, float] = {}
+        labels, name, initial = self._labels, self._name, self._initial
+        if not self._is_quick or len(groups) != len(labels):
+            return self._set_each(groups, warms_up, index)
+        share, rest = self.warmup_line(index) if warms_up else self.line(index)
+        ratio = self._ratio if warms_up else 1.0
+        values, place = {}, 0
         for group in groups:
-            value = curve(group[initial] * share, index)
-            if is_plain:
-                group[name] = value
-            else:
-                self.field.write(group, value)
-            values[names[place]] = value
+            values[labels[place]] = group[name] = group[initial] * ratio * share + rest
             place += 1  # noqa: SIM113 - enumerate and zip cost more than this loop's arithmetic
+        return values
+
+    def _set_each(self, groups: list[Group], warms_up: bool, index: int) -> dict[str, float]:
+        """The same for new groups, for tensors, and for what is no line of the initial value."""
+        if len(groups) != len(self._labels):  # a plugin has added a group
+            self._adopt(groups)
+        curve, ratio = (self.get_warmup_lr, self._ratio) if warms_up else (self.get_lr, 1.0)
+        values = {}
+        for group, label in zip(groups, self._labels, strict=True):
+            values[label] = value = curve(group[self._initial] * ratio, index)
+            self.field.write(group, value)
         return values
 
     def _adopt(self, groups: list[Group]) -> None:
@@ -201,7 +227,8 @@ class Updater:
         for group in groups:
             self.field.remember(group)
         self._labels = labels(self.field.name, groups)
-        self._is_plain = all(type(group.get(self.field.name)) in {int, float} for group in groups)
+        held = (type(group.get(self._name)) for group in groups)
+        self._is_quick = self._is_line and all(kind in {int, float} for kind in held)
 
 
 def warn_of_long_warmup(who: str, warmup: float, total: int) -> None:

@@ -13,11 +13,6 @@ if TYPE_CHECKING:
 MODES: Final = ("linear", "constant")
 
 
-def linear(begin: float, end: float, index: int, length: float) -> float:
-    """A straight line from ``begin`` at 0 to ``end`` at ``length``."""
-    return begin + (end - begin) * index / length
-
-
 @dataclass(frozen=True, slots=True)
 class Warmup:
     """The options of a warmup, named as in the constructors without ``warmup_``.
