@@ -210,7 +210,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Pat
     ("options", "words"),
     [
         ({"trace_inputs": X}, "trace_inputs is a Tensor"),
-        ({"formats": ["onnx"]}, "unknown format 'onnx'"),
+        ({"formats": ["onnx"]}, "formats is 'onnx'; accepted: 'pt'"),
         ({"formats": []}, "formats"),
     ],
 )

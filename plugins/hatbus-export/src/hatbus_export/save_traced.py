@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hatbus import hookimpl, plugin
+from hatbus.accepted import one_of
 from hatbus.control import log
-from hatbus.errors import JobError, did_you_mean
+from hatbus.errors import JobError
 from hatbus_export.annotations import annotations_of
 from hatbus_export.copying import eval_copy, on_cpu
 from hatbus_export.formats import WRITERS, called, write_durably
@@ -58,6 +59,8 @@ class SaveTraced:
         formats: list[str] | tuple[str, ...] = ("pt",),
         weights: str = "raw",
     ) -> None:
+        if not isinstance(save_dir, (str, Path)):
+            raise JobError(f"save_traced: save_dir is {save_dir!r}; accepted: a folder's path")
         self.trace_inputs = _read_inputs(trace_inputs)
         self.formats = _read_formats(formats)
         self.save_dir, self.name_prefix = Path(save_dir), name_prefix
@@ -120,9 +123,8 @@ def _read_inputs(inputs: Any) -> tuple[Any, ...] | dict[str, Any]:
 
 
 def _read_formats(formats: Any) -> tuple[str, ...]:
-    if isinstance(formats, str) or not formats:
+    if not isinstance(formats, (list, tuple)) or not formats:
         raise JobError(f"save_traced: formats is {formats!r}; accepted: a list of 'pt', 'pt2'")
     for name in formats:
-        if name not in WRITERS:
-            raise JobError(f"save_traced: unknown format {name!r}{did_you_mean(name, WRITERS)}")
+        one_of("save_traced: formats", name, [*WRITERS])
     return tuple(formats)

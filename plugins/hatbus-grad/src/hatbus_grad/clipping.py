@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hatbus.accepted import is_number
 from hatbus.errors import JobError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def check_limit(plugin: str, option: str, value: float | None) -> float | None:
     Raises:
         JobError: it is not above 0.
     """
-    if value is not None and not value > 0:
+    if value is not None and not (is_number(value) and value > 0):
         raise JobError(f"{plugin}: {option} is {value!r}; accepted: a number above 0, or none")
     return value
 

@@ -44,6 +44,11 @@ class GradClip:
         self.max_norm = check_limit("grad_clip", "max_norm", max_norm)
         self.max_value = check_limit("grad_clip", "max_value", max_value)
         self.norm_type = check_norm_type("grad_clip", "norm_type", norm_type)
+        if not isinstance(log_interval, int):
+            raise JobError(
+                f"grad_clip: log_interval is {log_interval!r}; accepted: a number of steps, 0 for "
+                "never"
+            )
         self.log_interval = log_interval
 
     @hookimpl

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hatbus.accepted import number, whole
 from hatbus.errors import JobError
-from hatbus_lr.accepted import number, whole
 from hatbus_lr.annealing import falling
 from hatbus_lr.updater import Line, Updater
 
@@ -46,7 +46,8 @@ class CyclicLrUpdater(Updater):
         *,
         field: str = "lr",
     ) -> None:
-        if len(target_ratio) != 2:
+        given: Any = target_ratio
+        if not isinstance(given, (tuple, list)) or len(given) != 2:
             raise JobError(
                 f"target_ratio is {target_ratio!r}; accepted: two numbers, highest and lowest"
             )

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
+from hatbus.accepted import number
 from hatbus.errors import JobError
-from hatbus_lr.accepted import number
 from hatbus_lr.updater import Line, Updater
 from hatbus_lr.warmup import Warmup
 
@@ -81,7 +81,7 @@ def ascending_ids(ids: Sequence[int] | None) -> tuple[int, ...]:
     Raises:
         JobError: they are no ascending whole numbers from 0 on.
     """
-    found = tuple(ids or ())
+    found = tuple(ids or ()) if ids is None or isinstance(ids, (list, tuple)) else (-1,)
     whole_numbers = all(type(index) is int and index >= 0 for index in found)
     if not whole_numbers or any(a >= b for a, b in pairwise(found)):
         raise JobError(

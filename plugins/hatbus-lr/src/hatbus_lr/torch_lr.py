@@ -10,8 +10,8 @@ import torch
 from torch.optim import lr_scheduler
 
 from hatbus import hookimpl, plugin
+from hatbus.accepted import UNITS, one_of, whole
 from hatbus.errors import JobError, did_you_mean
-from hatbus_lr.accepted import UNITS, one_of, whole
 from hatbus_lr.field import labels
 
 if TYPE_CHECKING:

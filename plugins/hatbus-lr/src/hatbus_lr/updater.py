@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from hatbus import hookimpl, plugin
+from hatbus.accepted import UNITS, one_of, text, whole
 from hatbus.control import log
 from hatbus.declare import DECLARATION, Declaration
-from hatbus_lr.accepted import UNITS, one_of, whole
 from hatbus_lr.field import Field, Group, labels
 from hatbus_lr.plan import Plan
 from hatbus_lr.warmup import Warmup
@@ -61,6 +61,7 @@ class Updater:
         field: str = "lr",
     ) -> None:
         one_of("update_by", update_by, UNITS)
+        text("field", field)
         if step_log_interval is not None:
             whole("step_log_interval", step_log_interval, 1)
         self.update_by = update_by

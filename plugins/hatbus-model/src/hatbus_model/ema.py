@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hatbus import hookimpl, plugin
+from hatbus.accepted import is_number, one_of, text, whole
 from hatbus.errors import CheckpointError, JobError, did_you_mean
 from hatbus.module_names import structure_of
 from hatbus_model.folding import Fold, fold_average, folds_of
@@ -70,16 +71,14 @@ class ExponentialMovingAverage:
         offload: bool = False,
         view: str = "ema",
     ) -> None:
-        if half_life is not None and not half_life > 0:
+        if half_life is not None and not (is_number(half_life) and half_life > 0):
             raise JobError(f"ema: half_life is {half_life!r}; accepted: updates > 0, or none")
         wanted = decay if half_life is None else 0.5 ** (1.0 / half_life)
         self.decay, self.decay_base = check_decay("ema", wanted, decay_base)
-        if interval < 1 or start_step < 0:
-            raise JobError(
-                f"ema: {interval=}, {start_step=}; accepted: interval >= 1, start_step >= 0"
-            )
-        if buffers not in BUFFERS:
-            raise JobError(f"ema: unknown buffers {buffers!r}{did_you_mean(buffers, BUFFERS)}")
+        whole("ema: interval", interval, 1)
+        whole("ema: start_step", start_step, 0)
+        one_of("ema: buffers", buffers, BUFFERS)
+        text("ema: view", view)
         self.start_step, self.interval, self.buffers = start_step, interval, buffers
         self.offload, self.view = offload, view
         self.updates = 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hatbus import hookimpl, plugin
+from hatbus.accepted import text
 from hatbus.errors import JobError, did_you_mean
 from hatbus.module_names import find_module, structure_of
 from hatbus_model.moving_average import Lane, Place, check_decay, decay_at, lanes, places
@@ -49,6 +50,8 @@ class MeanTeacher:
         copy_student: bool = True,
     ) -> None:
         self.decay, self.decay_base = check_decay("mean_teacher", decay, decay_base)
+        text("mean_teacher: student", student)
+        text("mean_teacher: teacher", teacher)
         if student == teacher:
             raise JobError(
                 f"mean_teacher: student and teacher are both {student!r}; name two modules"

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from hatbus.errors import JobError, did_you_mean
+from hatbus.accepted import UNITS, one_of
+from hatbus.errors import JobError
 from hatbus.module_names import find_module
 
 if TYPE_CHECKING:
     from hatbus.context import Context
-
-UNITS: Final = ("step", "epoch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +37,7 @@ def read_marks(
     Raises:
         JobError: what cannot be used, and what is accepted.
     """
-    if update_by not in UNITS:
-        raise JobError(f"{plugin}: unknown update_by {update_by!r}{did_you_mean(update_by, UNITS)}")
+    one_of(f"{plugin}: update_by", update_by, UNITS)
     for name, value in (("modules", modules), (option, step_or_epoch)):
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise JobError(
@@ -53,7 +51,7 @@ def read_marks(
 
 
 def _read_mark(plugin: str, option: str, names: Any, at: Any) -> Mark:
-    listed = (names,) if isinstance(names, str) else tuple(names)
+    listed = (names,) if isinstance(names, (str, int)) else tuple(names)
     if not all(isinstance(name, str) for name in listed):
         raise JobError(f"{plugin}: modules holds {names!r}; accepted: module names")
     if not isinstance(at, int) or isinstance(at, bool) or at < 0:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from hatbus.accepted import is_number
 from hatbus.errors import JobError
 
 if TYPE_CHECKING:
@@ -32,18 +33,18 @@ def decay_at(update: int, decay: float, decay_base: float) -> float:
     return decay if decay_base == 0 else decay * -math.expm1(-update / decay_base)
 
 
-def check_decay(plugin: str, decay: float | None, decay_base: float | None) -> tuple[float, float]:
+def check_decay(plugin: str, decay: Any, decay_base: Any) -> tuple[float, float]:
     """The two numbers, if an average can be made with them.
 
     Raises:
         JobError: which one cannot be used, and what is accepted.
     """
-    if decay is None or not 0 <= decay < 1:
+    if not is_number(decay) or not 0 <= decay < 1:
         raise JobError(f"{plugin}: decay is {decay!r}; accepted: 0 <= decay < 1")
-    base = 0.0 if decay_base is None else float(decay_base)
-    if not 0 <= base < math.inf:
+    base = 0.0 if decay_base is None else decay_base
+    if not is_number(base) or not 0 <= base < math.inf:
         raise JobError(f"{plugin}: decay_base is {decay_base!r}; accepted: updates > 0, or 0")
-    return float(decay), base
+    return float(decay), float(base)
 
 
 def places(model: nn.Module) -> dict[str, Place]:

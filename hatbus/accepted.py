@@ -1,4 +1,8 @@
-"""Checks of constructor values; each error says what was given and what is accepted."""
+"""Checks of constructor values; each error says what was given and what is accepted.
+
+``name`` is the option, with the plugin before it where several have one of that name:
+``"grad_clip: max_norm"``.
+"""
 
 from __future__ import annotations
 
@@ -39,14 +43,20 @@ def number(
         most: the greatest value.
         above: ``least`` itself is refused too.
     """
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if (
-        is_number
-        and math.isfinite(value)
-        and least <= value <= most
-        and not (above and value == least)
-    ):
+    is_within = is_number(value) and math.isfinite(value) and least <= value <= most
+    if is_within and not (above and value == least):
         return
     start = f"above {least:g}" if above else f"of at least {least:g}"
     end = f" and at most {most:g}" if most < math.inf else ""
     raise JobError(f"{name} is {value!r}; accepted: a number {start}{end}")
+
+
+def text(name: str, value: Any) -> None:
+    """Refuses what is no text, or an empty one."""
+    if not isinstance(value, str) or not value:
+        raise JobError(f"{name} is {value!r}; accepted: a name")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number; infinities and NaN are, truth values are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
