@@ -139,8 +139,9 @@ class Context:
                 ``"text"``.
         """
         self.latest.update(values)
-        if self.emit.on_log is not None:
-            self.emit.on_log(self, values, kind)
+        on_log = self.emit.on_log
+        if on_log is not None:
+            on_log(self, values, kind)
 
     def save(self, reason: str) -> Any:
         """Writes a checkpoint now, unless a plugin vetoes it.

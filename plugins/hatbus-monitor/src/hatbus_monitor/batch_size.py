@@ -29,5 +29,9 @@ def samples_in(batch: Any) -> int:
 def samples_of_step(batches: list[tuple[str | None, Any, float]]) -> int:
     """Samples in all batches of a step."""
     if len(batches) == 1:
-        return samples_in(batches[0][1])
+        batch = batches[0][1]
+        if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
+            first = batch[0]  # what most batches are, found without asking further
+            return first.size(0) if first.ndim else samples_in(batch)
+        return samples_in(batch)
     return sum(samples_in(batch) for _, batch, _ in batches)

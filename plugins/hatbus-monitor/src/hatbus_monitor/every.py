@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from hatbus.errors import PluginError
+
+NEVER: Final = 1 << 62
+"""More steps than any run has."""
+
+
+def interval(every: int | None) -> int:
+    """Steps from one time to the next; ``NEVER`` for < 1 and None."""
+    return every if every is not None and every >= 1 else NEVER
 
 
 def is_due(every: int | None, index: int) -> bool:

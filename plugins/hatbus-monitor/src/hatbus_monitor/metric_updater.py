@@ -15,11 +15,11 @@ import torch
 from hatbus import hookimpl, plugin
 from hatbus.control import log
 from hatbus.errors import PluginError, did_you_mean
-from hatbus_monitor.every import is_due
+from hatbus_monitor.every import NEVER, interval, is_due
 from hatbus_monitor.metric_list import Metric, move, named_metrics
 from hatbus_monitor.metric_state import copied, restore, state_of
 from hatbus_monitor.metric_values import Shown, named_values
-from hatbus_monitor.metrics import Mean
+from hatbus_monitor.metrics import Accuracy, Mean
 
 if TYPE_CHECKING:
     from hatbus import Bus, Context
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 RESETS: Final = ("step", "log", "epoch")
 EXTRA: Final = ("losses", "task", "ctx")
 """What a ``metric_update_func`` may ask for by name, besides its first three arguments."""
+ONLY_LOSSES: Final = ("losses",)
+OWN_KINDS: Final = (Mean, Accuracy)
 
 
 @plugin(stage="monitor")
@@ -88,6 +90,7 @@ class MetricUpdater:
         self.step_log_freq, self.epoch_log_freq = step_log_freq, epoch_log_freq
         self.step_storage_freq, self.epoch_storage_freq = step_storage_freq, epoch_storage_freq
         self.reset_metrics_by = reset_metrics_by
+        self._resets_by_step = reset_metrics_by == "step"
         self.log_prefix = log_prefix or ""
         self.storage_key = storage_key or "monitor_obj"
         self.metrics: dict[str, Metric] = {} if metrics is None else named_metrics(metrics)
@@ -108,7 +111,16 @@ class MetricUpdater:
         self._argument: Any = self.metrics if is_named else list(self.metrics.values())
         self._detaches = all(map(holds_no_graph, self.metrics.values()))
         self._prefix = prefix(self.log_prefix, self, ctx)
+        self._own = tuple(
+            (f"{self._prefix}{name}", metric)
+            for name, metric in self.metrics.items()
+            if type(metric) in OWN_KINDS
+        )
+        self._are_own = len(self._own) == len(self.metrics)
         self._published_at = None
+        self._log_every = NEVER if self._leaves_it_to_the_end(ctx) else interval(self.step_log_freq)
+        self._store_every = interval(self.step_storage_freq)
+        self._says_steps = log.isEnabledFor(logging.DEBUG)
         if ctx.position.global_step == 0:
             self._reset()
             self._stored = []
@@ -128,27 +140,22 @@ class MetricUpdater:
         if self.filter_condition is not None and not self.filter_condition(batch, model_outs):
             return
         self._updates += 1
-        if self._detaches:
-            self._update(ctx, batch, model_outs)
-        else:
+        if not self._detaches:
             with torch.no_grad():  # a metric of the user's own must not hold on to the graph
                 self._update(ctx, batch, model_outs)
+        elif self._extra == ONLY_LOSSES:  # the usual case, without a further call
+            self.metric_update_func(self._argument, batch, model_outs, losses=ctx.losses)
+        else:
+            self._update(ctx, batch, model_outs)
 
     @hookimpl
     def on_step_end(self, ctx: Context) -> None:
         """Stores, publishes and resets where that is due."""
-        step = ctx.global_step_id
-        stores, logs = is_due(self.step_storage_freq, step), is_due(self.step_log_freq, step)
-        logs = logs and not self._leaves_it_to_the_end(ctx)
+        done = ctx.global_step_id + 1
+        stores, logs = not done % self._store_every, not done % self._log_every
         if (stores or logs) and ctx.exception is None:
-            values = self._compute(ctx)
-            if stores:
-                self._store(ctx, values)
-            if logs and values:
-                ctx.log(values)
-                self._published_at = step
-                log.debug("step %d: %s", step + 1, Shown(values))
-        if self.reset_metrics_by == "step" or (logs and self.reset_metrics_by == "log"):
+            self._at_step(ctx, stores=stores, logs=logs)
+        if self._resets_by_step or (logs and self.reset_metrics_by == "log"):
             self._reset()
 
     @hookimpl
@@ -167,6 +174,16 @@ class MetricUpdater:
             # A validation says what it found itself.
             level = logging.INFO if ctx.rank == 0 and ctx.optimizer is not None else logging.DEBUG
             log.log(level, "epoch %d: %s", epoch + 1, Shown(values))
+
+    def _at_step(self, ctx: Context, *, stores: bool, logs: bool) -> None:
+        values = self._compute(ctx)
+        if stores:
+            self._store(ctx, values)
+        if logs and values:
+            ctx.log(values)
+            self._published_at = ctx.global_step_id
+            if self._says_steps:
+                log.debug("step %d: %s", ctx.global_step_id + 1, Shown(values))
 
     def state_dict(self) -> dict[str, Any]:
         """The accumulators, and what was stored."""
@@ -202,19 +219,15 @@ class MetricUpdater:
         return found
 
     def _update(self, ctx: Context, batch: Any, model_outs: Any) -> None:
-        update, metrics, extra = self.metric_update_func, self._argument, self._extra
-        if not extra:
-            update(metrics, batch, model_outs)
-        elif extra == ("losses",):  # the usual case, without making a dict
-            update(metrics, batch, model_outs, losses=ctx.losses)
-        else:
-            wanted = {name: ctx if name == "ctx" else getattr(ctx, name) for name in extra}
-            update(metrics, batch, model_outs, **wanted)
+        wanted = {name: ctx if name == "ctx" else getattr(ctx, name) for name in self._extra}
+        self.metric_update_func(self._argument, batch, model_outs, **wanted)
 
     def _compute(self, ctx: Context) -> dict[str, Any]:
         """Name to value; empty when nothing was added (on one process: ranks must agree)."""
         if not self._updates and ctx.world_size == 1:
             return {}
+        if self._are_own:  # each value is a new 0-d tensor without a graph
+            return {name: metric.compute() for name, metric in self._own}
         with torch.no_grad():
             return {
                 f"{self._prefix}{name}": value

@@ -6,12 +6,15 @@ float64), and over all ranks it is sums and counts that are added up, never mean
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, distributed
 
 from hatbus.errors import PluginError
+
+CAN_BE_MANY: Final = distributed.is_available()
+"""Whether this torch can share a run among processes."""
 
 
 class Mean:
@@ -53,7 +56,9 @@ class Mean:
 
     def compute(self) -> Tensor:
         """The mean over all ranks, 0-d; NaN when nothing was added."""
-        total, count = over_all_ranks(self.total, self.count)
+        total, count = self.total, self.count
+        if CAN_BE_MANY and distributed.is_initialized():
+            total, count = over_all_ranks(total, count)
         return total / count
 
     def reset(self) -> None:
@@ -149,11 +154,9 @@ def correct(preds: Tensor, target: Tensor, top_k: int = 1, threshold: float = 0.
 
 
 def over_all_ranks(total: Tensor, count: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Sum and count added up over the ranks of the run; collective when there are several."""
+    """Sum and count added up over the ranks of the run; a collective."""
     # A number is filled in on the device: a copy from the host would wait for it.
     count = count.to(total) if isinstance(count, Tensor) else torch.full_like(total, count)
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return total, count
     both = torch.stack([total, count])
     distributed.all_reduce(both)
     return both[0], both[1]

@@ -23,22 +23,24 @@ class Window:
     """What happened since the last report.
 
     Attributes:
+        began: when the window was opened.
         steps, samples: counted on this process.
-        busy: seconds in steps, validation left out; the wait for data included.
-        waiting: seconds of it that were spent waiting for data.
+        waiting: seconds that were spent waiting for data.
+        paused: seconds of validation and checkpoints, which are no part of a step.
     """
 
-    __slots__ = ("busy", "samples", "steps", "waiting")
+    __slots__ = ("began", "paused", "samples", "steps", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, began: float) -> None:
+        self.began = began
         self.steps = self.samples = 0
-        self.busy = self.waiting = 0.0
+        self.waiting = self.paused = 0.0
 
-    def values(self, world_size: int) -> dict[str, float]:
+    def values(self, now: float, world_size: int) -> dict[str, float]:
         """The published values: seconds per step, and samples per second over all ranks."""
-        steps, busy = max(self.steps, 1), max(self.busy, 1e-12)
+        steps, busy = max(self.steps, 1), max(now - self.began - self.paused, 1e-12)
         return {
-            "time/step": self.busy / steps,
+            "time/step": busy / steps,
             "time/data": self.waiting / steps,
             "time/samples_per_second": self.samples * world_size / busy,
         }
@@ -48,9 +50,9 @@ class Window:
 class StatsMonitor:
     """Logs and publishes the time per step, the wait for data, samples/s and the time that remains.
 
-    A step's time runs from the fetch of its batches to the end of its plugins before this one;
-    validation and checkpoints made inside it do not count. Steps are counted, never timed one by
-    one on the device, so nothing waits for it: over many steps the mean is right.
+    A step's time is the time since the last report, by the number of steps; the wait for data is
+    part of it, validation and checkpoints are not. Steps are counted, never timed one by one, so
+    nothing waits for the device: over many steps the mean is right.
 
     Published: ``time/step``, ``time/data`` (seconds), ``time/samples_per_second``, ``time/epoch``.
 
@@ -70,9 +72,8 @@ class StatsMonitor:
         )
         self._now = time.monotonic
         self._plan = Plan()
-        self._window = Window()
-        self._began = self._epoch_began = self._step_began = self._pause_began = 0.0
-        self._paused = self._epoch_paused = 0.0
+        self._window = Window(0.0)
+        self._began = self._epoch_began = self._epoch_paused = self._pause_began = 0.0
         self._pauses = 0
         self._first_step = self._epoch_first_step = 0
 
@@ -80,7 +81,7 @@ class StatsMonitor:
     def on_loop_begin(self, ctx: Context) -> None:
         """Starts the clock; the counters are those of a resumed run already."""
         self._began, self._first_step = self._now(), ctx.position.global_step
-        self._window, self._pauses = Window(), 0
+        self._window, self._pauses = Window(self._began), 0
         ctx.data.times_waits = True
 
     @hookimpl
@@ -92,11 +93,6 @@ class StatsMonitor:
         log.info("epoch %s begins%s", of_total(ctx.epoch_id + 1, self._plan.num_epochs(ctx)), where)
 
     @hookimpl
-    def on_step_begin(self) -> None:
-        """Notes when the step began."""
-        self._step_began, self._paused = self._now(), 0.0
-
-    @hookimpl
     def on_step_end(self, ctx: Context) -> None:
         """Counts the step; reports where that is due."""
         window = self._window
@@ -104,18 +100,17 @@ class StatsMonitor:
         size = self.batch_size
         window.samples += size if size is not None else samples_of_step(ctx.batches)
         window.waiting += ctx.data_wait
-        window.busy += self._now() - self._step_began - self._paused + ctx.data_wait
         if (ctx.global_step_id + 1) % self.log_freq == 0 and ctx.exception is None:
             self._report(ctx)
 
     @hookimpl
     def on_validation_begin(self) -> None:
-        """Stops the step's clock."""
+        """Stops the steps' clock."""
         self._pause()
 
     @hookimpl
     def on_validation_end(self) -> None:
-        """Starts the step's clock again."""
+        """Starts the steps' clock again."""
         self._go_on()
 
     @hookimpl(wrapper=True)
@@ -148,8 +143,9 @@ class StatsMonitor:
         )
 
     def _report(self, ctx: Context) -> None:
-        window, self._window = self._window, Window()
-        values = window.values(ctx.world_size)
+        now = self._now()
+        values = self._window.values(now, ctx.world_size)
+        self._window = Window(now)
         ctx.log(values)
         log.info(
             "epoch %s, step %s (%s of the run): %s a step (%s waiting for data), %s samples/s, "
@@ -180,5 +176,5 @@ class StatsMonitor:
         self._pauses -= 1
         if not self._pauses:
             spent = self._now() - self._pause_began
-            self._paused += spent
+            self._window.paused += spent
             self._epoch_paused += spent

@@ -20,12 +20,13 @@ Path = int | str | Sequence[int | str] | None
 
 def usual(metrics: Any, batch: Any, model_outs: Any, losses: Mapping[str, Any]) -> None:
     """Gives a ``Mean`` the loss of its name (else the sum), any other metric outputs and target."""
-    for metric in metric_objects(metrics):
-        if isinstance(metric, Mean) and not isinstance(metric, Accuracy):
-            found = losses.get(metric.name)
-            metric.update(sum(losses.values()) if found is None else found)
-        else:
+    for metric in metrics.values() if isinstance(metrics, dict) else metrics:
+        if isinstance(metric, Accuracy) or not isinstance(metric, Mean):
             metric.update(model_outs, batch[1])
+        elif metric.name in losses:
+            metric.update(losses[metric.name])
+        else:
+            metric.update(sum(losses.values()))
 
 
 def by_index(pred: Any = None, label: Any = 1) -> UpdateFunction:

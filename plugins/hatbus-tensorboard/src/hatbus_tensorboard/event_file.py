@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -145,16 +145,18 @@ def encoded(entries: list[Scalars | bytes]) -> list[bytes]:
             found[index] = record(entry)
     for tags, indices in groups.items():
         chosen: Any = [entries[index] for index in indices]
-        steps, times = [one.step for one in chosen], [one.wall_time for one in chosen]
-        made = scalar_records(tags, steps, times, numbers([one.values for one in chosen]))
+        _, steps, times, values = zip(*chosen, strict=True)
+        made = scalar_records(tags, steps, times, numbers(values))
         for index, data in zip(indices, made, strict=True):
             found[index] = data
     return found
 
 
-def numbers(values: list[torch.Tensor | tuple[float, ...]]) -> NDArray[Any]:
+def numbers(values: Sequence[torch.Tensor | tuple[float, ...]]) -> NDArray[Any]:
     """Values of many steps as an array (steps, tags), with one transfer per kind of tensor."""
     found: list[Any] = list(values)
+    if all(type(value) is tuple for value in found):
+        return np.array(found, np.float64)
     for indices in _alike(values):
         stacked = torch.stack([found[index] for index in indices])
         rows = stacked.to("cpu", torch.float64).numpy()
@@ -163,7 +165,7 @@ def numbers(values: list[torch.Tensor | tuple[float, ...]]) -> NDArray[Any]:
     return np.array(found, np.float64)
 
 
-def _alike(values: list[torch.Tensor | tuple[float, ...]]) -> Iterator[list[int]]:
+def _alike(values: Sequence[torch.Tensor | tuple[float, ...]]) -> Iterator[list[int]]:
     """Indices of the tensors that can be stacked."""
     groups: dict[Any, list[int]] = {}
     for index, value in enumerate(values):

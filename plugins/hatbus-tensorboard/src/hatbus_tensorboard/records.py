@@ -27,6 +27,8 @@ from hatbus_tensorboard.crc import masked_crcs
 _DOUBLE, _VARINT, _BYTES, _FLOAT = 1, 0, 2, 5
 _HEADER: Final = 12
 """Bytes before a record's data."""
+_WIDER: Final = np.array([1 << 7 * width for width in range(1, 9)])
+"""Steps from which on a varint takes one byte more."""
 
 
 class Template(NamedTuple):
@@ -52,18 +54,16 @@ def scalar_records(
         wall_times: one per record, in seconds since 1970.
         values: shape (records, tags).
     """
-    widths = [len(varint(step)) for step in steps]
+    counted, times = np.array(steps, np.int64), np.array(wall_times, "<f8")
+    widths = 1 + np.searchsorted(_WIDER, counted, side="right")
+    if widths.min() == widths.max():
+        return _filled(template(tags, int(widths[0])), counted, times, values)
     records = [b""] * len(steps)
-    for width in set(widths):
-        chosen = [i for i, w in enumerate(widths) if w == width]
-        rows = _filled(
-            template(tags, width),
-            [steps[i] for i in chosen],
-            [wall_times[i] for i in chosen],
-            values[chosen],
-        )
-        for i, row in zip(chosen, rows, strict=True):
-            records[i] = row.tobytes()
+    for width in np.unique(widths).tolist():
+        (chosen,) = np.nonzero(widths == width)
+        made = _filled(template(tags, width), counted[chosen], times[chosen], values[chosen])
+        for i, data in zip(chosen.tolist(), made, strict=True):
+            records[i] = data
     return records
 
 
@@ -115,20 +115,23 @@ def template(tags: tuple[str, ...], step_width: int) -> Template:
 
 
 def _filled(
-    blank: Template, steps: list[int], wall_times: list[float], values: NDArray[Any]
-) -> NDArray[np.uint8]:
-    """Records as rows."""
+    blank: Template, steps: NDArray[Any], wall_times: NDArray[Any], values: NDArray[Any]
+) -> list[bytes]:
+    """Records; every step needs as many bytes as the template has room for."""
     rows = np.tile(blank.bytes, (len(steps), 1))
-    rows[:, blank.wall_time] = np.array(wall_times, "<f8").view(np.uint8).reshape(-1, 8)
-    joined = b"".join(map(varint, steps))
-    rows[:, blank.step] = np.frombuffer(joined, np.uint8).reshape(len(steps), -1)
+    rows[:, blank.wall_time] = wall_times.view(np.uint8).reshape(-1, 8)
+    last = blank.step.stop - 1
+    for place in range(blank.step.start, last + 1):
+        rows[:, place] = steps & 0x7F | (0x80 if place < last else 0)  # as varint() does
+        steps = steps >> 7
     floats = np.ascontiguousarray(values.astype("<f4")).view(np.uint8)
     floats = floats.reshape(len(steps), -1, 4)
     for index, place in enumerate(blank.values):
         rows[:, place : place + 4] = floats[:, index]
     crcs = masked_crcs(rows[:, _HEADER:-4]).astype("<u4")
     rows[:, -4:] = crcs.view(np.uint8).reshape(-1, 4)
-    return rows
+    data, length = rows.tobytes(), rows.shape[1]
+    return [data[start : start + length] for start in range(0, len(data), length)]
 
 
 def _key(field: int, kind: int) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -81,16 +81,16 @@ def kept(value: Any) -> Any:
     return value.detach().clone().reshape(()) if isinstance(value, torch.Tensor) else value
 
 
-def split(values: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Plain numbers, and tensors."""
-    tensors = {n: v for n, v in values.items() if isinstance(v, torch.Tensor)}
-    return {n: float(v) for n, v in values.items() if n not in tensors}, tensors
+def is_on_host(value: torch.Tensor) -> bool:
+    """Whether a tensor's numbers can be read without waiting for anybody."""
+    return type(value) is torch.Tensor and value.is_cpu
 
 
-def stacked(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+def stacked(tensors: Collection[torch.Tensor]) -> torch.Tensor:
     """One-element tensors of one device as a new tensor (n,); copies, and does not wait."""
-    flat_ones = [t.detach() if t.dim() == 0 else t.detach().reshape(()) for t in tensors]
-    kinds = {t.dtype for t in flat_ones}
-    if len(kinds) > 1 or not flat_ones[0].is_floating_point():
+    flat_ones = [t.detach() if t.requires_grad else t for t in tensors]
+    flat_ones = [t.reshape(()) if t.ndim else t for t in flat_ones]
+    kind = flat_ones[0].dtype
+    if not kind.is_floating_point or any(t.dtype is not kind for t in flat_ones):
         flat_ones = [t.to(torch.float32) for t in flat_ones]
     return torch.stack(flat_ones)

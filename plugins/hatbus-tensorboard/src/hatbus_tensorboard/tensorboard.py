@@ -5,7 +5,6 @@ Source: ``hat.callbacks.TensorBoard``.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -13,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import torch
 
 from hatbus import hookimpl, plugin
-from hatbus.control import log
 from hatbus.errors import PluginError, did_you_mean
 from hatbus_tensorboard import scalars
 from hatbus_tensorboard.describe import hyperparameters, last_metrics, texts
-from hatbus_tensorboard.event_file import EventFile, Scalars
+from hatbus_tensorboard.event_file import EventFile
 from hatbus_tensorboard.folder import clear, event_files
+from hatbus_tensorboard.one_record import OneRecord
 from hatbus_tensorboard.update_funcs import update_functions
 
 if TYPE_CHECKING:
@@ -91,14 +90,14 @@ class TensorBoard:
         self._pattern = scalars.compiled(loss_name_reg)
         self._options = tb_writer_kwargs
         self._by_step = update_by == "step"
-        self._file: EventFile | None = None
+        self._record: OneRecord | None = None
         self._is_over = False
         self._early: list[tuple[dict[str, Any], str, int]] = []
         self._losses: dict[str, list[Any]] = {}
+        self._losses_of = -1
         self._first_turn = 0
         self._served: dict[str | None, int] = {}
         self._serving: dict[str | None, int] = {}
-        self._warned: set[str] = set()
 
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
@@ -106,20 +105,20 @@ class TensorBoard:
         from hatbus_tensorboard.summary_writer import RunWriter
 
         first = ctx.position.global_step
-        self._is_over, self._losses = False, {}
+        self._is_over, self._losses, self._losses_of = False, {}, -1
         self._first_turn, self._served = first // self.update_freq, {}
         if self.overwrite and first == 0:
             clear(self.save_dir)
         purge = self._options.get("purge_step")
         if purge is None and (first > 0 or event_files(self.save_dir)):
             purge = first
-        self._file = EventFile(
+        file = EventFile(
             self.save_dir,
             seconds=self._options.get("flush_secs", 1.0),
             most=self._options.get("max_queue", 2048),
             suffix=self._options.get("filename_suffix", ""),
         )
-        self.writer = RunWriter(self._file, purge)
+        self.writer, self._record = RunWriter(file, purge), OneRecord(file)
         if self.describe:
             for name, text in texts(ctx).items():
                 self.writer.add_text(name, text, first)
@@ -132,6 +131,8 @@ class TensorBoard:
         """Takes the batch's losses, and calls the functions, when that is due."""
         if ctx.exception is not None or not self._is_due(ctx):
             return
+        if self._losses_of != ctx.global_step_id:  # by epoch, those of the step before are left
+            self._losses, self._losses_of = {}, ctx.global_step_id
         task = f"{ctx.task}/" if ctx.task else ""
         found = scalars.losses_of(model_outs, losses, self._pattern)
         for name, value in found.items():
@@ -141,18 +142,14 @@ class TensorBoard:
             self._call_functions(ctx)
 
     @hookimpl
-    def on_step_begin(self) -> None:
-        """Forgets the losses of the step before, which by epoch were kept."""
-        if self._losses:
-            self._losses = {}
-
-    @hookimpl
     def on_step_end(self, ctx: Context) -> None:
         """Writes the step's losses."""
-        if self._by_step:
+        if self._serving:
             self._served.update(self._serving)
             self._serving = {}
             self._write_losses(ctx)
+        if self._record is not None:
+            self._record.put()
 
     @hookimpl
     def on_epoch_end(self, ctx: Context) -> None:
@@ -165,34 +162,40 @@ class TensorBoard:
     @hookimpl
     def on_log(self, ctx: Context, logs: Mapping[str, Any], kind: str) -> None:
         """Writes what was published."""
-        if self._file is not None:
+        if self._record is None:
+            self._keep_until_open(ctx, logs, kind)
+        elif kind == "scalar":
+            self._record.add(logs, ctx.global_step_id)
+        else:
             self._write(logs, kind, ctx.global_step_id)
-        elif not self._is_over:
+
+    def _keep_until_open(self, ctx: Context, logs: Mapping[str, Any], kind: str) -> None:
+        if not self._is_over:
             kept = {name: scalars.kept(value) for name, value in logs.items()}
             self._early.append((kept, kind, ctx.global_step_id))
 
     @hookimpl(wrapper=True)
     def save_checkpoint(self, ctx: Context) -> Generator[None, Any, Any]:
         """Everything up to a checkpoint is in the file before the checkpoint is."""
-        if self._file is not None:
+        if self._record is not None:
             if self._by_step:
                 self._write_losses(ctx)
-            self._file.flush()
+            self._record.flush()
         return (yield)
 
     @hookimpl
     def on_loop_end(self, ctx: Context) -> None:
         """Writes the rest and closes the file, whatever ended the run."""
-        file, writer = self._file, self.writer
-        self._file = self.writer = None
+        writer, record = self.writer, self._record
+        self.writer = self._record = None
         self._is_over = True
-        if file is None or writer is None:
+        if writer is None or record is None:
             return
         try:
             if self.describe and ctx.exception is None:
                 _write_hyperparameters(writer, ctx)
         finally:
-            file.close()
+            record.close()
 
     def _is_due(self, ctx: Context) -> bool:
         """Whether this batch is written: every n-th step, or a task's first batch from there on.
@@ -210,16 +213,16 @@ class TensorBoard:
 
     def _write_losses(self, ctx: Context) -> None:
         losses, self._losses = self._losses, {}
-        if losses and self._file is not None:
+        if losses and self._record is not None:
             means = {n: v[0] if len(v) == 1 else sum(v) / len(v) for n, v in losses.items()}
-            self._write_scalars(self._file, means, ctx.global_step_id)
+            self._record.add(means, ctx.global_step_id)
 
     def _write(self, values: Mapping[str, Any], kind: str, step: int) -> None:
         """Writes published values."""
-        if self._file is None or self.writer is None:
+        if self._record is None or self.writer is None:
             return
         if kind == "scalar":
-            self._write_scalars(self._file, values, step)
+            self._record.add(values, step)
             return
         for name, value in values.items():
             if kind == "image":
@@ -229,26 +232,6 @@ class TensorBoard:
                 self.writer.add_histogram(name, value, step)
             elif kind == "text":
                 self.writer.add_text(name, str(value), step)
-
-    def _write_scalars(self, file: EventFile, values: Mapping[str, Any], step: int) -> None:
-        if not all(map(scalars.is_scalar, values.values())):
-            values = self._numbers_only(values)
-        now = time.time()
-        plain, tensors = scalars.split(values)
-        if plain:
-            file.add_scalars(Scalars(tuple(plain), step, now, tuple(plain.values())))
-        if tensors:
-            file.add_scalars(Scalars(tuple(tensors), step, now, scalars.stacked(tensors.values())))
-
-    def _numbers_only(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Without what is no number, which is named in a warning once."""
-        odd = [name for name, value in values.items() if not scalars.is_scalar(value)]
-        for name in odd:
-            if name not in self._warned:
-                shown = f"{values[name]!r:.80}"
-                log.warning("tensorboard: %r is no single number but %s; left out", name, shown)
-        self._warned.update(odd)
-        return {name: value for name, value in values.items() if name not in odd}
 
     def _call_functions(self, ctx: Context) -> None:
         for function in self._functions:
