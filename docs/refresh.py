@@ -1,4 +1,4 @@
-"""Rewrites what programs write in the pages: `events.md`, and the output in console blocks.
+"""Rewrites what programs write: `events.md`, the tables of options, the output in console blocks.
 
 ``python docs/refresh.py`` in an environment in which everything is installed. A console block holds
 commands, each ``$ hatbus ...``, followed by what they print; ``...`` alone stands for lines left
@@ -93,8 +93,13 @@ def output_of(command: str, more: Sequence[str] = (), codes: Collection[int] = (
 
 
 def refreshed(text: str) -> str:
-    """A page with the output in its console blocks as it is now; needs a ``workplace``."""
-    return CONSOLE.sub(_refreshed_block, text)
+    """A page with its tables of options and the output in its console blocks as they are now.
+
+    It needs a ``workplace``.
+    """
+    from options_tables import with_tables  # type: ignore[import-not-found]  # beside this script
+
+    return CONSOLE.sub(_refreshed_block, with_tables(text))
 
 
 def _refreshed_block(found: re.Match[str]) -> str:

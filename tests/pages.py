@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+import refresh
 import torch
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -29,9 +30,6 @@ def module(name: str) -> ModuleType:
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     return made
-
-
-refresh = module("refresh")
 
 
 class Block(NamedTuple):

@@ -41,7 +41,7 @@ class Checkpoint:
     """Saves and resumes a run.
 
     Args:
-        save_dir: folder of the checkpoints.
+        save_dir: folder of the checkpoints; in a job by default ``<run_dir>/<instance name>``.
         name_prefix: of their names; runs with different prefixes may share a folder.
         save_interval: save every so many epochs or steps; None: not by interval.
         interval_by: ``"epoch"`` or ``"step"``.

@@ -31,7 +31,7 @@ class SaveTraced:
     writes at any other time. Source: ``hat.callbacks.SaveTraced``.
 
     Args:
-        save_dir: folder of the file.
+        save_dir: folder of the file; in a job by default ``<run_dir>/<instance name>``.
         trace_inputs: example inputs: a tuple is unpacked, a dict passed as keywords.
         name_prefix: beginning of the file's name.
         allow_anno_miss: whether outputs may lack their attribute ``annotation``. The annotations
@@ -40,7 +40,8 @@ class SaveTraced:
         save_hash: put the first 8 characters of the content's sha256 in the name.
         forward_before_trace: run the copy once before it is traced (always done when no
             annotation may miss).
-        formats: what to write: ``"pt"`` (TorchScript) and ``"pt2"`` (``torch.export``).
+        formats: what to write: ``"pt"`` (for ``torch.jit.load``), ``"pt2"`` (for
+            ``torch.export.load``).
         weights: the weight view to write: ``"raw"``, or ``"ema"`` when that plugin is on.
 
     Raises:

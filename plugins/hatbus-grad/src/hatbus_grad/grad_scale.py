@@ -72,7 +72,8 @@ class GradScale:
     that clips is refused at start. Source: ``hat.callbacks.GradScale``.
 
     Args:
-        module_and_scale: ``(module, scale)`` or ``(module, scale, task)`` rules.
+        module_and_scale: ``(module, scale)`` or ``(module, scale, task)`` rules; a module's name
+            stands for everything below it, and rules on one parameter multiply.
         clip_grad_norm: greatest total norm of the step's scaled gradients; None: no clipping.
         clip_norm_type: order of that norm.
 

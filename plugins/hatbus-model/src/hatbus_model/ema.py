@@ -54,7 +54,7 @@ class ExponentialMovingAverage:
         buffers: ``"average"`` floating buffers as parameters, or ``"copy"`` them.
         half_life: in place of ``decay``: updates after which a weight counts half.
         offload: keep the average in CPU memory.
-        view: name of the weight view.
+        view: name of the weight view; two averages need two names.
 
     Raises:
         JobError: a value that cannot be used.

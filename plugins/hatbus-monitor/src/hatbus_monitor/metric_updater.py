@@ -51,7 +51,7 @@ class MetricUpdater:
         reset_metrics_by: ``"epoch"``: at an epoch's begin; ``"log"``: after publishing;
             ``"step"``: after every step.
         epoch_log_freq: publish every so many epochs, at their end; only if reset by epoch.
-        log_prefix: in front of the names.
+        log_prefix: in front of the names, in place of ``train/``.
         step_storage_freq: every so many steps append the values to ``ctx.storage[storage_key]``;
             < 1: never.
         epoch_storage_freq: the same in epochs.

@@ -34,7 +34,8 @@ class NanGuard:
     scaler's affair.
 
     Args:
-        check_every: steps between two checks on an accelerator; 1 finds the very step.
+        check_every: steps between two checks; by default every step on the CPU, and every 32 on an
+            accelerator, where a check waits for the device. 1 finds the very step.
         action: ``"raise"`` ends the run; ``"log"`` only says what it found, for a run whose own
             policy is to skip the step.
 

@@ -42,7 +42,7 @@ class TensorBoard:
     the steps that are run again, so no step appears twice.
 
     Args:
-        save_dir: folder of the event files.
+        save_dir: folder of the event files; in a job by default ``<run_dir>/<instance name>``.
         overwrite: delete event files of earlier runs in this folder (nothing else, and not when
             the run is resumed). Otherwise TensorBoard shows the newest run in place of them.
         loss_name_reg: which names are losses; matched from the start, ignoring case, against the
@@ -54,7 +54,8 @@ class TensorBoard:
             ``global_step_id``, ``epoch_id``, ``batch``, ``task``, ``losses``, ``model``, ``ctx``.
         describe: write the job and the order of the plugins as text, and the hyperparameters with
             the last metrics.
-        tb_writer_kwargs: options of ``torch.utils.tensorboard.SummaryWriter``.
+        tb_writer_kwargs: options of torch's ``SummaryWriter``: ``flush_secs``, ``max_queue``,
+            ``filename_suffix``, ``purge_step``.
 
     Raises:
         PluginError: a value that is not accepted.

@@ -64,9 +64,11 @@ class Validation:
         strict_match: refuse a ``val_model`` whose weights differ in name or shape from the trained
             model's; otherwise they are named in a warning and left alone.
         val_on_train_end: validate at the end of the run, unless that very step was validated.
-        profiler: options of ``ProfileSteps``; profiles steps of the first validation.
+        profiler: profiles steps of the first validation: ``trace_dir``, ``wait``, ``warmup``,
+            ``active``, ``repeat``, ``skip_first``, ``activities``, and what else
+            ``torch.profiler.profile`` takes.
         share_callbacks: use the same callbacks with every loader.
-        log_interval: steps between two lines in the log.
+        log_interval: steps between two lines in the log; None: none.
         weights: the weight view to validate: ``"raw"``, ``"ema"`` or what another plugin offers;
             None: EMA if there is one, else raw.
         name: first part of the published names; None: ``val``, and for a second validation of the
