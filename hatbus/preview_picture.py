@@ -54,7 +54,7 @@ def draw(found: Preview, path: Path, title: str = "") -> None:
     if rows:
         _marks(axes[-1], axes[: len(fields)], found)
     axes[-1].set_xlabel("step")
-    axes[-1].set_xlim(0, max(found.total - 1, 1))
+    axes[-1].set_xlim(0, found.total)
     _epochs(axes[0], found)
     if title:
         figure.suptitle(title, fontsize="medium")
@@ -75,7 +75,8 @@ def _curves(plot: Any, found: Preview, name: str) -> None:
         shade = number if few else number / (len(curves) - 1)
         colour = colormaps["tab10" if few else "viridis"](shade)
         named = few or number < MOST_IN_LEGEND - 1 or number == len(curves) - 1
-        plot.step(found.steps, values, where="post", color=colour, label=label if named else None)
+        ends = [*found.steps, found.total], [*values, values[-1]]  # the last step has a length too
+        plot.step(*ends, where="post", color=colour, label=label if named else None)
     if len(curves) > 1:
         plot.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, frameon=False)
     plot.set_ylabel(name)

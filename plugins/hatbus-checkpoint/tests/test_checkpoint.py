@@ -22,6 +22,7 @@ sys.path.pop(0)
 from hatbus import Trainer, hookimpl
 from hatbus.declare import plugin
 from hatbus.errors import CheckpointError, PluginError, SaveError
+from hatbus.preview import preview
 from hatbus_checkpoint import Checkpoint, durable
 from hatbus_checkpoint.folder import CheckpointFolder
 
@@ -445,3 +446,28 @@ def test_options_that_cannot_be_used_are_refused(
 @pytest.fixture(autouse=True)
 def _log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "hatbus")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"save_interval": 2, "interval_by": "step"},
+        {"save_interval": 1},
+        {"save_interval": 4, "interval_by": "step", "save_on_train_end": False},
+        {"save_interval": None},
+    ],
+)
+def test_the_preview_marks_the_steps_of_the_real_saves(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    marked = preview(tiny(tmp_path, **options), num_epochs=3).marks
+    saves: list[int] = []
+
+    class Notes:
+        @hookimpl
+        def on_checkpoint_saved(self, ctx: Any) -> None:
+            saves.append(ctx.global_step_id)
+
+    tiny(tmp_path, {"notes": Notes()}, **options).fit(num_epochs=3)
+    assert marked == {"checkpoint": saves}
+    assert saves

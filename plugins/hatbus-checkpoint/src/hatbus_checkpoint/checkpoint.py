@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Optional
 from hatbus import hookimpl, plugin, rng
 from hatbus.control import log
 from hatbus.errors import PluginError
+from hatbus.preview import marks_every
 from hatbus_checkpoint import compare, durable, snapshot
 from hatbus_checkpoint.agree import first_of_all
 from hatbus_checkpoint.best import Best
@@ -229,6 +230,12 @@ class Checkpoint:
             position.global_step,
         )
         return True
+
+    def preview_marks(self, ctx: Context) -> list[tuple[int, str]]:
+        """``(global step, label)`` of every planned save, for ``hatbus preview``."""
+        label = f"checkpoint {self.folder.prefix}".rstrip("-_ ")
+        every, end = self.save_interval, self.save_on_train_end
+        return marks_every(label, every, self.interval_by, ctx, at_end=bool(end))
 
     def state_dict(self) -> dict[str, Any]:
         """The best value, and the task sampler's state."""
