@@ -234,8 +234,8 @@ class Checkpoint:
     def preview_marks(self, ctx: Context) -> list[tuple[int, str]]:
         """``(global step, label)`` of every planned save, for ``hatbus preview``."""
         label = f"checkpoint {self.folder.prefix}".rstrip("-_ ")
-        every, end = self.save_interval, self.save_on_train_end
-        return marks_every(label, every, self.interval_by, ctx, at_end=bool(end))
+        every, unit, end = self.save_interval, self.interval_by or "epoch", self.save_on_train_end
+        return marks_every(label, every, unit, ctx, at_end=bool(end))
 
     def state_dict(self) -> dict[str, Any]:
         """The best value, and the task sampler's state."""
