@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hatbus.context import Context
 
 Loss = Callable[[Any, Any], Any]
+PAIRS: Final = (tuple, list)
+"""Types of the usual batch, told apart without the call of a function."""
 _LOSS_NAME: Final = re.compile("^.*loss.*", re.IGNORECASE)
 
 
@@ -58,7 +60,7 @@ class BatchProcessor:
         losses: dict[str, torch.Tensor] = emit.compute_loss(ctx)
         ctx.losses = losses
         if self.need_grad_update:
-            loss = total(losses)
+            (loss,) = losses.values() if len(losses) == 1 else (total(losses),)
             ctx.loss = loss if ctx.weight == 1.0 else loss * ctx.weight
             emit.backward(ctx)
         return losses
@@ -66,8 +68,9 @@ class BatchProcessor:
     @hookimpl(trylast=True)
     def forward(self, ctx: Context) -> Any:
         """``model(inputs)`` of an ``(inputs, target)`` batch; ``task=`` when the model takes it."""
-        model = ctx.model
-        inputs = ctx.batch if self.loss is None else split(ctx.batch)[0]
+        model, inputs = ctx.model, ctx.batch
+        if self.loss is not None:
+            inputs = inputs[0] if type(inputs) in PAIRS and len(inputs) == 2 else split(inputs)[0]
         if self._asked is not model:
             self._wants_task = "task" in inspect.signature(model.forward).parameters
             self._asked = model
@@ -81,7 +84,9 @@ class BatchProcessor:
         if self.loss is None:
             return named_losses(self.loss_collector(ctx.model_outs), ctx.task)
         loss: Any = self.loss_of(ctx.task) if self._per_task else self.loss
-        found = loss(ctx.model_outs, split(ctx.batch)[1])
+        batch = ctx.batch
+        target = batch[1] if type(batch) in PAIRS and len(batch) == 2 else split(batch)[1]
+        found = loss(ctx.model_outs, target)
         if type(found) is torch.Tensor and found.ndim == 0:
             return {"loss": found}
         return named_losses(found, ctx.task)
@@ -124,8 +129,8 @@ def split(batch: Any) -> tuple[Any, Any]:
     Raises:
         JobError: the batch is no pair.
     """
-    if isinstance(batch, (tuple, list)) and (size := len(batch)) >= 2:
-        return batch if size == 2 else (batch[0], batch[1:])  # type: ignore[return-value]
+    if isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        return batch[0], batch[1] if len(batch) == 2 else batch[1:]
     raise JobError(
         f"a batch is a {type(batch).__name__}, not a pair (inputs, target); make the loader give "
         "pairs, or give no loss and let the model take the whole batch and return its losses"
@@ -134,9 +139,6 @@ def split(batch: Any) -> tuple[Any, Any]:
 
 def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
     """The sum of a batch's losses."""
-    if len(losses) == 1:
-        (loss,) = losses.values()
-        return loss
     return torch.stack(list(losses.values())).sum()
 
 

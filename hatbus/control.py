@@ -34,6 +34,8 @@ class Control:
     """
 
     __slots__ = ("_lines", "pending", "stopped")
+    is_shared = False
+    """Whether ``due`` is to be asked at every boundary: other processes may want something."""
 
     def __init__(self, lines: Mapping[str, Sequence[str]] | None = None) -> None:
         self.pending: list[Request] = []

@@ -26,10 +26,13 @@ MOST_SKIPPED: Final = 10
 
 def _seen_before(self: FiniteLoss, update: Callable[[Context], Any]) -> Callable[[Context], Any]:
     """The plain form of ``FiniteLoss.optimizer_step``."""
-    see = self.see
+    see, is_later = self.see, self.is_later
 
     def optimizer_step(ctx: Context) -> Any:
-        see(ctx)
+        for loss in ctx.losses.values():
+            if is_later or (number := loss.item()) - number != 0.0:  # NaN or infinite
+                see(ctx)
+                break
         return update(ctx)
 
     return optimizer_step
@@ -46,7 +49,7 @@ class FiniteLoss:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._is_later = device.type != "cpu"
+        self.is_later = device.type != "cpu"
         self._kept: list[tuple[int, str, torch.Tensor]] = []
 
     @hookimpl(wrapper=True, tryfirst=True)
@@ -63,12 +66,12 @@ class FiniteLoss:
 
     def see(self, ctx: Context) -> None:
         """Looks at the step's losses, or keeps them for later."""
-        if self._is_later:
+        if self.is_later:
             self._keep(ctx.global_step_id, ctx.losses)
             return
         for name, value in ctx.losses.items():
             number = value.item()
-            if number - number != 0.0:  # NaN or infinite, for less than a call
+            if not math.isfinite(number):
                 self._refuse(ctx.global_step_id, name, number)
 
     @hookimpl

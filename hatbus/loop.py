@@ -49,7 +49,7 @@ class Loop:
             position.global_step += 1
             ctx.committed = False
             emit.run_step(ctx)
-            if control.due():
+            if (control.pending or control.is_shared) and control.due():
                 serve_requests(ctx)
             if control.stopped is not None or position.global_step == ctx.num_steps:
                 break

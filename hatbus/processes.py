@@ -131,6 +131,7 @@ class AgreedControl(Control):
     """
 
     __slots__ = ("_counts", "_granted", "_group", "_mine", "_work")
+    is_shared = True
     _WISHES = ("validate", "save", "stop epoch", "stop run")
 
     def __init__(self, lines: Any = None) -> None:
