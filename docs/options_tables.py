@@ -6,6 +6,7 @@ A page says where: ``docs/refresh.py`` writes everything between ``<!-- options 
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 
@@ -15,6 +16,12 @@ from hatbus.options import schema_of
 from hatbus.reading import Parameter, Reading
 from hatbus.schema import argument_docs
 
+_SHORT = 20
+_WORDS = {
+    "Path": "path",
+    **dict.fromkeys(("Sequence", "Collection", "list", "tuple"), "list"),
+    **dict.fromkeys(("Mapping", "dict"), "table"),
+}
 _INDEX = re.compile(r"(<!-- table of plugins -->\n).*?(<!-- end of table -->)", re.DOTALL)
 _BLOCK = re.compile(r"(<!-- options of (\w+) -->\n).*?(<!-- end of options -->)", re.DOTALL)
 
@@ -77,12 +84,33 @@ def _row(option: Parameter, docs: dict[str, str]) -> str:
 
 
 def _accepted(annotation: str) -> str:
-    """A type as it is written in a job: words for a ``Literal``."""
-    literal = re.fullmatch(r"Literal\[(.*)\](?: \| None)?", annotation)
-    if literal:
-        words = [_code(word) for word in literal[1].split(", ")]
-        return ", ".join([*words, *(["`None`"] if annotation.endswith("None") else [])])
-    return _code(annotation) if annotation else ""
+    """A type in the words of a job; None, which a job cannot say, is left to the default."""
+    if not annotation:
+        return ""
+    kinds = (_kind(one) for one in _alternatives(ast.parse(annotation, mode="eval").body))
+    return ", ".join(dict.fromkeys(filter(None, kinds)))
+
+
+def _alternatives(node: ast.expr) -> list[ast.expr]:
+    """The types of a union."""
+    if isinstance(node, ast.BinOp):
+        return [*_alternatives(node.left), *_alternatives(node.right)]
+    return [node]
+
+
+def _kind(node: ast.expr) -> str:
+    """One type: itself if it is short, the words of a ``Literal``, else what it is in a job."""
+    text = ast.unparse(node)
+    outer, _, inner = text.partition("[")
+    if text == "None":
+        return ""
+    if outer == "Literal":
+        return ", ".join(_code(word) for word in inner.rstrip("]").split(", ") if word != "None")
+    if text in ("int", "float", "bool", "str") or (
+        inner and len(text) <= _SHORT and "Any" not in text
+    ):
+        return _code(text)
+    return _WORDS.get(outer.rpartition(".")[2], "object")
 
 
 def _code(source: str) -> str:

@@ -22,7 +22,8 @@ or a decision)::
                                                    # on_loop_end
 
     at any time: validate (on_validation_begin, on_validation_end), save_checkpoint
-    (veto_checkpoint?, on_checkpoint_saved), load_checkpoint, export_model, on_log, on_exception
+    (veto_checkpoint?, on_checkpoint_saved), load_checkpoint, export_model, on_log,
+    on_exception
 
 Three kinds of event:
 
