@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from stranger import hatbus, install, install_recorder, write_job
 
-from hatbus.cli import COMMANDS
+from hatbus.cli import COMMANDS, main
 from hatbus.errors import JobError
 from hatbus.jobrun import prepare
 
@@ -276,6 +276,23 @@ def test_plugins_show_prints_documentation_events_and_options(tmp_path: Path, si
         2,
         "hatbus: error: unknown plugin 'recordr'; did you mean 'recorder'?\n",
     )
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("command", ["plugins", "events"])
+def test_lists_stay_inside_a_terminal_and_say_the_same_there(
+    command: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command]) == 0
+    piped = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main([command]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= columns
+    assert shown.split() == piped.split()
+    starts = [line.split()[0] for line in shown.splitlines() if not line.startswith(" ")]
+    assert starts == [line.split()[0] for line in piped.splitlines()]
 
 
 def test_events_lists_all_and_shows_one(tmp_path: Path) -> None:

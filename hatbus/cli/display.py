@@ -1,11 +1,21 @@
-"""How the command line shows an error: one line for a user's mistake, a traceback for a bug."""
+"""How the command line shows lists and errors.
+
+An error is one line for a user's mistake, a traceback for a bug.
+"""
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
+from typing import TYPE_CHECKING, Final
 
 from hatbus.errors import HatbusError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_NARROW: Final = 32
 PLUGIN_FAILED = 3
 USER_CODE_FAILED = 1
 INTERRUPTED = 130
@@ -37,6 +47,27 @@ def explain(error: BaseException, *, traceback: bool = False) -> int:
         return PLUGIN_FAILED
     show_lines(message)
     return USER_CODE_FAILED
+
+
+def show_rows(rows: Sequence[tuple[str, ...]]) -> None:
+    """Prints rows in columns; in a terminal the last one, a text, is wrapped inside its column.
+
+    Elsewhere a row is one line, which other programs like better.
+    """
+    widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]) - 1)]
+    whole = shutil.get_terminal_size().columns
+    room = whole - sum(widths) if sys.stdout.isatty() else sys.maxsize
+    below = room < _NARROW
+    indent = "    " if below else " " * sum(widths)
+    for row in rows:
+        head = "".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False))
+        lines = _wrapped(row[-1], whole - len(indent) if below else room)
+        first = [head.rstrip(), *lines] if below else [head + lines[0], *lines[1:]]
+        print(f"\n{indent}".join(first).rstrip())
+
+
+def _wrapped(text: str, room: int) -> list[str]:
+    return textwrap.wrap(text.replace("``", ""), room, break_on_hyphens=False) or [""]
 
 
 def guilty_note(error: BaseException) -> str:

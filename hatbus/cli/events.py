@@ -6,6 +6,7 @@ import inspect
 import json
 from typing import TYPE_CHECKING, Any
 
+from hatbus.cli.display import show_rows
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.events import EVENTS
 from hatbus.payload import ARGUMENTS, DEPRECATED
@@ -36,8 +37,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.name:
         print(in_full(chosen[0]))
     else:
-        for event in chosen:
-            print(f"{event.name:<24}{event.kind:<10}{_doc(event).partition(chr(10))[0]}")
+        show_rows([(e.name, e.kind, _doc(e).partition("\n")[0]) for e in chosen])
     return 0
 
 

@@ -77,6 +77,7 @@ def show(plan: Plan, event: str | None, *, everything: bool) -> None:
             console.print(f"nobody takes part in {event}")
         return
     console.print(_table("plugins, in the order they have in every event", plan.plugins))
+    console.print()
     console.print(_events(plan, everything=everything))
     if plan.off:
         console.print(Text("installed but off: " + ", ".join(plan.off), "dim"))
@@ -88,12 +89,21 @@ def _table(title: str, entries: Sequence[Entry], *, roles: bool = False) -> Tabl
     from rich.text import Text
 
     heads = ["plugin", *(["does"] if roles else []), "why there", "only", "writes", "from"]
-    table = Table(*heads, title=title, title_justify="left", title_style="bold", box=None)
-    for entry in entries:
-        cells = [entry.plugin, *([entry.does] if roles else []), "; ".join(entry.why)]
-        cells += [entry.filters, ", ".join(entry.writes), entry.source]
+    rows = [
+        [
+            *([e.plugin, e.does] if roles else [e.plugin]),
+            *("; ".join(e.why), e.filters, ", ".join(e.writes), e.source),
+        ]
+        for e in entries
+    ]
+    table = Table(title=title, title_justify="left", title_style="bold", box=None)
+    filled = [i for i in range(len(heads)) if any(row[i] for row in rows)]
+    for i in filled:
+        words = [word for row in rows for word in row[i].split()]
+        table.add_column(heads[i], min_width=max(map(len, words)), overflow="fold")
+    for entry, row in zip(entries, rows, strict=True):
         style = "dim" if entry.source == CORE else ""
-        table.add_row(*(Text(cell, style) for cell in cells))
+        table.add_row(*(Text(row[i], style) for i in filled))
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hatbus import discovery
+from hatbus.cli.display import show_rows
 from hatbus.errors import PluginError
 from hatbus.version_gate import misfit
 
@@ -55,10 +56,7 @@ def show_all(*, as_json: bool) -> int:
     elif not found:
         print(discovery.how_to_install())
     else:
-        rows = [(one.name, one.source, status_of(one) or one.summary()) for one in found]
-        widths = [max(len(row[i]) for row in rows) + 2 for i in (0, 1)]
-        for name, source, line in rows:
-            print(f"{name:<{widths[0]}}{source:<{widths[1]}}{line}".rstrip())
+        show_rows([(one.name, one.source, status_of(one) or one.summary()) for one in found])
     return 0
 
 
