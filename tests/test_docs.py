@@ -41,7 +41,7 @@ from pages import (
 
 from hatbus import discovery
 from hatbus.cli import COMMANDS
-from hatbus.events import EVENTS
+from hatbus.events import EVENTS, MOMENT
 from hatbus.first_party import FIRST_PARTY
 from hatbus.job import PLUGIN_KEYS, parse_job
 from hatbus.options import check
@@ -205,6 +205,19 @@ def test_a_plugin_of_hatbus_is_documented_with_an_example_and_its_options(name: 
     assert undescribed == []
     examples = "".join(block.text for block in blocks(page, "python"))
     assert re.search(rf"\b{FIRST_PARTY[name].class_name}\(", examples), "it has no example"
+
+
+def test_comparison_with_other_trainers_names_what_hatbus_has() -> None:
+    text = (DOCS / "coming-from.md").read_text("utf-8")
+    others, hat = text.split("## From HAT")
+    rows = re.findall(r"^\| (.*?) \|", others, re.MULTILINE)
+    named = {n for row in rows for n in re.findall(r"`(\w+)`", row) if "in `[run]`" not in row}
+    assert named <= {*EVENTS, *FIRST_PARTY}
+    pairs = re.findall(r"^\| `([A-Z]\w+)` \| `(\w+)`", hat, re.MULTILINE)
+    assert all(FIRST_PARTY[name].class_name == cls for cls, name in pairs)
+    assert {name for name in FIRST_PARTY if f"`{name}`" not in hat} == set()
+    moments = {name for name, event in EVENTS.items() if event.kind == MOMENT}
+    assert {name for name in moments if f"`{name}`" not in hat} == set()
 
 
 def test_every_command_is_documented() -> None:

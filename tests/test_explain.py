@@ -26,7 +26,7 @@ ORDER = {
         "progress",
     ],
     "on_epoch_begin": ["cos_lr", *ACCURACIES, "stats_monitor"],
-    "on_step_begin": ["cos_lr", "stats_monitor"],
+    "on_step_begin": ["cos_lr"],
     "on_batch_end": ACCURACIES,
     "on_step_end": [*ACCURACIES, "validation", "checkpoint", "stats_monitor", "progress"],
     "on_epoch_end": [
