@@ -34,16 +34,15 @@ class EvaluationLoop:
     @hookimpl(trylast=True)
     def run_epoch(self, ctx: InnerContext) -> int:
         """Runs a step per batch."""
-        position, emit = ctx.position, ctx.emit
+        position, run_step = ctx.position, ctx.emit.run_step
         alone = ctx.world_size == 1  # ranks must agree: a metric may be exchanged in every step
-        for batches in ctx.data.steps(ctx):
+        for step, batches in enumerate(ctx.data.steps(ctx)):
             if alone and stop_wanted():
                 ctx.is_cut = True
                 break
-            ctx.batches = batches
-            ctx.step_id = ctx.global_step_id = position.global_step
-            position.step = position.global_step = position.global_step + 1
-            emit.run_step(ctx)
+            ctx.batches, ctx.step_id, ctx.global_step_id = batches, step, step
+            position.step = position.global_step = step + 1
+            run_step(ctx)
         position.epoch, position.step = position.epoch + 1, 0
         return position.global_step
 
@@ -53,10 +52,10 @@ class EvaluationLoop:
         if ctx.bus.asks_batches:
             ctx.batches = kept_batches(ctx)
         losses: dict[str, Any] = {}
-        for task, batch, _ in ctx.batches:
-            ctx.task, ctx.batch = task, batch
-            found = ctx.bus.scopes[task].run_batch(ctx)
-            losses.update(found if task is None else prefixed(found, task))
+        for ctx.task, ctx.batch, _ in ctx.batches:  # noqa: B020 - the context holds them
+            losses = ctx.bus.scopes[ctx.task].run_batch(ctx)
+            if ctx.task is not None:
+                losses = prefixed(losses, ctx.task)
         ctx.task, ctx.losses = None, losses
         return False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -12,6 +11,7 @@ from torch.utils.data.distributed import DistributedSampler
 from hatbus.control import log
 from hatbus.errors import DataError, PluginError
 from hatbus.feed import length_of, moved
+from hatbus.steps import timed
 
 if TYPE_CHECKING:
     from hatbus import Context
@@ -83,6 +83,7 @@ class Passes:
     Attributes:
         tasks: of the loaders, in their order; empty without tasks.
         loader: what was given: a loader, or ``{task: loader}``.
+        times_waits: whether ``ctx.data_wait`` is kept; a plugin that reads it says so.
 
     Raises:
         DataError: something is no loader, or its length is 0.
@@ -91,6 +92,7 @@ class Passes:
     def __init__(self, source: Source, device: torch.device) -> None:
         self.tasks = tuple(task for task in source.loaders if task is not None)
         self.loader: Any = dict(source.loaders) if self.tasks else source.loaders[None]
+        self.times_waits = False
         self._source = source
         self._device = device
         self._lengths = [length_of(one) for one in source.loaders.values()]
@@ -112,13 +114,15 @@ class Passes:
         Raises:
             DataError: a loader gave no batch.
         """
+        return timed(self._steps(), ctx) if self.times_waits else self._steps()
+
+    def _steps(self) -> Iterator[Batches]:
         for task, loader in self._source.loaders.items():
-            count, began = 0, time.perf_counter()
+            batches: Batches = []
             for batch in self._batches(loader):
-                ctx.data_wait = time.perf_counter() - began
-                yield [(task, batch, 1.0)]
-                count, began = count + 1, time.perf_counter()
-            if not count:
+                batches = [(task, batch, 1.0)]
+                yield batches
+            if not batches:
                 raise DataError(f"{self._called(task)} gave no batch; check its data set")
 
     def _batches(self, loader: Any) -> Iterator[Any]:

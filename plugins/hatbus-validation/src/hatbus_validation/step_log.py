@@ -35,8 +35,8 @@ class StepLog:
         self._began = time.monotonic()
 
     @hookimpl
-    def on_step_end(self, ctx: Context, step_id: int) -> None:
-        """Says the step and the time per step."""
+    def on_batch_end(self, ctx: Context, step_id: int) -> None:
+        """Says the step and the time per step; a step is a batch, whose end others hear as well."""
         if self._show is not None:
             self._show(f"validation{self._loader}", step_id + 1, ctx.total_steps)
         n = self._interval
