@@ -142,8 +142,10 @@ def test_the_jobs_of_a_page_are_accepted(page: Path, tmp_path: Path) -> None:
     [p for p in with_blocks("", "sh") if of_hatbus(p.values[0])],  # type: ignore[attr-defined]
 )
 def test_the_commands_of_a_page_succeed(page: Path, workplace: Path) -> None:
+    own = [path.name for path in write_files(page, workplace)]
     for command in dict.fromkeys(of_hatbus(page)):
-        refresh.output_of(command, SHORT if command.startswith("hatbus run ") else [], codes=(0,))
+        is_run, words = command.startswith("hatbus run "), command.split()
+        refresh.output_of(command, SHORT if is_run and words[2] not in own else [], codes=(0,))
 
 
 @pytest.mark.parametrize("page", with_blocks("console"))
