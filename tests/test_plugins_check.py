@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +212,20 @@ def test_a_range_of_hatbus_versions_is_asked_for(
     assert message in found
 
 
+def test_a_wheel_is_read_as_it_will_be_installed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(tmp_path / "in", "acme", {"hat": "acme:Hat"}, {"acme.py": HEAD + CLASS})
+    wheel = shutil.make_archive(str(tmp_path / "acme-1.0-py3-none-any"), "zip", tmp_path / "in")
+    wheel = Path(wheel).rename(Path(wheel).with_suffix(".whl"))
+    assert main(["plugins", "check", str(wheel)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "advice" not in line] == ["acme: ok", "hat: ok"]
+    wheel.write_text("torn")
+    assert main(["plugins", "check", str(wheel)]) == 2
+    assert "cannot be read as a wheel: File is not a zip file" in capsys.readouterr().err
+
+
 def test_an_installed_distribution_is_imported_too(plugin_project: PluginProject) -> None:
     source = HEAD + "import nowhere_to_be_found\n" + CLASS
     plugin_project.install("acme", {"hat": "acme_hat:Hat"}, {"acme_hat.py": source})
@@ -246,7 +261,7 @@ def test_installed_and_local_packages_are_checked_from_the_command_line(tmp_path
         ("hatbus-gard", "did you mean 'hatbus-grad'?"),
         (
             "zzz",
-            "no plugin, distribution or folder 'zzz'; `hatbus plugins` lists what is installed",
+            "wheel or folder 'zzz'; `hatbus plugins` lists what is installed",
         ),
     ],
 )

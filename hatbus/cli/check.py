@@ -1,11 +1,14 @@
-"""``hatbus plugins check WHAT``: a plugin, a distribution, or a folder with a pyproject.toml."""
+"""``hatbus plugins check WHAT``: a plugin, a distribution, a wheel, or a folder with a project."""
 
 from __future__ import annotations
 
 import json
 import tomllib
+from importlib.metadata import Distribution
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
+from zipfile import BadZipFile, ZipFile
 
 from hatbus import discovery
 from hatbus.advice import advice_on, on_metadata, on_project
@@ -43,7 +46,7 @@ def check_and_show(name: str, *, as_json: bool) -> int:
     Raises:
         PluginError: nothing of this name is there.
     """
-    report = check_folder(Path(name)) if Path(name).is_dir() else check_installed(name)
+    report = _report(name)
     if as_json:
         print(json.dumps({subject: found._asdict() for subject, found in report.items()}, indent=2))
     else:
@@ -53,6 +56,13 @@ def check_and_show(name: str, *, as_json: bool) -> int:
             for line in found.advice:
                 print(f"{subject}: advice: {line}")
     return PluginError.exit_code if any(found.problems for found in report.values()) else 0
+
+
+def _report(name: str) -> Report:
+    path = Path(name)
+    if path.is_dir():
+        return check_folder(path)
+    return check_wheel(path) if path.suffix == ".whl" else check_installed(name)
 
 
 def check_folder(folder: Path) -> Report:
@@ -68,13 +78,41 @@ def check_folder(folder: Path) -> Report:
         raise PluginError(
             f'{str(folder)!r} offers no plugin; add [project.entry-points."{discovery.GROUP}"]'
         )
-    sources = Sources([folder / "src", folder])
     required = requirement_problems(project.get("dependencies", []))
-    report = {distribution: Finding(required, on_project(project))}
-    for name, value in offered.items():
-        offer = Offer(name, str(value), distribution)
-        report[name] = Finding(problems_of(offer, sources), advice_on(offer, sources))
-    return report
+    offers = [Offer(name, str(value), distribution) for name, value in offered.items()]
+    sources = Sources([folder / "src", folder])
+    return {distribution: Finding(required, on_project(project)), **_read(offers, sources)}
+
+
+def check_wheel(file: Path) -> Report:
+    """Checks what a wheel holds, without importing anything.
+
+    Raises:
+        PluginError: it cannot be read, or offers no plugin.
+    """
+    with TemporaryDirectory() as place:
+        try:
+            with ZipFile(file) as packed:
+                packed.extractall(place)
+            (info,) = Path(place).glob("*.dist-info")
+        except (OSError, BadZipFile, ValueError) as error:
+            raise PluginError(f"{str(file)!r} cannot be read as a wheel: {error}") from error
+        found = Distribution.at(info)
+        entries = found.entry_points.select(group=discovery.GROUP)
+        if not entries:
+            raise PluginError(f"{str(file)!r} offers no plugin in the group {discovery.GROUP!r}")
+        required = requirement_problems(found.requires or [])
+        own = Finding(required, on_metadata(found.metadata))
+        offers = [Offer(entry.name, entry.value, found.name) for entry in entries]
+        return {found.name: own, **_read(offers, Sources([Path(place)]))}
+
+
+def _read(offers: list[Offer], sources: Sources) -> Report:
+    """What the sources of entry points say."""
+    return {
+        offer.name: Finding(problems_of(offer, sources), advice_on(offer, sources))
+        for offer in offers
+    }
 
 
 def check_installed(name: str) -> Report:
@@ -85,7 +123,7 @@ def check_installed(name: str) -> Report:
     """
     chosen = [found for found in discovery.installed() if _is(found, name)]
     if not chosen:
-        raise PluginError(f"no plugin, distribution or folder {name!r}{_closest(name)}")
+        raise PluginError(f"no plugin, distribution, wheel or folder {name!r}{_closest(name)}")
     report: Report = {}
     for found in chosen:
         metadata = found.metadata

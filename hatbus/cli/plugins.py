@@ -26,7 +26,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name",
         nargs="?",
-        help="show: a plugin; check: a plugin, a distribution, or a folder with a pyproject.toml",
+        help="show: a plugin; check: a plugin, a distribution, a wheel, or a folder with a "
+        "pyproject.toml",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
