@@ -287,7 +287,7 @@ def test_lines_are_logged_every_log_interval(caplog: pytest.LogCaptureFixture) -
         "validation: step 2 of 5, ",
         "validation: step 4 of 5, ",
     ]
-    assert said[2].startswith("validation (every epoch), step 4: val/loss 1.")
+    assert said[2].startswith("validation (every epoch) after 5 steps: val/loss 1.")
 
 
 def test_callbacks_may_be_tables_with_filters_and_two_of_one_class() -> None:

@@ -219,7 +219,8 @@ class Validation:
         self.validated_at = ctx.position.global_step
         metrics = self._publish(ctx, found)
         if ctx.rank == 0:
-            log.info("validation (%s), step %d: %s", reason, ctx.global_step_id, said(metrics))
+            steps = ctx.position.global_step
+            log.info("validation (%s) after %d steps: %s", reason, steps, said(metrics))
         return metrics
 
     @hookimpl(wrapper=True)
