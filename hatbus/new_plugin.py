@@ -12,7 +12,7 @@ from string import Template
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hatbus import discovery
-from hatbus.errors import PluginError, did_you_mean
+from hatbus.errors import PluginError, SaveError, did_you_mean
 from hatbus.events import DECISION, EVENTS, SPAN
 from hatbus.first_party import DISTRIBUTIONS, FIRST_PARTY, normalized
 
@@ -31,6 +31,19 @@ FILES: Final = {
     "test.py": "tests/test_$module.py",
 }
 """Template to the file that is made of it."""
+_USED: Final = frozenset(
+    {
+        "Any",
+        "Context",
+        "EventLog",
+        "Failure",
+        "Generator",
+        "Occasions",
+        "PluginContract",
+        "PluginError",
+    }
+)
+"""Classes that the templates import."""
 _PREFIX: Final = "hatbus-"
 _PATTERN: Final = r"[a-z][a-z0-9]*(-[a-z0-9]+)*"
 
@@ -60,6 +73,8 @@ def names_of(name: str) -> Names:
         hint = f"; did you mean {better!r}?" if re.fullmatch(_PATTERN, better) else ""
         raise PluginError(f"{name!r} is no name; accepted: one like 'loss-watch'{hint}")
     plugin = name.removeprefix(_PREFIX).replace("-", "_")
+    if not plugin.isidentifier() or keyword.iskeyword(plugin):
+        raise PluginError(f"of {name!r} the plugin would be {plugin!r}, which is no name in Python")
     found = Names(name, name.replace("-", "_"), plugin, plugin.title().replace("_", ""))
     _refuse_taken(found)
     return found
@@ -81,12 +96,15 @@ def write_plugin(
 
     Raises:
         PluginError: an unknown event or license, or a folder that holds something.
+        SaveError: the folder cannot be written.
     """
     if event not in EVENTS:
         raise PluginError(f"unknown event {event!r}{did_you_mean(event, EVENTS)}")
-    if license_name not in LICENSES:
+    known = {one.lower(): one for one in LICENSES}
+    if license_name.lower() not in known:
         hint = did_you_mean(license_name, LICENSES)
         raise PluginError(f"no text of license {license_name!r}{hint}")
+    license_name = known[license_name.lower()]
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PluginError(f"{str(folder)!r} is there already; give another name or --into")
     words = words_of(names, event, license_name)
@@ -96,10 +114,13 @@ def write_plugin(
     }
     written["LICENSE"] = _filled(f"licenses/{license_name}.txt", words)
     written[f"src/{names.package}/py.typed"] = ""
-    for target, text in written.items():
-        path = folder / target
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+    try:
+        for target, text in written.items():
+            path = folder / target
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, "utf-8")
+    except OSError as error:
+        raise SaveError(f"cannot write {str(folder)!r}: {error}; choose another --into") from error
     return [folder / target for target in sorted(written)]
 
 
@@ -195,6 +216,11 @@ def _refuse_taken(names: Names) -> None:
         home = FIRST_PARTY[names.plugin].distribution
         raise PluginError(
             f"the plugin name {names.plugin!r} is reserved for {home}; choose another"
+        )
+    if names.class_name in _USED:
+        raise PluginError(
+            f"the class would be {names.class_name!r}, which its files use already; "
+            "choose another name"
         )
     taken = [found for found in discovery.installed() if found.name == names.plugin]
     if taken:

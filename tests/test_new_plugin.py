@@ -18,7 +18,7 @@ import pytest
 from hatbus.cli import main
 from hatbus.errors import PluginError
 from hatbus.events import EVENTS
-from hatbus.new_plugin import LICENSES, names_of, version_range, write_plugin
+from hatbus.new_plugin import _USED, LICENSES, names_of, version_range, words_of, write_plugin
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -58,7 +58,7 @@ def test_new_plugin_of_any_event_is_python_and_sound(
 
 @pytest.mark.parametrize("license_name", LICENSES)
 def test_license_is_in_the_metadata_and_in_the_folder(license_name: str, tmp_path: Path) -> None:
-    write_plugin(names_of("acme-hat"), tmp_path / "hat", license_name=license_name)
+    write_plugin(names_of("acme-hat"), tmp_path / "hat", license_name=license_name.lower())
     assert project(tmp_path / "hat")["license"] == license_name
     text = (tmp_path / "hat" / "LICENSE").read_text()
     assert license_name.split("-", maxsplit=1)[0] in text or "Apache License" in text
@@ -95,6 +95,9 @@ def test_range_of_versions_ends_before_the_next_that_may_break(
         ("hatbus-ema", r"the plugin name 'ema' is reserved for hatbus-model"),
         ("json", r"'json' is a module of Python or installed already; .*'hatbus-json'"),
         ("torch", r"'torch' is a module of Python or installed already"),
+        ("hatbus-class", r"of 'hatbus-class' the plugin would be 'class', which is no name in Py"),
+        ("hatbus-2fast", r"the plugin would be '2fast', which is no name in Python"),
+        ("event-log", r"the class would be 'EventLog', which its files use already"),
     ],
 )
 def test_name_that_is_taken_or_no_name_is_refused(name: str, message: str) -> None:
@@ -111,12 +114,22 @@ def test_mistakes_on_the_command_line_are_told_in_one_line(
     for words, message in (
         (["acme-hat"], "'acme-hat' is there already"),
         (["a-hat", "--event", "on_stpe_end"], "did you mean 'on_step_end'?"),
+        (["a-hat", "--into", "acme-hat/mine.txt/x"], "cannot write 'acme-hat/mine.txt/x': "),
         (["a-hat", "--license", "GPL"], "no text of license 'GPL'; known: 'Apache-2.0'"),
     ):
-        assert main(["new-plugin", *words]) == 2
+        assert main(["new-plugin", *words]) == (6 if "--into" in words else 2)
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
     assert [path.name for path in tmp_path.rglob("*")] == ["acme-hat", "mine.txt"]
+
+
+def test_classes_that_the_templates_import_are_known_to_be_in_use() -> None:
+    templates = CHECKOUT / "hatbus" / "templates" / "plugin"
+    text = "\n".join((templates / f"{name}.py.txt").read_text() for name in ("module", "test"))
+    text += "\n".join("\n".join(words_of(names_of("acme-hat"), e, "MIT").values()) for e in EVENTS)
+    imported = re.findall(r"^ *from \S+ import (.+)$", text, re.MULTILINE)
+    classes = {name for line in imported for name in re.findall(r"\b[A-Z][a-z]\w+", line)}
+    assert classes == _USED
 
 
 def test_wheel_of_hatbus_holds_the_templates(tmp_path: Path) -> None:
