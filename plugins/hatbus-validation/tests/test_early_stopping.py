@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -116,6 +118,20 @@ def test_a_metric_that_nobody_publishes_is_an_error_with_the_known_names() -> No
     run = trainer(Validation([(x, x[:, :1])]), EarlyStopping("val/los"))
     with pytest.raises(PluginError, match="no metric 'val/los' is published; did you mean 'val/l"):
         run.fit(num_epochs=2)
+
+
+def test_a_run_that_is_terminated_in_its_first_validation_is_not_told_of_a_missing_metric() -> None:
+    class Terminated:
+        def __iter__(self) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield torch.ones(4, 2), torch.ones(4, 1)
+
+    validation = Validation(Terminated(), interval_by="step")
+    run = trainer(validation, EarlyStopping("val/loss"))
+    with pytest.raises(SystemExit) as caught:
+        run.fit(num_epochs=2)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert run.ctx.position.global_step == 1
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,8 @@ class EarlyStopping:
         """
         self._look(ctx)
         is_unknown = self._validations and self.monitor not in ctx.latest
-        if is_unknown and ctx.exception is None:
+        was_whole = ctx.exception is None and ctx.control.stopped is None  # a stop cuts it short
+        if is_unknown and was_whole:
             hint = did_you_mean(self.monitor, ctx.latest)
             raise PluginError(f"early_stopping: no metric {self.monitor!r} is published{hint}")
 
