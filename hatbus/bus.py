@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import pluggy
 
@@ -21,6 +21,7 @@ from hatbus.errors import CheckpointError, PluginError, did_you_mean
 from hatbus.events import DECISION, EVENTS, SPAN, Event
 from hatbus.intervals import Interval, Intervals
 from hatbus.order import Place, Placed, resolve
+from hatbus.plugin_state import give_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -331,7 +332,8 @@ class Bus:
                 ``migrate_state(state, version)``.
 
         Raises:
-            CheckpointError: a state has no taker, or is of a version that its plugin cannot read.
+            CheckpointError: a state has no taker, is of a version that its plugin cannot read, or
+                the plugin failed to take it.
         """
         takers = {m.name for m in self.members.values() if hasattr(m.plugin, "load_state_dict")}
         state = {n: s for n, s in state.items() if n in takers or not n.startswith(CORE)}
@@ -344,37 +346,11 @@ class Bus:
         for member in self._in_order():
             if member.name in state:
                 saved = (versions or {}).get(member.name, 1)
-                cast(Any, member.plugin).load_state_dict(
-                    migrated(member, state[member.name], saved)
-                )
+                give_state(member.name, member.plugin, state[member.name], saved)
 
     def _in_order(self) -> list[Member]:
         core = [m for m in self.members.values() if m.core]
         return [*core, *(self.members[p.name] for p in self.order())]
-
-
-def state_version(plugin: object) -> int:
-    """The version of a plugin's state: its attribute ``state_version``, 1 without one."""
-    return int(getattr(plugin, "state_version", 1))
-
-
-def migrated(member: Member, state: Any, saved: int) -> Any:
-    """A state of version ``saved`` as the plugin reads it now.
-
-    Raises:
-        CheckpointError: the plugin does not know that version.
-    """
-    now = state_version(member.plugin)
-    if saved == now:
-        return state
-    migrate = getattr(member.plugin, "migrate_state", None)
-    if migrate is None:
-        raise CheckpointError(
-            f"the saved state of plugin {member.name!r} is of version {saved}, this one reads "
-            f"version {now} and cannot migrate; install the version that saved it, or leave its "
-            f"state out: --drop-plugin-state {member.name}"
-        )
-    return migrate(state, saved)
 
 
 def named_instances(

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hatbus import rng
-from hatbus.bus import state_version
 from hatbus.declare import hookimpl, plugin
+from hatbus.plugin_state import state_version
 from hatbus.testing.trees import copied
 
 if TYPE_CHECKING:

@@ -63,11 +63,11 @@ class Best:
         return self.key or type(self._metric).__name__
 
     def current(self, ctx: Context) -> float | None:
-        """The value now; None when there is none, or it is NaN."""
+        """The value now; None when there is none, or it is NaN or infinite."""
         if self.mode is None:
             return None
         found = self._published(ctx.latest) if self.key else _computed(self._metric)
-        if found is None or math.isnan(found):
+        if found is None or not math.isfinite(found):
             return None
         return found
 

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from hatbus.bus import state_version
 from hatbus.control import log
 from hatbus.errors import CheckpointError
+from hatbus.plugin_state import state_version
 
 if TYPE_CHECKING:
     from hatbus.context import Context
@@ -82,8 +82,10 @@ def check_same(ctx: Context, saved: Mapping[str, Any], override: Iterable[str]) 
     allowed = set(override)
     refused = {k: v for k, v in found.items() if k not in allowed and "all" not in allowed}
     if refused:
-        what = "; ".join(f"{key}: {was!r} -> {now!r}" for key, (was, now) in refused.items())
-        ways = " ".join(f"--override {key}" for key in refused)
+        what = "; ".join(
+            f"{key:.99}: {was!r:.99} -> {now!r:.99}" for key, (was, now) in refused.items()
+        )
+        ways = " ".join(f"--override {key:.99}" for key in refused)
         raise CheckpointError(
             f"the run is not the one that was saved: {what}; put it back, or go on with {ways}"
         )

@@ -16,8 +16,8 @@ from hatbus.errors import CheckpointError
 
 NAME: Final = "MANIFEST.json"
 FORMAT: Final = 1
-_LARGEST: Final = 64 << 20
-"""No manifest has so many bytes."""
+_LARGEST: Final = 2 << 20
+"""No manifest has so many bytes (that is 15,000 files); a look at so many takes no second."""
 _WORTH_THREADS: Final = 4 << 20
 _FILE: Final = re.compile(r"([A-Za-z0-9_%~-][A-Za-z0-9._%~-]*/)*[A-Za-z0-9_%~-][A-Za-z0-9._%~-]*")
 _WANTED: Final[dict[str, type]] = {
@@ -30,6 +30,13 @@ _WANTED: Final[dict[str, type]] = {
     "files": dict,
     "content": str,
     "world_size": int,
+}
+_OF_PLUGIN: Final[dict[str, type]] = {
+    "name": str,
+    "class": str,
+    "source": str,
+    "stage": str,
+    "state_version": int,
 }
 _OPEN: Final = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
@@ -102,18 +109,35 @@ def _check_fields(found: dict[str, Any]) -> None:
     if sealed != _seal({k: v for k, v in found.items() if k != "sha256"}):
         raise CheckpointError(f"{NAME} is garbled: it does not match its own hash")
     for name, kind in _WANTED.items():
-        if type(found.get(name)) is not kind:
+        if not _fits(found, {name: kind}):
             raise CheckpointError(f"{NAME} is garbled: no usable field {name!r}")
+    for entry in found["plugins"]:
+        if not isinstance(entry, dict) or not _fits(entry, _OF_PLUGIN):
+            raise CheckpointError(f"{NAME} is garbled: no usable entry in 'plugins'")
+    best = found.get("best")
+    if best is not None and not (isinstance(best, dict) and _is_number(best.get("value"))):
+        raise CheckpointError(f"{NAME} is garbled: no usable value of 'best'")
+    _check_files(found)
+    if not _fits(found["progress"], dict.fromkeys(("epoch", "step", "global_step"), int)):
+        raise CheckpointError(f"{NAME} is garbled: it names no progress")
+
+
+def _check_files(found: Mapping[str, Any]) -> None:
     for name, entry in found["files"].items():
         if not _FILE.fullmatch(name) or len(name) > 300:
             raise CheckpointError(f"{NAME} names a file outside: {name!r:.100}")
-        if not isinstance(entry, dict) or not isinstance(entry.get("size"), int):
-            raise CheckpointError(f"{NAME} is garbled: no size of {name!r}")
+        if not isinstance(entry, dict) or not _fits(entry, {"size": int, "sha256": str}):
+            raise CheckpointError(f"{NAME} is garbled: no size or sha256 of {name!r}")
     if found["content"] != content_hash(found["files"]):
         raise CheckpointError(f"{NAME} is garbled: the hashes of its files do not add up")
-    progress = found["progress"]
-    if any(type(progress.get(k)) is not int for k in ("epoch", "step", "global_step")):
-        raise CheckpointError(f"{NAME} is garbled: it names no progress")
+
+
+def _fits(found: Mapping[str, Any], wanted: Mapping[str, type]) -> bool:
+    return all(type(found.get(name)) is kind for name, kind in wanted.items())
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
 
 
 def _fault(folder: Path, name: str, entry: dict[str, Any]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from hatbus import rng
@@ -19,6 +21,18 @@ from hatbus_checkpoint.tree import Tensors, decode
 if TYPE_CHECKING:
     from hatbus.context import Context
     from hatbus_checkpoint.folder import Entry
+
+
+_GARBLED: Final = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What plain code raises over data that has another form than it was written in."""
 
 
 class Saved:
@@ -42,16 +56,29 @@ class Saved:
     def model(self) -> dict[str, Any]:
         """The model's state dict; its tensors are mapped from the file."""
         more = self._json("model") if "model.json" in self.manifest["files"] else {}
-        extra = decode(more.get("extra", {}), {})
-        try:
+        with self.using("model"):
+            extra = decode(more.get("extra", {}), {})
             return model_state.joined(self._tensors("model"), more.get("aliases", {}), extra)
-        except (KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"model.json of {self.path.name!r} is garbled") from error
 
     def plugins(self) -> dict[str, Any]:
         """The states of the plugins by instance name."""
         stems = [s for s in self.stems if s.startswith("plugins/")]
         return {unquote(stem.removeprefix("plugins/")): self.tree(stem) for stem in stems}
+
+    @contextmanager
+    def using(self, stem: str) -> Iterator[None]:
+        """Names the part of the checkpoint that is being used when it turns out to be garbled.
+
+        Raises:
+            CheckpointError: what is in it has not the form that was written.
+        """
+        try:
+            yield
+        except _GARBLED as error:
+            raise CheckpointError(
+                f"{stem!r} of checkpoint {self.path.name!r} is garbled: "
+                f"{type(error).__name__}: {error!s:.200}; resume from another"
+            ) from error
 
     def _json(self, stem: str) -> Any:
         try:
@@ -110,26 +137,38 @@ class Reading:
         Returns:
             The random state to put back when the loop starts; None when the data plan does that,
             because an iteration over the data has to be opened first.
+
+        Raises:
+            CheckpointError: something in it does not fit, or has not the form that was written.
         """
+        using = self.saved.using
         ctx.bus.load_state_dict(self.states, self.versions)
-        model_state.give(ctx.model, self.model, strict=strict)
+        with using("model"):
+            model_state.give(ctx.model, self.model, strict=strict)
         if ctx.optimizer is not None and self.optimizer is not None:
-            optimizer_state.give(ctx.model, ctx.optimizer, self.optimizer, strict=strict)
+            with using("optim"):
+                optimizer_state.give(ctx.model, ctx.optimizer, self.optimizer, strict=strict)
             self._override_optimizer(ctx)
+        with using("progress"):
+            self._give_progress(ctx)
+        with using(f"rank-{ctx.rank}"):
+            return self._give_data(ctx)
+
+    def _give_progress(self, ctx: Context) -> None:
         progress = self.progress
         if ctx.scaler is not None and progress["scaler"] is not None:
             ctx.scaler.load_state_dict(progress["scaler"])
         position = ctx.position
-        position.epoch, position.step, position.global_step = progress["position"]
-        ctx.epoch_id, ctx.step_id, ctx.global_step_id = progress["last"]
-        for name in ("updates",):
-            setattr(ctx, name, progress[name])
+        position.epoch, position.step, position.global_step = map(index, progress["position"])
+        ctx.epoch_id, ctx.step_id, ctx.global_step_id = map(index, progress["last"])
+        ctx.updates = index(progress["updates"])
         metrics = self.saved.manifest["metrics"]
         ctx.latest.update({k: float(v) if isinstance(v, str) else v for k, v in metrics.items()})
-        return self._give_data(ctx)
 
     def _give_data(self, ctx: Context) -> rng.RandomState | None:
         state: rng.RandomState = self.rank["rng"]
+        with rng.fenced():
+            rng.restore(state)  # what cannot be restored is better known now
         if ctx.position.step == 0:
             ctx.data.load_state_dict(self.rank["data"], _nothing)
             return state

@@ -85,7 +85,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path.name!r} is no safetensors file: {error}") from error
+        raise CheckpointError(f"{path.name!r} is no safetensors file: {error!s:.200}") from error
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
