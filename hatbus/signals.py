@@ -58,6 +58,14 @@ class Signals:
             for number, handler in kept.items():
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
+    @hookimpl(wrapper=True)
+    def load_checkpoint(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Remembers that the run stands where it was saved."""
+        loaded = yield
+        if loaded is not False:
+            self._saved_at = ctx.position.global_step
+        return loaded
+
     @hookimpl
     def on_checkpoint_saved(self, ctx: Context) -> None:
         """Remembers which step is safe."""

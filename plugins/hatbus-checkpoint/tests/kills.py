@@ -28,6 +28,8 @@ from hatbus.declare import plugin
 
 STEPS = 24
 SAVED_AND_STOPPED = 75
+OUTSIDE = ("start", "end")
+"""Phases in which the loop does not serve signals yet, or not any more."""
 
 
 @plugin(stage="validate")
@@ -49,6 +51,10 @@ class Slow:
     @hookimpl
     def on_step_end(self) -> None:
         self.say("save")
+
+    @hookimpl
+    def on_loop_end(self) -> None:
+        self.say("end")
 
     def say(self, phase: str) -> None:
         if self.note is not None:
@@ -98,7 +104,7 @@ def main(folder: str, kills: str, seed: str, workers: str, *more: str) -> dict[s
     place, chance, terminate = Path(folder), random.Random(int(seed)), "--terminate" in more
     train(place / "whole", int(workers))
     expected = digest(place / "whole")
-    result: dict[str, Any] = {"kills": 0, "bad": 0, "runs": 0, "right": 0, "phases": {}}
+    result: dict[str, Any] = {"kills": 0, "bad": [], "runs": 0, "right": 0, "phases": {}}
     phases: collections.Counter[str] = collections.Counter()
     note = os.open(place / "phase", os.O_RDWR | os.O_CREAT)
     while result["kills"] < int(kills):
@@ -110,7 +116,8 @@ def main(folder: str, kills: str, seed: str, workers: str, *more: str) -> dict[s
             limit = chance.uniform(0.02, 0.5 + 0.15 * int(workers))
             code = wait(child, limit if result["kills"] < int(kills) else 60)
             if code is None:
-                phases[os.pread(note, 8, 0).decode().strip()] += 1
+                phase = os.pread(note, 8, 0).decode().strip()
+                phases[phase] += 1
                 number = signal.SIGTERM if terminate else signal.SIGKILL
                 try:
                     os.killpg(child, number)
@@ -118,12 +125,12 @@ def main(folder: str, kills: str, seed: str, workers: str, *more: str) -> dict[s
                     os.kill(child, number)
                 code = wait(child, 60)
                 result["kills"] += 1
-                early = terminate and code == -signal.SIGTERM and phases["start"]
+                outside = code == -signal.SIGTERM and phase in OUTSIDE
                 wanted = SAVED_AND_STOPPED if terminate else -signal.SIGKILL
-                if code not in {wanted, 0} and not early:
-                    result["bad"] += 1
+                if code not in {wanted, 0} and not (terminate and outside):
+                    result["bad"].append(f"{code} in {phase!r}")
             elif code != 0:
-                result["bad"] += 1
+                result["bad"].append(f"{code} by itself")
                 break
         result["runs"] += 1
         result["right"] += digest(path) == expected
