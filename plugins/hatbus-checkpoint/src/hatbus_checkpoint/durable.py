@@ -3,7 +3,7 @@
 ::
 
     mkdir .tmp-x          only this process writes here (the lock)
-    write files           O_EXCL, every byte, hashed beside the writing, fsync
+    write files           O_EXCL, every byte, hashed ahead of the writing, fsync
     fsync folders
     rename .tmp-x -> x    the commit
     fsync parent          now it is durable
@@ -14,24 +14,23 @@ Source for the order of calls: T. S. Pillai et al., "All File Systems Are Not Cr
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import hashlib
 import os
-import queue
 import shutil
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from hatbus.errors import SaveError
+from hatbus_checkpoint import stream
 
-_JOINED: Final = 1 << 20
-"""Small chunks are joined to so many bytes before they are written."""
-_PIECE: Final = 8 << 20
-"""Large chunks are written in pieces of so many bytes, so that hashing keeps step."""
+try:
+    import fcntl
+except ImportError:  # not on this system, which has no O_DIRECT either
+    fcntl = None  # type: ignore[assignment]
+
+_DIRECT: Final = getattr(os, "O_DIRECT", 0)
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -50,17 +49,15 @@ def write_file(path: Path, chunks: Iterable[memoryview | bytes]) -> Written:
     """
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        with _Hash() as digest:
-            size = 0
-            for piece in _pieces(chunks):
-                digest.update(piece)
-                written = _write_all(file, piece)
-                _flush_soon(file, size, written)
-                size += written
+        whole = stream.Stream(chunks)
+        with closing(whole.blocks()) as blocks:
+            for block in blocks:
+                _pass_cache(file, on=len(block) == stream.BLOCK)
+                _write_all(file, block)
         os.fsync(file)
     finally:
         os.close(file)
-    return Written(size, digest.hexdigest())
+    return Written(whole.size, whole.sha256)
 
 
 def sync_folder(path: Path) -> None:
@@ -128,80 +125,29 @@ def save_error(error: OSError, folder: Path, needed: int | None = None) -> SaveE
     )
 
 
-def _pieces(chunks: Iterable[memoryview | bytes]) -> Iterator[memoryview]:
-    """Chunks neither very small nor very large."""
-    small: list[memoryview | bytes] = []
-    waiting = 0
-    for chunk in chunks:
-        if len(chunk) < _JOINED:
-            small.append(chunk)
-            waiting += len(chunk)
-        if small and (waiting >= _JOINED or len(chunk) >= _JOINED):
-            yield memoryview(b"".join(small))
-            small, waiting = [], 0
-        if len(chunk) >= _JOINED:
-            view = memoryview(chunk)
-            yield from (view[i : i + _PIECE] for i in range(0, len(view), _PIECE))
-    if small:
-        yield memoryview(b"".join(small))
-
-
-def _write_all(file: int, piece: memoryview) -> int:
+def _write_all(file: int, block: memoryview) -> None:
+    """Writes every byte; where the file system does not go past its cache after all, through it."""
     done = 0
-    while done < len(piece):
-        done += os.write(file, piece[done:])
-    return done
+    while done < len(block):
+        try:
+            done += os.write(file, block[done:])
+        except OSError as error:
+            if error.errno != errno.EINVAL or not _pass_cache(file, on=False):
+                raise
 
 
-def _find_flush() -> Any:
-    """Linux's ``sync_file_range``; None where there is none."""
-    try:
-        found: Any = ctypes.CDLL(None).sync_file_range
-    except (AttributeError, OSError, TypeError):
-        return None
-    found.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
-    return found
+def _pass_cache(file: int, *, on: bool) -> bool:
+    """Whether it was changed that writes go to the disk without a copy in the system's cache.
 
-
-_flush: Final = _find_flush()
-
-
-def _flush_soon(file: int, offset: int, size: int) -> None:
-    """Lets the disk begin with these bytes, so that the fsync at the end has less to wait for."""
-    if _flush is not None and size >= _JOINED:
-        _flush(file, offset, size, 2)  # SYNC_FILE_RANGE_WRITE; only a hint: fsync is what counts
-
-
-class _Hash:
-    """sha256 in a thread of its own once there is more than one large piece to hash."""
-
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256(usedforsecurity=False)
-        self._queue: queue.Queue[memoryview | None] = queue.Queue(maxsize=4)
-        self._thread: threading.Thread | None = None
-
-    def update(self, piece: memoryview) -> None:
-        """Hashes a piece, now or soon."""
-        if self._thread is None and len(piece) < _JOINED:
-            self._digest.update(piece)
-            return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, daemon=True, name="hatbus-sha256")
-            self._thread.start()
-        self._queue.put(piece)
-
-    def hexdigest(self) -> str:
-        """The hash of everything."""
-        return self._digest.hexdigest()
-
-    def _work(self) -> None:
-        while (piece := self._queue.get()) is not None:
-            self._digest.update(piece)
-
-    def __enter__(self) -> _Hash:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
+    A durable file has to go to the disk anyway. This way it neither costs the copy nor drives out
+    what others read, and it goes there while the next block is hashed.
+    """
+    if not _DIRECT:
+        return False
+    flags = fcntl.fcntl(file, fcntl.F_GETFL)
+    if bool(flags & _DIRECT) == on:
+        return False
+    with suppress(OSError):
+        fcntl.fcntl(file, fcntl.F_SETFL, flags ^ _DIRECT)
+        return True
+    return False
