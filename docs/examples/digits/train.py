@@ -17,7 +17,7 @@ HELD_OUT = 5
 """Every fifth of the 1,797 images is held out: 360 that the training never sees."""
 
 
-def build(batch_size: int = 64, lr: float = 0.05) -> dict[str, Any]:
+def build(batch_size: int = 64, lr: float = 0.05, num_workers: int = 0) -> dict[str, Any]:
     """Everything the trainer needs; keys that it does not know are for plugins (``"@..."``)."""
     torch.set_num_threads(1)  # so small a net is slower with more
     train, held_out = read_digits()
@@ -28,7 +28,7 @@ def build(batch_size: int = 64, lr: float = 0.05) -> dict[str, Any]:
     return {
         "model": model,
         "optimizer": optimizer,
-        "data": loader(train, batch_size),
+        "data": loader(train, batch_size, num_workers=num_workers),
         "loss": nn.functional.cross_entropy,
         "val_loader": loader(held_out, 256, shuffle=False),
     }
