@@ -58,10 +58,10 @@ def test_a_write_that_fails_ends_the_thread_and_closes_the_file(
         return write(file, block)
 
     monkeypatch.setattr(os, "write", fails)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(OSError, match="failed"):
         durable.write_file(tmp_path / "file", (bytes(PAGE) for _ in range(50)))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_file_system_that_wants_its_cache_used_gets_that(
