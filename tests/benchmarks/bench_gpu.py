@@ -22,8 +22,7 @@ import torch
 from torch import nn
 
 from hatbus import Bus, Context, Trainer, hookimpl
-from hatbus_grad import GradClip, GradScale
-from hatbus_model import ExponentialMovingAverage
+from hatbus.callbacks import ExponentialMovingAverage, GradClip, GradScale
 
 IN_A_ROW = 10
 STEPS = 300

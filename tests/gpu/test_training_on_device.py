@@ -191,7 +191,7 @@ def test_memory_does_not_grow_from_step_to_step() -> None:
             found.append(torch.cuda.memory_allocated())
 
     trainer([Look()], data=batches(1) * 60, nan="ignore").fit(num_steps=60)
-    assert max(found[30:]) == max(found[10:30])
+    assert max(found[30:]) <= max(found[10:30])
 
 
 def test_an_unknown_device_is_refused() -> None:

@@ -124,4 +124,4 @@ def test_a_copy_for_export_leaves_no_memory_behind(tmp_path: Path) -> None:
     before = torch.cuda.memory_allocated()
     save = callbacks.SaveTraced(str(tmp_path), (torch.ones(2, 3, 6, 6),))
     save.export_model(run.ctx, "for the test")
-    assert torch.cuda.memory_allocated() == before
+    assert torch.cuda.memory_allocated() <= before
