@@ -95,8 +95,8 @@ SAID: dict[str, tuple[Callable[[Any], dict[str, Any]], dict[str, Any]]] = {
     "checkpoint": (lambda c: {"save_dir": str(c.folder / "saved")}, WATCHES),
     "csv_log": (lambda c: {"path": c.folder / "log.csv"}, {**WATCHES, **LOGGED}),
     "jsonl_log": (lambda c: {"path": c.folder / "log.jsonl"}, {**WATCHES, **LOGGED}),
-    "tensorboard": (
-        lambda c: {"save_dir": str(c.folder / "board")}, {**WATCHES, **LOGGED},
+    "tensorboard": (  # reads at once only what lies on the host; on a device tests/gpu counts
+        lambda c: {"save_dir": str(c.folder / "board")}, {**WATCHES, **LOGGED, "reads_every": 1},
     ),
     "early_stopping": (lambda c: {"monitor": "train/loss", "patience": 9}, {**WATCHES, **LOGGED}),
     "ema": (
