@@ -99,16 +99,36 @@ def test_log_says_what_it_heard_when_an_assertion_fails(
 # ---- the fixtures -------------------------------------------------------------------------------
 
 
-def test_reads_count_what_would_wait_for_a_gpu(reads: Reads) -> None:
+WAITING: list[Callable[[torch.Tensor], object]] = [
+    lambda t: t.sum().item(),
+    lambda t: float(t[0]),
+    lambda t: bool(t[0]),
+    lambda t: t.tolist(),
+    lambda t: t.cpu(),
+    lambda t: t.to("cpu"),
+    lambda t: t.numpy(),
+    lambda t: t[t > 0],
+    lambda t: t.nonzero(),
+    lambda t: t.unique(),
+    lambda t: torch.equal(t, t),
+]
+
+
+@pytest.mark.parametrize("read", WAITING)
+def test_reads_count_what_would_wait_for_a_gpu(
+    read: Callable[[torch.Tensor], object], reads: Reads
+) -> None:
+    read(torch.ones(3))
+    assert reads.count == 1
+
+
+def test_reads_leave_alone_what_stays_on_the_device(reads: Reads) -> None:
     value = torch.ones(3)
-    for read in (value.sum().item, value.tolist, value.cpu, value.numpy, lambda: value.to("cpu")):
-        before = reads.count
-        read()
-        assert reads.count == before + 1
-    before = reads.count
-    assert float(value[0]) == 1.0
-    value.mul(2).sum()
-    assert reads.count == before + 1
+    value.mul(2).sum().clamp(max=1.0).detach().clone()
+    torch.where(value > 0, value, 0.0)
+    value[torch.tensor([0, 2])].to(torch.float64)
+    torch.stack([value, value]).isfinite().all()
+    assert reads.count == 0
 
 
 def test_installed_project_runs_in_a_tiny_job(

@@ -20,6 +20,8 @@ _WAITING: Final = frozenset(
         torch.ops.aten.equal.default,
         torch.ops.aten.nonzero.default,
         torch.ops.aten.masked_select.default,
+        torch.ops.aten.repeat_interleave.Tensor,
+        torch.ops.aten._unique2.default,  # noqa: SLF001 - the operation's name
     }
 )
 _COPIES: Final = {
@@ -68,10 +70,17 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         self._reads = reads
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _WAITING:
+        if func in _WAITING or _selects_by_truth(func, args):
             name = func.__name__.partition(".")[0]
             self._reads.add("item()" if name == "_local_scalar_dense" else f"torch.{name}")
         return func(*args, **(kwargs or {}))
+
+
+def _selects_by_truth(func: Any, args: Any) -> bool:
+    """Whether an operation is ``t[mask]``, whose result's length depends on the mask's values."""
+    if func is not torch.ops.aten.index.Tensor:
+        return False
+    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
 
 
 class _Methods(TorchFunctionMode):
