@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from stranger import CHECKOUT, install, install_recorder
 
+from hatbus.first_party import FIRST_PARTY
+
 
 def python(code: str, site: Path) -> subprocess.CompletedProcess[str]:
     """Runs code with the folder's distributions installed."""
@@ -61,3 +63,22 @@ def test_a_first_party_callback_that_is_not_installed_names_its_distribution(
     monkeypatch.delitem(vars(callbacks), "CosLrUpdater", raising=False)
     with pytest.raises(ImportError, match="no callback 'CosLrUpdater'; it comes with hatbus-lr"):
         callbacks.CosLrUpdater  # noqa: B018 - the access is the test
+
+
+def test_every_first_party_class_is_a_name_of_its_own_distribution_imported_when_asked_for() -> (
+    None
+):
+    packages = {own.distribution.replace("-", "_") for own in FIRST_PARTY.values()}
+    names = [(own.distribution.replace("-", "_"), own.class_name) for own in FIRST_PARTY.values()]
+    code = (
+        "from importlib import import_module\n"
+        f"packages = [import_module(name) for name in {sorted(packages)!r}]\n"
+        "assert 'torch' not in sys.modules\n"
+        f"found = [(p, name, getattr(import_module(p), name)) for p, name in {names!r}]\n"
+        "assert all(cls.__name__ == name for _, name, cls in found)\n"
+        "for p in packages:\n"
+        "    assert set(p.__all__) == {name for q, name, _ in found if q == p.__name__}"
+    )
+    words = [sys.executable, "-c", f"import sys\n{code}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

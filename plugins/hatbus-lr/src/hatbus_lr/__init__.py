@@ -1,12 +1,10 @@
-"""Learning-rate schedules for hatbus: the seven updaters of HAT, and torch's own schedulers.
-
-Each class is imported when it is first asked for.
-"""
+"""Learning-rate schedules for hatbus: the seven updaters of HAT, and torch's own schedulers."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+
+from hatbus.lazily import lazily
 
 if TYPE_CHECKING:
     from hatbus_lr.cos_lr import CosLrUpdater
@@ -29,20 +27,14 @@ __all__ = [
     "TorchLr",
 ]
 
-_HOME: Final = {
-    "CosLrUpdater": "cos_lr",
-    "CosineAnnealingLrUpdater": "cosine_annealing_lr",
-    "CyclicLrUpdater": "cyclic_lr",
-    "NoamLrUpdater": "noam_lr",
-    "OneCycleUpdater": "one_cycle_lr",
-    "PolyLrUpdater": "poly_lr",
-    "StepDecayLrUpdater": "step_decay_lr",
-    "TorchLr": "torch_lr",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a class when it is first asked for."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'hatbus_lr' has no attribute {name!r}")
-    return getattr(import_module(f"hatbus_lr.{_HOME[name]}"), name)
+__getattr__ = lazily(
+    __name__,
+    CosLrUpdater="cos_lr",
+    CosineAnnealingLrUpdater="cosine_annealing_lr",
+    CyclicLrUpdater="cyclic_lr",
+    NoamLrUpdater="noam_lr",
+    OneCycleUpdater="one_cycle_lr",
+    PolyLrUpdater="poly_lr",
+    StepDecayLrUpdater="step_decay_lr",
+    TorchLr="torch_lr",
+)
