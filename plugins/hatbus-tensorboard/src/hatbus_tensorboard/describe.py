@@ -40,14 +40,23 @@ def job_of(ctx: Context) -> dict[str, Any]:
 
 
 def hyperparameters(ctx: Context) -> dict[str, bool | int | float | str]:
-    """The job's options that are single values, or without a job what the optimizer says."""
+    """The optimizer's options and the job's, as far as they are single values.
+
+    Left out is what distinguishes no run from another: where the job's code and files are, and that
+    a plugin that is on is on.
+    """
     job = job_of(ctx)
-    tables = {"run": job.get("run", {}), **job.get("plugins", {})}
-    found = dict(_leaves({name: table for name, table in tables.items() if table}))
-    if not found and ctx.optimizer is not None:
-        defaults = {n: v for n, v in ctx.optimizer.defaults.items() if v is not None}
-        name = type(ctx.optimizer).__name__
-        found = {"seed": ctx.seed, "optimizer": name, **dict(_leaves(defaults, "optimizer."))}
+    found: dict[str, bool | int | float | str] = {} if job else {"seed": ctx.seed}
+    if ctx.optimizer is not None:
+        found["optimizer"] = type(ctx.optimizer).__name__
+        found.update(_leaves(ctx.optimizer.defaults, "optimizer."))
+    run = {n: v for n, v in job.get("run", {}).items() if n not in ("entry", "run_dir", "args")}
+    found.update(_leaves(run, "run."))
+    found.update(_leaves(job.get("run", {}).get("args", {}), "args."))
+    for name, table in job.get("plugins", {}).items():
+        options = {n: v for n, v in table.items() if n not in ("use", "enabled", "save_dir")}
+        if table.get("enabled", True):
+            found.update(_leaves(options, f"{name}.") if options else {name: True})
     return found
 
 

@@ -52,8 +52,8 @@ class TensorBoard:
         update_by: ``"step"`` or ``"epoch"``; by epoch, those of the epoch's last step.
         tb_update_funcs: functions of any of ``writer`` (a ``SummaryWriter``), ``model_outs``,
             ``global_step_id``, ``epoch_id``, ``batch``, ``task``, ``losses``, ``model``, ``ctx``.
-        describe: write the job and the order of the plugins as text, and the hyperparameters with
-            the last metrics.
+        describe: write the job and the order of the plugins as text, and the hyperparameters (the
+            optimizer's options and the job's) with the last metrics.
         tb_writer_kwargs: options of torch's ``SummaryWriter``: ``flush_secs``, ``max_queue``,
             ``filename_suffix``, ``purge_step``.
 

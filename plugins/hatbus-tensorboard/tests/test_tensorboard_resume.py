@@ -1,0 +1,123 @@
+"""TensorBoard over resumes, kills and old folders: no step twice, none lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hatbus import Context, hookimpl, plugin
+from hatbus_tensorboard.tensorboard import TensorBoard
+
+sys.path.insert(0, str(Path(__file__).parent))
+from boards import Logs, Resumes, curve, raw_steps, trainer
+
+sys.path.pop(0)
+
+
+def test_a_resumed_run_leaves_no_step_twice_and_none_out(tmp_path: Path) -> None:
+    trainer(TensorBoard(str(tmp_path)), Logs()).fit(num_steps=7)
+    trainer(TensorBoard(str(tmp_path), overwrite=True), Logs(), Resumes(1, 1)).fit(num_epochs=3)
+    assert [step for step, _ in curve(tmp_path, "loss")] == list(range(12))
+    assert raw_steps(tmp_path, "loss") == [*range(7), *range(5, 12)]
+    assert [step for step, _ in curve(tmp_path, "lr")] == [3, 7, 11]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from boards import Logs, trainer
+from hatbus import hookimpl, plugin
+from hatbus_tensorboard.tensorboard import TensorBoard
+
+@plugin(stage="checkpoint")
+class Saves:
+    @hookimpl
+    def on_step_end(self, ctx):
+        if ctx.global_step_id == 6:
+            ctx.save("step 6")
+    @hookimpl
+    def save_checkpoint(self):
+        return True
+
+class Dies:
+    @hookimpl
+    def on_step_begin(self, global_step_id):
+        if global_step_id == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+trainer(TensorBoard(sys.argv[2], flush_secs=1000), Saves(), Logs(), Dies()).fit(num_epochs=3)
+"""
+
+
+def test_after_kill_9_and_a_resume_no_step_is_twice_and_none_before_the_checkpoint_lost(
+    tmp_path: Path,
+) -> None:
+    folder = str(Path(__file__).parent)
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, folder, str(tmp_path)]
+    assert subprocess.run(command, check=False).returncode == -9
+    assert raw_steps(tmp_path, "loss") == list(range(7))
+    trainer(TensorBoard(str(tmp_path)), Logs(), Resumes(1, 3)).fit(num_epochs=3)
+    assert [step for step, _ in curve(tmp_path, "loss")] == list(range(12))
+    assert [step for step, _ in curve(tmp_path, "lr")] == [3, 7, 11]
+
+
+def test_a_new_run_in_an_old_folder_takes_its_place(tmp_path: Path) -> None:
+    trainer(TensorBoard(str(tmp_path))).fit(num_steps=7)
+    trainer(TensorBoard(str(tmp_path))).fit(num_steps=3)
+    assert [step for step, _ in curve(tmp_path, "loss")] == [0, 1, 2]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_overwrite_deletes_event_files_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_text("precious")
+    trainer(TensorBoard(str(tmp_path), overwrite=True)).fit(num_steps=1)
+    sub = tmp_path / "sub"
+    sub.mkdir()
+    (old,) = tmp_path.glob("events.*")
+    old.rename(sub / old.name)
+    trainer(TensorBoard(str(tmp_path), overwrite=True)).fit(num_steps=1)
+    (_,) = tmp_path.glob("events.*")
+    assert not sub.exists()
+    assert (tmp_path / "model.bin").read_text() == "precious"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_the_file_is_complete_and_closed_when_the_run_fails(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    class Fails:
+        @hookimpl
+        def on_step_begin(self, global_step_id: int) -> None:
+            if global_step_id == 2:
+                raise error
+
+    board = TensorBoard(str(tmp_path))
+    with pytest.raises(error):
+        trainer(board, Fails()).fit(num_epochs=1)
+    assert [step for step, _ in curve(tmp_path, "loss")] == [0, 1]
+    assert board.writer is None
+    assert not any(t.name == "tensorboard" for t in __import__("threading").enumerate())
+
+
+def test_everything_is_in_the_file_before_a_checkpoint_is_written(tmp_path: Path) -> None:
+    found: list[list[int]] = []
+
+    @plugin(stage="checkpoint")
+    class Saves:
+        @hookimpl
+        def on_step_end(self, ctx: Context) -> None:
+            ctx.save("every step")
+
+        @hookimpl
+        def save_checkpoint(self) -> bool:
+            found.append(raw_steps(tmp_path, "loss"))
+            return True
+
+    board = TensorBoard(str(tmp_path), flush_secs=1000)
+    trainer(Saves(), board).fit(num_steps=3)
+    assert found == [[0], [0, 1], [0, 1, 2]]
+    assert raw_steps(tmp_path, "loss") == [0, 1, 2]
