@@ -34,8 +34,11 @@ class OneRecord:
         self._warned: set[str] = set()
 
     def add(self, values: Mapping[str, Any], step: int) -> None:
-        """Adds values; what is no single number is left out, and named in a warning once."""
-        if step != self._step or not self._plain.keys().isdisjoint(values):
+        """Adds values; of two of one name the later one counts.
+
+        What is no single number is left out, and named in a warning once.
+        """
+        if step != self._step:
             self.put()
             self._step = step
         plain, tensors = self._plain, {}
