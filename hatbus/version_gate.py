@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from hatbus.errors import PluginError
@@ -41,17 +42,23 @@ def misfit(found: Found) -> str:
 
 def requirements_on_hatbus(requirements: Iterable[str]) -> list[Requirement]:
     """What a distribution requires of hatbus here; what only an extra requires is left out."""
+    return [
+        found
+        for text in requirements
+        if normalized(text).startswith("hatbus")
+        for found in _read(text)
+        if normalized(found.name) == "hatbus"
+    ]
+
+
+@cache  # the plugins of one distribution require the same
+def _read(text: str) -> list[Requirement]:
+    """The requirement, if it can be read and applies here."""
     from packaging.requirements import InvalidRequirement, Requirement
 
-    found = []
-    for text in requirements:
-        if not normalized(text).startswith("hatbus"):
-            continue
-        try:
-            requirement = Requirement(text)
-        except InvalidRequirement:  # pip let it pass; that is not ours to judge
-            continue
-        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        if normalized(requirement.name) == "hatbus" and applies:
-            found.append(requirement)
-    return found
+    try:
+        found = Requirement(text)
+    except InvalidRequirement:  # pip let it pass; that is not ours to judge
+        return []
+    applies = found.marker is None or found.marker.evaluate({"extra": ""})
+    return [found] if applies else []
