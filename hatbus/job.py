@@ -31,7 +31,23 @@ _META: Final = "hatbus"
 
 @dataclass
 class Run:
-    """The ``[run]`` table. Its field names and types are the keys and values that are accepted."""
+    """The ``[run]`` table. Its field names and types are the keys and values that are accepted.
+
+    Args:
+        entry: ``"file.py:function"`` or ``"package.module:function"``; returns model, optimizer,
+            data and more.
+        num_epochs: how many epochs; or ``num_steps``.
+        num_steps: how many steps; or ``num_epochs``.
+        seed: torch, numpy and random are seeded with it before the entry function is called.
+        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        precision: of forward and loss.
+        accumulate: batches per task and step.
+        compile: ``true``, or a table of options for ``torch.compile``.
+        nan: what a loss or gradient that is not finite does.
+        run_dir: where the run's files go; by default ``runs/<folder of the job>``.
+        resume: ``"auto"`` or a path, for the checkpoint plugin.
+        args: keyword arguments of the entry function.
+    """
 
     entry: str
     num_epochs: int | None = None
@@ -49,7 +65,20 @@ class Run:
 
 @dataclass
 class Plugin:
-    """One ``[plugins.<instance>]`` table; what is not named here is a constructor option."""
+    """One ``[plugins.<instance>]`` table; what is not named here is a constructor option.
+
+    Args:
+        use: the plugin, when the instance has another name.
+        enabled: ``false`` leaves it out.
+        stage: its place among the others, in place of what its class says.
+        before: names of plugins of its stage that it comes before.
+        after: names of plugins of its stage that it comes after.
+        tasks: the only tasks whose batches it sees.
+        every: ``"100 steps"``, ``"1 epoch"``, ``"30 min"``; then ``, first`` and ``, last``.
+        ranks: ``"zero"`` for the first process only.
+        options: the arguments of its constructor.
+        where: it stands, for messages.
+    """
 
     use: str = ""
     enabled: bool = True

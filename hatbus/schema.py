@@ -77,17 +77,21 @@ def job_schema() -> Json:
 
 def run_schema() -> Json:
     """The ``[run]`` table."""
-    found = table_schema(schema_of(Run), {}, objects=False)
+    found = table_schema(schema_of(Run), argument_docs(inspect.getdoc(Run) or ""), objects=False)
     for name in ("num_epochs", "num_steps", "accumulate"):
         found["properties"][name]["minimum"] = 1
-    found["properties"]["args"] = {"type": "object", "description": "arguments of the entry"}
+    found["properties"]["args"]["type"] = "object"
     plans = [{"required": ["num_epochs"]}, {"required": ["num_steps"]}]
     return {**found, "description": "what is trained, and for how long", "oneOf": plans}
 
 
 def plugin_schema(found: discovery.Found) -> Json:
     """The table of one plugin; one that cannot be loaded takes any option."""
-    own = {name: _filter(name) for name in PLUGIN_KEYS}
+    said = argument_docs(inspect.getdoc(Plugin) or "")
+    own = {
+        name: {**_filter(name), "description": said[name].replace("``", "`")}
+        for name in PLUGIN_KEYS
+    }
     try:
         cls = found.load()
     except PluginError as error:
@@ -96,7 +100,7 @@ def plugin_schema(found: discovery.Found) -> Json:
     doc = inspect.getdoc(cls) or ""
     table = table_schema(schema, argument_docs(doc))
     table["properties"] |= own
-    return {"description": doc.partition("\n")[0], **table}
+    return {"description": doc.partition("\n")[0].replace("``", "`"), **table}
 
 
 def table_schema(schema: Schema, docs: dict[str, str], *, objects: bool = True) -> Json:
@@ -126,7 +130,7 @@ def option_schema(option: Option, docs: dict[str, str], *, objects: bool = True)
         found = found if found == {"type": "string"} else {"anyOf": [found, _REFERENCE]}
     found = dict(found)
     if option.name in docs:
-        found["description"] = docs[option.name]
+        found["description"] = docs[option.name].replace("``", "`")
     if isinstance(option.default, (bool, int, float, str)):
         found["default"] = option.default
     return found

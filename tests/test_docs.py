@@ -43,7 +43,7 @@ from hatbus import discovery
 from hatbus.cli import COMMANDS
 from hatbus.events import EVENTS, MOMENT
 from hatbus.first_party import FIRST_PARTY
-from hatbus.job import PLUGIN_KEYS, parse_job
+from hatbus.job import PLUGIN_KEYS, RUN_KEYS, parse_job
 from hatbus.options import check
 
 SHORT = ["-o", "run.num_epochs=1", "-o", "run.args.batch_size=512"]
@@ -224,6 +224,12 @@ def test_comparison_with_other_trainers_names_what_hatbus_has() -> None:
     assert {name for name in FIRST_PARTY if f"`{name}`" not in hat} == set()
     moments = {name for name, event in EVENTS.items() if event.kind == MOMENT}
     assert {name for name in moments if f"`{name}`" not in hat} == set()
+
+
+def test_every_key_of_a_job_is_documented() -> None:
+    text = (DOCS / "jobs.md").read_text("utf-8")
+    rows = " ".join(re.findall(r"^\|([^|]+)\|", text, re.MULTILINE))
+    assert [key for key in (*RUN_KEYS, *PLUGIN_KEYS) if f"`{key}`" not in rows] == []
 
 
 def test_every_command_is_documented() -> None:
