@@ -73,6 +73,10 @@ class Control:
         for request in [r for r in self.pending if r.wish == wish]:
             self.pending.remove(request)  # in place: a signal may add to the list meanwhile
 
+    def anywhere(self, flags: list[bool]) -> list[bool]:
+        """Which flags are set on any rank; every rank calls this at the same places."""
+        return flags
+
     def is_owed(self) -> bool:
         """Whether requests of the last boundary are still to be served at the end of the run."""
         return False

@@ -114,11 +114,8 @@ class AgreedDecisions:
 
 def agreed(found: list[tuple[str, str]], ctx: Context) -> list[tuple[str, str]]:
     """This rank's reasons, and one in the name of every plugin that has one on another rank."""
-    control = ctx.control
-    if not isinstance(control, AgreedControl):
-        return found
     names, mine = sorted(ctx.bus.members), {name for name, _ in found}
-    anywhere = control.anywhere([name in mine for name in names])
+    anywhere = ctx.control.anywhere([name in mine for name in names])
     others = [n for n, asked in zip(names, anywhere, strict=True) if asked and n not in mine]
     return [*found, *((name, "on another rank") for name in others)]
 
@@ -158,7 +155,7 @@ class AgreedControl(Control):
         return bool(self._granted)
 
     def anywhere(self, flags: list[bool]) -> list[bool]:
-        """Which flags are set on any rank; every rank calls this at the same places."""
+        """Which flags are set on any rank; the ranks wait for each other."""
         counts = torch.tensor(flags, dtype=torch.float32)
         distributed.all_reduce(counts, group=self._group)
         return [bool(count) for count in counts.tolist()]

@@ -59,6 +59,7 @@ stopping = EarlyStopping("val/loss", patience=2, min_delta=1e9)
 trainer = tiny_trainer([Validation(loader(data, 2)), stopping], batches(4, seed=rank))
 trainer.fit(num_epochs=20)
 seen["stopped after"] = trainer.ctx.position.global_step
+seen["validated after"] = trainer.bus.members["validation"].plugin.validated_at
 with open(f"rank-{rank}.json", "w") as file:
     json.dump(seen, file)
 """
@@ -99,4 +100,5 @@ def test_metrics_are_those_of_all_samples_at_once(ranks: Any, size: str) -> None
 def test_both_ranks_stop_early_after_the_same_step(ranks: Any) -> None:
     first, second = (seen["stopped after"] for seen in ranks)
     assert first == second
+    assert [seen["validated after"] for seen in ranks] == [first, first]  # the end of the run too
     assert 12 <= first <= 13  # asked for after the third epoch of 4 steps

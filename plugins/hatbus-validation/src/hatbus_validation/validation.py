@@ -181,8 +181,10 @@ class Validation:
     @hookimpl
     def on_loop_end(self, ctx: Context) -> None:
         """Validates at the end, unless this step was validated, or a signal or error ended it."""
-        if ctx.position.global_step and ctx.exception is None and not was_signalled(ctx):
-            wanted = [one for one in self._fellows.values() if one.val_on_train_end]
+        if not ctx.position.global_step or ctx.exception is not None:
+            return
+        wanted = [one for one in self._fellows.values() if one.val_on_train_end]
+        if self._new(ctx, wanted) and not ctx.control.anywhere([stop_wanted()])[0]:
             self._validate_these(ctx, wanted, "end of the run")
 
     @hookimpl
@@ -320,22 +322,20 @@ class Validation:
 
     def _validate_these(self, ctx: Context, chosen: Sequence[Validation], reason: str) -> None:
         """Validates with those of the chosen that have not validated this very step."""
-        step = ctx.position.global_step
-        new = [one for one in chosen if not one.is_off and one.validated_at != step]
+        new = self._new(ctx, chosen)
         if new:
             with asking(new):
                 ctx.emit.validate(ctx, reason)
+
+    def _new(self, ctx: Context, chosen: Sequence[Validation]) -> list[Validation]:
+        step = ctx.position.global_step
+        return [one for one in chosen if not one.is_off and one.validated_at != step]
 
     def _own_callbacks(self, source: Source) -> list[Named]:
         own = [Named("step_log", StepLog(self.log_interval, source.name), {})]
         if self._profile is not None and not self._runs:
             own.append(Named("profile_steps", self._profile, {}))
         return own
-
-
-def was_signalled(ctx: Context) -> bool:
-    """Whether the run ends because of a signal; over many ranks, because of any request."""
-    return stop_wanted() if ctx.world_size == 1 else ctx.control.stopped is not None
 
 
 def _per_loader(callbacks: Sequence[Any] | None, *, share: bool) -> list[list[Named]]:
