@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,18 @@ class Halve:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps = state["steps"]
+
+
+class TestSpikeWatch(PluginContract):
+    """The stranger's plugin of tests/thirdparty, which keeps a time in its state."""
+
+    observer = True
+    reads_every = 1
+    volatile = ("watch/update_seconds", "update_seconds")
+
+    def make(self) -> object:
+        file = Path(__file__).parent / "thirdparty/hat-stand/src/hat_stand/spike_watch.py"
+        return runpy.run_path(str(file))["SpikeWatch"](factor=1000.0)
 
 
 class TestHalve(PluginContract):

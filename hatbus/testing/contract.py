@@ -31,7 +31,7 @@ from hatbus.testing.reads import Reads
 from hatbus.testing.saving import Resume, Save
 from hatbus.testing.subject import Subject, first_unequal, skip
 from hatbus.testing.surroundings import Surroundings, settings
-from hatbus.testing.trees import copied, difference
+from hatbus.testing.trees import copied, difference, without
 from hatbus.testing.trial import Trial
 from hatbus.testing.verdict import fail
 
@@ -166,7 +166,8 @@ class PluginContract(Subject):
     def _ending(self, trial: Trial) -> dict[str, Any]:
         plugin = trial.trainer.bus.members[self.name].plugin
         names = (*self.companions(), self.name)
-        return {**trial.end(names), "outcome": copied(self.outcome(plugin), "outcome")}
+        end = {**trial.end(names), "outcome": copied(self.outcome(plugin), "outcome")}
+        return {**end, "plugin state": without(end["plugin state"], self.volatile)}
 
     # ---- training -----------------------------------------------------------------------------
 
@@ -310,8 +311,9 @@ class PluginContract(Subject):
             raise
         both.fit(self.num_steps)
         if self.observer:
-            one, two = alone.end((self.name,)), both.end((self.name,))
-            found = difference(one["plugin state"], two["plugin state"], "its state")
+            ends = (run.end((self.name,))["plugin state"] for run in (alone, both))
+            one, two = (without(state, self.volatile) for state in ends)
+            found = difference(one, two, "its state")
             if found:
                 fail(f"{self.name}: beside a second instance {found}; they share something")
 

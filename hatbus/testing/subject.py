@@ -33,7 +33,8 @@ class Subject:
         reads_every: steps between those that may read values from tensors: n allows the steps with
             ``(global_step_id + 1) % n == 0``; 0: none may, 1: every one.
         tasks: what the job would bind it to, in runs of the tasks "a" and "b".
-        volatile: patterns of published names that differ from run to run (times, say).
+        volatile: patterns of published names, and of keys of the state, that differ from run to
+            run (times, say).
         same_when_accumulated: a step of two half batches trains as one of a whole batch does.
         two_processes: run the clause of two processes, which takes seconds.
         most_us_per_step: microseconds that it may cost a step; None: they are only reported.

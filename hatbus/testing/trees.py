@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -34,6 +36,17 @@ def copied(tree: Any, where: str) -> Any:
     if isinstance(tree, _SIMPLE):
         return tree
     return fail(f"{where} is a {type(tree).__module__}.{type(tree).__qualname__}; {ACCEPTED}")
+
+
+def without(tree: Any, patterns: Sequence[str]) -> Any:
+    """A tree of dicts less the keys that match one of the patterns."""
+    if not isinstance(tree, dict):
+        return tree
+    return {
+        key: without(value, patterns)
+        for key, value in tree.items()
+        if not any(fnmatch(str(key), pattern) for pattern in patterns)
+    }
 
 
 def difference(one: Any, other: Any, where: str = "") -> str:
