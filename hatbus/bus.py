@@ -247,6 +247,8 @@ class Bus:
         if event.kind == DECISION and not self._is_decided(event, task):
             return None
         listened = [i for i in impls if self._is_needed(i)]
+        if all(getattr(i.function, "does_nothing", False) for i in listened):
+            return None
         gates = {name: g for name, g in self.gates.items() if self._gate_applies(name, event)}
         return freeze(event, listened, Rules(gates, self._strict, self.callers, self.instrument))
 

@@ -78,13 +78,16 @@ class Loop:
             is_all = ctx.weight == 1.0 and not losses
             losses = found if is_all else with_more(losses, found, ctx.weight)
         ctx.task, ctx.losses = None, losses
-        emit.clip_gradients(ctx)
+        if emit.clip_gradients is not None:
+            emit.clip_gradients(ctx)
         decide = emit.skip_update
         reasons = decide(ctx) if decide is not None else ()
         if reasons or not ctx.batches:
             log_skipped(ctx, "update", reasons)
         else:
-            emit.optimizer_step(ctx)
+            before = ctx.updates
+            ctx.committed = emit.optimizer_step(ctx)
+            ctx.updates = before + bool(ctx.committed)
         return ctx.committed
 
 
