@@ -16,6 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from hatbus.control import Control, Request
 from hatbus.declare import hookimpl
+from hatbus.sharding import is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -56,8 +57,11 @@ def _meeting() -> tuple[Any, int, int]:
 
 
 def share(model: torch.nn.Module, device: torch.device, *, many_tasks: bool) -> Any:
-    """The model as its DDP wrapper when there are several processes."""
-    if rank_and_world()[1] == 1:
+    """The model as its DDP wrapper when there are several processes.
+
+    A model whose parameters are sharded already (``fully_shard``, FSDP2) exchanges its own.
+    """
+    if rank_and_world()[1] == 1 or is_sharded(model):
         return model
     if not any(p.requires_grad for p in model.parameters()):
         return model

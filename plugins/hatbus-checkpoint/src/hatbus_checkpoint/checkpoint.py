@@ -17,6 +17,7 @@ from hatbus import hookimpl, plugin, rng
 from hatbus.control import log
 from hatbus.errors import PluginError
 from hatbus.preview import marks_every
+from hatbus.sharding import refuse_sharded
 from hatbus_checkpoint import compare, durable, snapshot
 from hatbus_checkpoint.agree import first_of_all
 from hatbus_checkpoint.best import Best
@@ -120,6 +121,9 @@ class Checkpoint:
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
         """Takes the folder, then resumes when that is wanted and the run is at its start."""
+        refuse_sharded(
+            ctx.model, "checkpoint", "save it by torch.distributed.checkpoint, or use DDP"
+        )
         if ctx.rank == 0:
             self.folder.probe()
             self._lock = FolderLock(self.folder.path, self.folder.prefix, self._run)

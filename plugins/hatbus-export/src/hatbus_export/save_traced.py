@@ -14,6 +14,7 @@ from hatbus import hookimpl, plugin
 from hatbus.accepted import one_of
 from hatbus.control import log
 from hatbus.errors import JobError
+from hatbus.sharding import refuse_sharded
 from hatbus_export.annotations import annotations_of
 from hatbus_export.copying import eval_copy, on_cpu
 from hatbus_export.formats import WRITERS, called, write_durably
@@ -69,6 +70,11 @@ class SaveTraced:
         self.forward_before_trace = forward_before_trace
         self.weights = weights
         self.written: list[Path] = []
+
+    @hookimpl
+    def on_loop_begin(self, ctx: Context) -> None:
+        """Refuses a model that is spread over processes."""
+        refuse_sharded(ctx.model, "save_traced", "gather the weights into a plain model first")
 
     @hookimpl
     def on_loop_end(self, ctx: Context) -> None:

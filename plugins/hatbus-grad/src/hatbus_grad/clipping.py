@@ -52,7 +52,7 @@ def clip_norm(
     """Scales all gradients by ``min(1, max_norm / (total norm + 1e-6))``.
 
     Returns:
-        The total norm before clipping, a 0-d tensor left on its device.
+        The total norm before clipping, a 0-d tensor left on its device (of shards, a shard).
 
     Source: Pascanu et al., On the difficulty of training recurrent neural networks, 2013;
     ``torch.nn.utils.clip_grad_norm_``.

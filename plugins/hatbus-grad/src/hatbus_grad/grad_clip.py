@@ -8,6 +8,7 @@ import torch
 
 from hatbus import hookimpl, plugin
 from hatbus.errors import JobError
+from hatbus.sharding import whole
 from hatbus_grad.clipping import check_limit, check_norm_type, clip_norm, trained_parameters
 
 if TYPE_CHECKING:
@@ -60,5 +61,5 @@ class GradClip:
             return True
         norm = clip_norm(optimizer, self.max_norm, self.norm_type)
         if self.log_interval > 0 and (ctx.global_step_id + 1) % self.log_interval == 0:
-            ctx.log({"grad_norm": norm})
+            ctx.log({"grad_norm": whole(norm)})
         return True

@@ -11,6 +11,7 @@ from hatbus import hookimpl, plugin
 from hatbus.accepted import is_number, one_of, text, whole
 from hatbus.errors import CheckpointError, JobError, did_you_mean
 from hatbus.module_names import structure_of
+from hatbus.sharding import refuse_sharded
 from hatbus_model.folding import Fold, fold_average, folds_of
 from hatbus_model.moving_average import (
     Lane,
@@ -121,7 +122,7 @@ class ExponentialMovingAverage:
         if self._ctx is None or self.updates < self.start_step:
             return nullcontext()
         self._follow(self._ctx)
-        return shown(self._values, self._followed)
+        return shown(self._ctx.model, self._values, self._followed)
 
     def averages(self) -> dict[str, Tensor]:
         """The averaged tensors by their names in the model; not copies."""
@@ -149,6 +150,8 @@ class ExponentialMovingAverage:
         if self._structure == structure_of(ctx):
             return
         self._structure = structure_of(ctx)
+        if self.offload:
+            refuse_sharded(ctx.model, "ema with offload=True", "leave it out")
         folds = folds_of(ctx)
         for fold in folds[self._folds :]:
             self._take_statistics(fold, ctx)

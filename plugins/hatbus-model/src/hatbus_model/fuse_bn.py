@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hatbus import hookimpl, plugin
 from hatbus.control import log
 from hatbus.errors import CheckpointError
+from hatbus.sharding import refuse_sharded
 from hatbus_model.folding import Fold, folds_of
 from hatbus_model.fusion import Fusion, apply_fold, candidates
 from hatbus_model.milestones import check_names, due, previewed, read_marks
@@ -61,6 +62,7 @@ class FuseBN:
     def on_loop_begin(self, ctx: Context) -> None:
         """Checks the module names."""
         check_names("fuse_bn", self.marks, ctx)
+        refuse_sharded(ctx.model, "fuse_bn", "fuse it before fully_shard")
         self._ctx = ctx
 
     @hookimpl

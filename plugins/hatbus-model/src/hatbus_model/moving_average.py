@@ -11,6 +11,7 @@ import torch
 
 from hatbus.accepted import is_number
 from hatbus.errors import JobError
+from hatbus.sharding import reshard
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,6 +50,7 @@ def check_decay(plugin: str, decay: Any, decay_base: Any) -> tuple[float, float]
 
 def places(model: nn.Module) -> dict[str, Place]:
     """Where the model keeps its parameters and persistent buffers, by name; each tensor once."""
+    reshard(model)
     found: dict[str, Place] = {}
     seen: set[int] = set()
     for prefix, module in model.named_modules():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
+
+from hatbus.sharding import is_shard, reshard
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,27 +19,54 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def shown(values: Mapping[str, Tensor], followed: Mapping[str, Place]) -> Iterator[None]:
+def shown(
+    model: nn.Module, values: Mapping[str, Tensor], followed: Mapping[str, Place]
+) -> Iterator[None]:
     """The model holds ``values`` inside this context, and exactly what it held before after it.
 
     Parameters point to the values themselves for that time: do not write to them. Buffers point
-    to copies, since a forward pass may well write to those.
+    to copies, since a forward pass may well write to those. Shards (FSDP2) are overwritten, and
+    written back from a copy: FSDP goes by their memory.
 
     Args:
+        model: what holds them.
         values: tensors by name; one of another dtype or device is converted.
         followed: where the model keeps its own, under the same names.
     """
-    kept: list[tuple[Place, Tensor, Tensor]] = []
+    reshard(model)
+    undo: list[Callable[[], object]] = []
     try:
         for name, value in values.items():
-            held, key = followed[name]
-            kept.append((followed[name], held[key], held[key].data))
-            held[key].data = _to_show(value, held[key])
+            put = _overwrite if is_shard(value) else _point
+            undo.append(put(followed[name], value))
         yield
     finally:
-        for (held, key), live, data in kept:
-            live.data = data
-            held[key] = live
+        reshard(model)
+        for back in undo:
+            back()
+
+
+def _point(place: Place, value: Tensor) -> Callable[[], object]:
+    held, key = place
+    live, data = held[key], held[key].data
+    live.data = _to_show(value, live)
+    return partial(_point_back, place, live, data)
+
+
+def _point_back(place: Place, live: Tensor, data: Tensor) -> None:
+    held, key = place
+    live.data = data
+    held[key] = live
+
+
+@torch.no_grad()
+def _overwrite(place: Place, value: Tensor) -> Callable[[], object]:
+    held, key = place
+    shards: list[Any] = [held[key].detach(), value.detach()]
+    mine, other = (shard.to_local() for shard in shards)
+    kept = mine.clone()
+    mine.copy_(other)
+    return partial(mine.copy_, kept)
 
 
 def _to_show(value: Tensor, live: Tensor) -> Tensor:

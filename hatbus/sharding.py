@@ -1,0 +1,56 @@
+"""Models whose parameters are spread over the processes (``fully_shard``, FSDP2).
+
+Between forward and backward FSDP puts whole parameters in the shards' places, and a root module
+keeps them after a forward without backward. Whoever looks at parameters outside of that calls
+``reshard`` first.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from hatbus.errors import JobError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def sharded_modules(model: torch.nn.Module) -> list[Any]:
+    """The modules that ``fully_shard`` was applied to."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # whoever shards has imported it; it is slow
+    kind = getattr(fsdp, "FSDPModule", ())
+    return [module for module in model.modules() if isinstance(module, kind)]
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether the model exchanges its parameters itself, so that DDP may not."""
+    return bool(sharded_modules(model)) or any(map(is_shard, model.parameters()))
+
+
+def is_shard(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is one process's part of a whole (torch's ``DTensor``)."""
+    return hasattr(tensor, "placements")
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Puts the shards back in the places of whole parameters."""
+    for module in sharded_modules(model):
+        module.reshard()
+
+
+def refuse_sharded(model: torch.nn.Module, who: str, instead: str) -> None:
+    """Refuses a sharded model.
+
+    Raises:
+        JobError: who cannot use it, and what to do instead.
+    """
+    if is_sharded(model):
+        raise JobError(f"{who} cannot use a sharded model (FSDP2); {instead}")
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a shard, which every process has to ask for; other tensors as they are."""
+    gather = getattr(tensor, "full_tensor", None)
+    found: torch.Tensor = tensor if gather is None else gather()
+    return found
