@@ -29,7 +29,7 @@ NO_RUN = {
 }
 """The blocks that are marked ``no-run``; each has a test here, but the upload to an index."""
 OTHERS = {
-    r"python -m pip install (tox|build|twine)": "",  # from an index
+    r"python -m pip install (tox|build|twine|pytest)": "",  # from an index
     r"python -m pip install (-c constraints\.txt )?[^-].*": "paths_exist",
     r"python -m twine upload dist/\*": "",
     r"python -m pytest \S+": "paths_exist",
