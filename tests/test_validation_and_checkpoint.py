@@ -17,6 +17,7 @@ from hatbus import Context, Trainer, hookimpl
 from hatbus.callbacks import (
     Checkpoint,
     ExponentialMovingAverage,
+    FuseBN,
     MeanTeacher,
     MeanTeacherValidation,
     Validation,
@@ -193,6 +194,71 @@ def test_the_metrics_of_student_and_teacher_are_those_found_by_hand() -> None:
     assert by_hand["student"] != by_hand["teacher"]
     for half in HALVES:
         assert float(run.ctx.latest[f"{half}/loss"]) == pytest.approx(by_hand[half], rel=1e-6)
+
+
+MEAN_LOSS = {
+    "metric_update_func": lambda metrics, batch, outs, losses: metrics[0].update(
+        losses["loss"], len(outs)
+    ),
+    "metrics": ["loss"],
+}
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv1d(1, 4, 3), nn.BatchNorm1d(4), nn.ReLU())
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(inputs[:, None])[:, :, 0])
+
+
+def quantized(model: nn.Module) -> nn.Module:
+    """Weights of linear layers as 8-bit integers."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            scale = module.weight.detach().abs().max() / 127
+            module.weight.data = (module.weight / scale).round() * scale
+    return model
+
+
+def test_a_fused_and_quantized_copy_is_validated_and_the_model_stays_as_it_is() -> None:
+    seen: list[list[str]] = []
+
+    class Sees:
+        @hookimpl
+        def on_loop_begin(self, model: nn.Module) -> None:
+            seen.append([type(module).__name__ for module in model.body])
+
+    losses = {}
+    for name, pipeline in {
+        "plain": None,
+        "fused": FuseBN([[""]], [0], "step"),
+        "both": [FuseBN([["body"]], [0], "step"), quantized],
+    }.items():
+        torch.manual_seed(0)
+        model = Convolutions()
+        run = Trainer(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.05),
+            loader(rows(0), 4),
+            nn.functional.mse_loss,
+            [
+                Validation(
+                    loader(rows(1), 8),
+                    callbacks=[{"use": "metric_updater", **MEAN_LOSS}, Sees()],
+                    model_convert_pipeline=pipeline,
+                )
+            ],
+        )
+        run.fit(num_epochs=2)
+        losses[name] = float(run.ctx.latest["val/loss"])
+        assert isinstance(model.body[1], nn.BatchNorm1d)
+    assert [one[1] for one in seen] == 2 * ["BatchNorm1d"] + 4 * ["Identity"]
+    assert losses["fused"] == pytest.approx(losses["plain"], rel=1e-5)
+    assert losses["both"] != losses["fused"]
+    assert losses["both"] == pytest.approx(losses["fused"], rel=0.2)
 
 
 class NewTensors(TorchDispatchMode):

@@ -172,6 +172,21 @@ def test_a_run_stops_early_by_the_metric_of_one_of_them() -> None:
     assert run.ctx.position.epoch == 3
 
 
+def test_a_metric_of_one_that_has_yet_to_run_is_waited_for_and_a_wrong_one_is_refused() -> None:
+    def run(monitor: str) -> Trainer:
+        seldom = Validation(batches(1, seed=5), val_interval=2)
+        validations = {"often": Validation(batches(1)), "seldom": seldom}
+        return run_of(validations, EarlyStopping(monitor, patience=1, min_delta=1e9))
+
+    right = run("val/seldom/loss")
+    right.fit(num_epochs=50)
+    assert right.ctx.position.epoch == 4
+    wrong = run("val/seldom/los")
+    with pytest.raises(PluginError, match="no metric 'val/seldom/los' is published; did you mean"):
+        wrong.fit(num_epochs=50)
+    assert wrong.ctx.epoch_id <= 2
+
+
 def test_two_of_the_same_published_name_are_refused() -> None:
     validations = {"a": Validation(batches(1), name="v"), "b": Validation(batches(1), name="v")}
     with pytest.raises(PluginError, match=r"'a' and 'b' both publish 'v/...'; .* name = 'b'"):

@@ -104,6 +104,11 @@ class FuseBN:
         _report(name, fusion)
         return fusion
 
+    def __call__(self, model: nn.Module) -> None:
+        """Fuses all its modules at once, in place: a converter for ``model_convert_pipeline``."""
+        for name in (n for mark in self.marks for n in mark.modules):
+            self.process(model, name, self.inplace)
+
     def preview_marks(self, ctx: Context) -> list[tuple[int, str]]:
         """``(global step, label)`` of everything this will do."""
         return previewed("fuse", self.marks, self.update_by, ctx)

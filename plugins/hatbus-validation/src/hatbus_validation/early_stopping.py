@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from hatbus import hookimpl, plugin
 from hatbus.control import Request, log
 from hatbus.errors import PluginError, did_you_mean
+from hatbus_validation.validation import Validation
 
 if TYPE_CHECKING:
     from hatbus import Context
@@ -87,10 +88,12 @@ class EarlyStopping:
         """Looks at what the epoch published.
 
         Raises:
-            PluginError: a validation has run, and the metric was never published.
+            PluginError: every validation has run, and the metric was never published.
         """
         self._look(ctx)
-        is_unknown = self._validations and self.monitor not in ctx.latest
+        is_unknown = self.monitor not in ctx.latest and self._validations
+        if is_unknown and any(waits(member.plugin) for member in ctx.bus.members.values()):
+            return
         was_whole = ctx.exception is None and ctx.control.stopped is None  # a stop cuts it short
         if is_unknown and was_whole:
             hint = did_you_mean(self.monitor, ctx.latest)
@@ -122,6 +125,11 @@ class EarlyStopping:
     def _waited(self) -> str:
         best = "none" if self.best is None else f"{self.best:.6g}"
         return f"{self.monitor} did not improve {self.wait} times in a row (best {best})"
+
+
+def waits(plugin: object) -> bool:
+    """Whether something is a validation that has still to run for the first time."""
+    return isinstance(plugin, Validation) and not plugin.is_off and not plugin.validated_at
 
 
 def improves(value: float, best: float | None, mode: str, min_delta: float) -> bool:
