@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.import_time import early_torch
+from hatbus.payload import DEPRECATED
+from hatbus.schema import argument_docs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,8 +59,16 @@ def _on_class(reading: Reading) -> Iterator[str]:
         yield "declares no place in the order; say @plugin(stage='monitor'), or another stage"
     if not reading.doc:
         yield "has no docstring, whose first line is what `hatbus plugins` shows"
-    for parameter in reading.parameters:
-        if not parameter.annotation:
+    described = argument_docs(inspect.cleandoc(reading.doc))
+    for name, annotation, _ in reading.parameters:
+        if not annotation:
+            yield f"option {name!r} has no annotation, by which a job's values are checked"
+        if reading.doc and name.strip("*") not in described:
+            yield f"option {name!r} is not described under `Args:`, where editors look"
+    for method in (one for one in reading.methods.values() if one.is_marked):
+        for argument in (a for a in method.arguments if a in DEPRECATED):
+            since, use, until = DEPRECATED[argument]
             yield (
-                f"option {parameter.name!r} has no annotation, by which a job's values are checked"
+                f"{reading.file.name} line {method.line}: {method.name} wants {argument!r}, which "
+                f"is deprecated since hatbus {since} and goes in {until}; use {use}"
             )

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from stranger import hatbus, install, install_recorder
 
+from hatbus import payload
 from hatbus.checking import Offer, problems_of
 from hatbus.cli import main
 from hatbus.cli.check import check_folder, check_installed
@@ -167,6 +168,25 @@ def test_advice_is_given_and_fails_nothing(
     ]
     assert main(["plugins", "check", str(tmp_path), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["hat"]["advice"]) == 4
+
+
+def test_advice_on_options_that_nobody_describes_and_arguments_that_will_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(payload.DEPRECATED, "num_epochs", payload.Deprecated("0.3", "'ctx'", "0.5"))
+    source = HEAD + CLASS.replace(
+        "class Hat:\n",
+        'class Hat:\n    """A hat.\n\n    Args:\n        size: of it.\n    """\n\n'
+        "    def __init__(self, size: int, colour: str) -> None: ...\n",
+    ).replace("on_loop_begin(self)", "on_loop_begin(self, num_epochs)")
+    write_project(tmp_path, {"__init__.py": "", "hat.py": source})
+    assert check_folder(tmp_path)["hat"].advice == [
+        "option 'colour' is not described under `Args:`, where editors look",
+        (
+            "hat.py line 12: on_loop_begin wants 'num_epochs', which is deprecated since "
+            "hatbus 0.3 and goes in 0.5; use 'ctx'"
+        ),
+    ]
 
 
 @pytest.mark.parametrize(
