@@ -253,6 +253,23 @@ def test_an_installed_distribution_is_imported_too(plugin_project: PluginProject
     assert "ModuleNotFoundError: No module named 'nowhere_to_be_found'" in found
 
 
+def test_a_project_goes_before_what_is_installed_and_any_other_folder_after(
+    plugin_project: PluginProject,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plugin_project.install("acme", {"bowler": "acme_b:Hat"}, {"acme_b.py": HEAD + CLASS})
+    monkeypatch.chdir(tmp_path)
+    Path("acme").mkdir()
+    assert main(["plugins", "check", "acme"]) == 2  # no range of versions
+    assert "bowler: ok" in capsys.readouterr().out
+    write_project(Path("acme"), {"__init__.py": "", "hat.py": HEAD + CLASS})
+    for name in ("acme", "acme/pyproject.toml"):
+        assert main(["plugins", "check", name]) == 0
+        assert "hat: ok" in capsys.readouterr().out
+
+
 def test_two_offers_of_one_name_are_a_problem_of_both(plugin_project: PluginProject) -> None:
     for name in ("acme", "bowlers"):
         plugin_project.install(name, {"hat": f"{name}:Hat"}, {f"{name}.py": HEAD + CLASS})

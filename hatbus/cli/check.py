@@ -7,7 +7,7 @@ import tomllib
 from importlib.metadata import Distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 from hatbus import discovery
@@ -19,6 +19,9 @@ from hatbus.reading import Sources
 
 if TYPE_CHECKING:
     from hatbus.discovery import Found
+
+
+_PROJECT: Final = "pyproject.toml"
 
 
 class Finding(NamedTuple):
@@ -59,8 +62,12 @@ def check_and_show(name: str, *, as_json: bool) -> int:
 
 
 def _report(name: str) -> Report:
+    """A project in a folder goes before what is installed under its name."""
     path = Path(name)
-    if path.is_dir():
+    if path.name == _PROJECT and path.is_file():
+        return check_folder(path.parent)
+    is_installed = any(_is(found, name) for found in discovery.installed())
+    if path.is_dir() and ((path / _PROJECT).is_file() or not is_installed):
         return check_folder(path)
     return check_wheel(path) if path.suffix == ".whl" else check_installed(name)
 
@@ -71,7 +78,7 @@ def check_folder(folder: Path) -> Report:
     Raises:
         PluginError: the folder is no project with plugins.
     """
-    project = _project(folder / "pyproject.toml")
+    project = _project(folder / _PROJECT)
     distribution = str(project.get("name", folder.name))
     offered = project.get("entry-points", {}).get(discovery.GROUP, {})
     if not offered:

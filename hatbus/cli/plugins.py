@@ -41,7 +41,10 @@ def run(args: argparse.Namespace) -> int:
     if args.what == "list":
         return show_all(as_json=args.json)
     if args.name is None:
-        raise PluginError(f"hatbus plugins {args.what}: give a name")
+        what = (
+            "a plugin" if args.what == "show" else "a plugin, a distribution, a wheel or a folder"
+        )
+        raise PluginError(f"hatbus plugins {args.what}: give {what}")
     if args.what == "show":
         return show_one(args.name, as_json=args.json)
     from hatbus.cli.check import check_and_show
