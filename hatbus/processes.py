@@ -87,9 +87,11 @@ class ShareGradientsOnce:
     def run_batch(self, ctx: Context) -> Generator[None, Any, Any]:
         """Forward and backward of all but the last batch stay on this rank."""
         self._begun += 1
-        if self._begun >= len(ctx.batches) or ctx.wrapped_model is ctx.model:
+        shared: Any = ctx.wrapped_model
+        is_last = self._begun >= len(ctx.batches)
+        if is_last or not isinstance(shared, torch.nn.parallel.DistributedDataParallel):
             return (yield)
-        with ctx.wrapped_model.no_sync():
+        with shared.no_sync():
             return (yield)
 
 

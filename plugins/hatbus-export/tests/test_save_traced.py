@@ -217,3 +217,23 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Pat
 def test_a_value_that_cannot_be_used_is_refused(options: dict[str, object], words: str) -> None:
     with pytest.raises(JobError, match=words):
         SaveTraced(**{"save_dir": "x", "trace_inputs": (X,), **options})
+
+
+@pytest.mark.parametrize("part", ["whole", "inner"])
+@pytest.mark.parametrize("suffix", ["pt", "pt2"])
+def test_a_model_that_was_compiled_is_written_without_its_wrapper(
+    tmp_path: Path, suffix: str, part: str
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    if part == "inner":
+        model[0] = torch.compile(model[0], backend="eager")
+    wrapped = torch.compile(model, backend="eager") if part == "whole" else model
+    save = SaveTraced(str(tmp_path), (torch.ones(2, 3),), formats=[suffix])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = [(torch.ones(2, 3), torch.ones(2, 1))] * 2
+    Trainer(wrapped, optimizer, data, nn.functional.mse_loss, [save]).fit(num_steps=2)
+    path, inputs = str(save.written[0]), torch.randn(2, 3)
+    loaded = torch.jit.load(path) if suffix == "pt" else torch.export.load(path).module()
+    with torch.no_grad():
+        assert torch.allclose(loaded(inputs), model(inputs), atol=1e-6)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hatbus.errors import SaveError
+from hatbus.module_names import unwrapped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 def eval_copy(model: nn.Module) -> nn.Module:
     """The model's copy: on the CPU, in eval mode, without gradients.
 
-    No tensor is copied twice, and none on an accelerator: the copier is told beforehand what each
-    tensor is in the copy. Tied tensors stay tied.
+    Wrappers of ``torch.compile`` and DDP are left out. No tensor is copied twice, and none on an
+    accelerator: the copier is told beforehand what each tensor is in the copy. Tied tensors stay
+    tied.
 
     Raises:
         SaveError: the model holds something that cannot be copied.
@@ -29,12 +31,16 @@ def eval_copy(model: nn.Module) -> nn.Module:
         known[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
     known.update({id(buffer): _on_cpu(buffer) for buffer in model.buffers()})
     try:
-        copied = copy.deepcopy(model, known)
+        copied = copy.deepcopy(unwrapped(model), known)
     except (RuntimeError, TypeError) as error:
         raise SaveError(
             f"save_traced: the model cannot be copied ({error}); does a module keep an output of "
             "its forward, an open file or a lock as an attribute?"
         ) from error
+    for module in list(copied.modules()):  # parts that were compiled on their own
+        for name, child in module.named_children():
+            if unwrapped(child) is not child:
+                setattr(module, name, unwrapped(child))
     return copied.eval()
 
 
