@@ -162,10 +162,15 @@ class ExactLoader(DataLoader[Any]):
         seed = seed_of("workers", self.order.seed or 0, epoch)
         cast(torch.Generator, self.generator).manual_seed(seed)
 
-    def each_once(self) -> Iterator[Any]:
-        """One pass that is always the same, with every sample on one rank only: for validation."""
+    def each_once(self, *, equal: bool = False) -> Iterator[Any]:
+        """One pass that is always the same, with every sample on one rank only: for validation.
+
+        Args:
+            equal: every rank has to have equally many batches; where a batch is one sample, some
+                are repeated for that.
+        """
         self.set_position(0, 0)
-        self.order.fills = self.order.drop_last
+        self.order.fills = self.order.drop_last or (equal and self.order.batch_size == 1)
         try:
             yield from self
         finally:

@@ -100,16 +100,22 @@ def test_the_samples_of_a_step_do_not_depend_on_the_number_of_processes(world: i
         assert sorted(whole) == sorted(i for part in parts for i in part)
 
 
+def data_of(length: int, batch_size: int, rank: int, world: int) -> ExactLoader:
+    """The loader that a rank has of so many samples."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hatbus.data.rank_and_world", lambda: (rank, world))
+        return loader(TensorDataset(torch.arange(length)), batch_size)
+
+
 @pytest.mark.parametrize("length", [1, 3, 8, 9, 10, 16, 17, 33])
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_a_pass_over_each_once_has_every_sample_on_one_rank(
-    length: int, batch_size: int, world: int, monkeypatch: pytest.MonkeyPatch
+    length: int, batch_size: int, world: int
 ) -> None:
     ranks = []
     for rank in range(world):
-        monkeypatch.setattr("hatbus.data.rank_and_world", lambda rank=rank: (rank, world))
-        data = loader(TensorDataset(torch.arange(length)), batch_size)
+        data = data_of(length, batch_size, rank, world)
         data.set_position(3, 1)
         ranks.append([batch.tolist() for (batch,) in data.each_once()])
         assert ranks[-1] == [batch.tolist() for (batch,) in data.each_once()]
@@ -118,6 +124,10 @@ def test_a_pass_over_each_once_has_every_sample_on_one_rank(
     assert seen == sorted([*range(length)] * (1 if length >= world else world))
     counts = {len(rank) for rank in ranks}
     assert len(counts) == 1 or batch_size == 1
+    equal = [
+        len(list(data_of(length, batch_size, r, world).each_once(equal=True))) for r in range(world)
+    ]
+    assert len(set(equal)) == 1
     if world == 1:
         assert [len(batch) for batch in ranks[0][:-1]] == [batch_size] * (len(ranks[0]) - 1)
 

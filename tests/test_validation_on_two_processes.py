@@ -55,6 +55,14 @@ for size in (1, 2, 4):
         "latest": {name: float(value) for name, value in trainer.ctx.latest.items()},
         "weights": weights(trainer).tolist(),
     }
+normed = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1))
+run = [Validation(loader(data, 2))]
+trainer = tiny_trainer(run, batches(4, seed=rank), model=normed)
+trainer.fit(num_epochs=2)
+seen["normed"] = {
+    "loss": float(trainer.ctx.latest["val/loss"]),
+    "state": {name: value.tolist() for name, value in normed.state_dict().items()},
+}
 stopping = EarlyStopping("val/loss", patience=2, min_delta=1e9)
 trainer = tiny_trainer([Validation(loader(data, 2)), stopping], batches(4, seed=rank))
 trainer.fit(num_epochs=20)
@@ -102,3 +110,14 @@ def test_both_ranks_stop_early_after_the_same_step(ranks: Any) -> None:
     assert first == second
     assert [seen["validated after"] for seen in ranks] == [first, first]  # the end of the run too
     assert 12 <= first <= 13  # asked for after the third epoch of 4 steps
+
+
+def test_statistics_of_rank_0_are_validated_and_each_rank_keeps_its_own(ranks: Any) -> None:
+    first, second = (seen["normed"] for seen in ranks)
+    assert first["loss"] == second["loss"]
+    assert first["state"]["0.running_mean"] != second["state"]["0.running_mean"]
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1)).eval()
+    model.load_state_dict({n: torch.tensor(v) for n, v in first["state"].items()})
+    with torch.no_grad():
+        errors = model(held_out())[:, 0] - held_out().sum(1)
+    assert first["loss"] == pytest.approx(float(errors.square().mean()), rel=1e-5)

@@ -79,6 +79,8 @@ class Passes:
     Args:
         source: the loaders.
         device: where batches are moved.
+        equal: every rank has to have equally many batches, because the model's forward pass is a
+            common one (its parameters are sharded).
 
     Attributes:
         tasks: of the loaders, in their order; empty without tasks.
@@ -89,11 +91,11 @@ class Passes:
         DataError: something is no loader, or its length is 0.
     """
 
-    def __init__(self, source: Source, device: torch.device) -> None:
+    def __init__(self, source: Source, device: torch.device, *, equal: bool = False) -> None:
         self.tasks = tuple(task for task in source.loaders if task is not None)
         self.loader: Any = dict(source.loaders) if self.tasks else source.loaders[None]
         self.times_waits = False
-        self._source = source
+        self._source, self._equal = source, equal
         self._device = device
         self._lengths = [length_of(one) for one in source.loaders.values()]
         for task, length in zip(source.loaders, self._lengths, strict=True):
@@ -132,7 +134,7 @@ class Passes:
         repeated to fill up.
         """
         if hasattr(loader, "each_once"):
-            loader = loader.each_once()
+            loader = loader.each_once(equal=self._equal)
         elif hasattr(loader, "set_position"):
             loader.set_position(0, 0)
         if self._device.type == "cpu":

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from hatbus.control import log
 from hatbus.errors import PluginError, did_you_mean
@@ -53,6 +53,31 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         model.train(modes[0][1])  # for a train() of the user's own; the exact modes come after it
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def first_ranks_buffers(ctx: Context, model: nn.Module) -> Iterator[None]:
+    """Every rank shows the buffers of rank 0, which a checkpoint saves, and has its own afterwards.
+
+    Running statistics of batch norms are each rank's own; DDP gives all ranks those of rank 0 with
+    the next step.
+    """
+    buffers = [one for one in model.buffers() if one.numel()] if ctx.world_size > 1 else []
+    if not buffers:
+        yield
+        return
+    own = [one.clone() for one in buffers]
+    for dtype in dict.fromkeys(one.dtype for one in buffers):
+        alike = [one for one in buffers if one.dtype == dtype]
+        whole = torch.cat([one.flatten() for one in alike])
+        distributed.broadcast(whole, 0)
+        for one, part in zip(alike, whole.split([n.numel() for n in alike]), strict=True):
+            one.copy_(part.view_as(one))
+    try:
+        yield
+    finally:
+        for one, kept in zip(buffers, own, strict=True):
+            one.copy_(kept)
 
 
 def converters(given: Any) -> tuple[Converter, ...]:

@@ -6,7 +6,7 @@ Source: ``hat.callbacks.Validation``.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
@@ -18,6 +18,7 @@ from hatbus.errors import PluginError, did_you_mean
 from hatbus.loop import serve_requests
 from hatbus.preview import marks_every
 from hatbus.rng import fenced
+from hatbus.sharding import is_sharded
 from hatbus.signals import stop_wanted
 from hatbus_validation import shown_weights as shown
 from hatbus_validation.callback_tables import Named, named_callbacks
@@ -160,7 +161,7 @@ class Validation:
             self.val_model.to(ctx.device)
         self._runs = []
         for source, callbacks in zip(given, lists, strict=True):
-            data = Passes(source, ctx.device)
+            data = Passes(source, ctx.device, equal=is_sharded(ctx.model))
             if callbacks:
                 inner = [*callbacks, *self._own_callbacks(source)]
                 bus = inner_bus(inner, processor, ctx, data.tasks)
@@ -258,19 +259,21 @@ class Validation:
     @contextmanager
     def shown_model(self, ctx: Context) -> Iterator[nn.Module]:
         """The model to validate, in eval mode, with the weights to validate."""
-        if self.val_model is not None and not self.init_with_train_model:
-            with shown.eval_mode(self.val_model):
-                yield shown.converted(self.val_model, self._pipeline).eval()
-            return
-        with shown.showing(ctx, self.view(ctx)):
-            trained = self.trained_model(ctx)
-            if self.val_model is None:
-                with shown.eval_mode(trained):
-                    yield shown.converted(trained, self._pipeline).eval()
-                return
-            self._fill(self.val_model, self.train_state(ctx))
-        with shown.eval_mode(self.val_model):
-            yield shown.converted(self.val_model, self._pipeline).eval()
+        own = self.val_model
+        with ExitStack() as stack:
+            if own is not None and not self.init_with_train_model:
+                model = own
+            else:
+                view = stack.enter_context(ExitStack())
+                view.enter_context(shown.showing(ctx, self.view(ctx)))
+                model = self.trained_model(ctx)
+                if own is not None:
+                    self._fill(own, self.train_state(ctx))
+                    model = own
+                    view.close()
+            stack.enter_context(shown.eval_mode(model))
+            stack.enter_context(shown.first_ranks_buffers(ctx, model))
+            yield shown.converted(model, self._pipeline).eval()
 
     def view(self, ctx: Context) -> str:
         """Name of the weight view to validate."""
