@@ -71,7 +71,8 @@ def first_ranks_buffers(ctx: Context, model: nn.Module) -> Iterator[None]:
         alike = [one for one in buffers if one.dtype == dtype]
         whole = torch.cat([one.flatten() for one in alike])
         distributed.broadcast(whole, 0)
-        for one, part in zip(alike, whole.split([n.numel() for n in alike]), strict=True):
+        parts = torch.split(whole, [one.numel() for one in alike])
+        for one, part in zip(alike, parts, strict=True):
             one.copy_(part.view_as(one))
     try:
         yield
