@@ -14,11 +14,8 @@ is subtracted from one of 450, so that starting a trainer does not count.
 
 from __future__ import annotations
 
-import gc
 import logging
-import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -26,38 +23,9 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
-from bench_loop import AFTER_UPDATE, BEFORE_BACKWARD, BEFORE_FORWARD, BEFORE_UPDATE, Nothing, tiny
+from bench_loop import Run, bare, bare_with_calls, compare, hatbus, tiny
 
-from hatbus import Trainer
-
-FEW, MANY = 50, 450
 CALLBACKS = 5
-Run = Callable[[int], None]
-
-
-def bare() -> Run:
-    """The loop that everybody writes."""
-    model, optimizer, data, loss_of = tiny()
-
-    def run(steps: int) -> None:
-        for inputs, target in islice(cycle(data), steps):
-            optimizer.zero_grad()
-            loss_of(model(inputs), target).backward()
-            optimizer.step()
-
-    return run
-
-
-def hatbus(count: int, **options: Any) -> Run:
-    """hatbus with ``count`` plugins."""
-    model, optimizer, data, loss_of = tiny()
-    plugins = {f"p{i}": Nothing() for i in range(count)}
-    trainer = Trainer(model, optimizer, data, loss_of, plugins, **options)
-
-    def run(steps: int) -> None:
-        trainer.fit(num_steps=trainer.ctx.position.global_step + steps)
-
-    return run
 
 
 def ignite(count: int) -> Run:
@@ -172,12 +140,12 @@ def _quietly(run: Callable[[], Any]) -> None:
 
 def runs() -> dict[str, Run]:
     """Everything that can be measured here."""
-    mine = len(BEFORE_FORWARD + BEFORE_BACKWARD + BEFORE_UPDATE + AFTER_UPDATE)
     found: dict[str, Run] = {
         "bare torch loop": bare(),
+        "with 5 x 10 direct calls": bare_with_calls(),
         "hatbus, no plugin": hatbus(0),
         "hatbus, no plugin, nan='ignore'": hatbus(0, nan="ignore"),
-        f"hatbus, 5 plugins on {mine} events": hatbus(CALLBACKS),
+        "hatbus, 5 plugins on 12 events": hatbus(CALLBACKS),
     }
     if find_spec("ignite"):
         found["ignite, no handler"] = ignite(0)
@@ -190,34 +158,5 @@ def runs() -> dict[str, Run]:
     return found
 
 
-def microseconds(run: Run) -> float:
-    """Time per step, without what starting costs."""
-    took = []
-    for steps in (FEW, MANY):
-        began = time.perf_counter()
-        run(steps)
-        took.append(time.perf_counter() - began)
-    return (took[1] - took[0]) / (MANY - FEW) * 1e6
-
-
-def main(times: int) -> None:
-    """Prints microseconds a step, and what each adds to the bare loop."""
-    torch.set_num_threads(1)
-    measured = runs()
-    found: dict[str, list[float]] = {name: [] for name in measured}
-    for run in measured.values():
-        run(FEW)
-    for _ in range(times):
-        for name, run in measured.items():
-            gc.collect()
-            found[name].append(microseconds(run))
-    base = found["bare torch loop"]
-    print(f"{'':42}{'us a step':>10}{'added':>9}{'ratio':>8}")
-    for name, values in found.items():
-        median = statistics.median(values)
-        added = statistics.median(v - b for v, b in zip(values, base, strict=True))
-        print(f"{name:42}{median:10.1f}{added:9.1f}{median / statistics.median(base):8.2f}")
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 15)
+    compare(runs(), int(sys.argv[1]) if len(sys.argv) > 1 else 15)
