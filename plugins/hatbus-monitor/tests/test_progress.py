@@ -210,8 +210,10 @@ def test_a_notebook_gets_a_bar_and_no_markup_of_the_values() -> None:
     assert "&lt;b&gt; 1" in text
 
 
-def test_notebook_display_replaces_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_display_replaces_its_cell_and_shows_the_log(monkeypatch, capsys) -> None:
     import types
+
+    monkeypatch.setattr(logging.getLogger("hatbus"), "hasHandlers", lambda: False)  # pytest's own
 
     updates: list[str] = []
 
@@ -226,9 +228,11 @@ def test_notebook_display_replaces_its_cell(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "IPython.display", module)
     display = progress_display.display_of("notebook")
     display.start(FULL)
+    logging.getLogger("hatbus").info("a record")
     display.show(FULL)
     display.stop()
     assert [u[:9] for u in updates] == ["<div><pro", "epoch 2/5"]
+    assert capsys.readouterr().out == "a record\n"
 
 
 @pytest.mark.parametrize("options", [{"refresh": -1}, {"plain_interval": -1}, {"display": "lvie"}])

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 
 class FollowingHandler(logging.StreamHandler[TextIO]):
-    """Writes to what ``sys.stderr`` is at the moment."""
+    """Writes to what ``sys.stderr`` (or ``sys.stdout``) is at the moment."""
 
-    def __init__(self) -> None:
-        super().__init__(sys.stderr)
+    def __init__(self, name: str = "stderr") -> None:
+        super().__init__(getattr(sys, name))
+        self._name = name
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes one record."""
-        self.stream = sys.stderr
+        self.stream = getattr(sys, self._name)
         super().emit(record)
 
 
@@ -32,9 +33,13 @@ class LogThrough:
 
     If nobody handles the records of the logger "hatbus", they are shown for as long as the display
     stands: whoever asks for a progress display wants to see what happens.
+
+    Args:
+        name: of the stream that shows them: ``"stderr"`` or ``"stdout"``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "stderr") -> None:
+        self._name = name
         self._undo: list[Any] = []
 
     def start(self, console: Console | None, terminal: Sequence[object]) -> None:
@@ -68,7 +73,7 @@ class LogThrough:
         self._undo.append(lambda: setattr(handler, name, before))
 
     def _add_handler(self) -> None:
-        handler, level = FollowingHandler(), log.level
+        handler, level = FollowingHandler(self._name), log.level
         log.addHandler(handler)
         if level == logging.NOTSET:
             log.setLevel(logging.INFO)

@@ -132,12 +132,14 @@ class NotebookDisplay:
 
     def __init__(self) -> None:
         self._handle: Any = None
+        self._log = LogThrough("stdout")  # a notebook paints stderr as if it were an error
 
     def start(self, snapshot: Snapshot) -> None:
-        """Puts the bar into the cell's output."""
+        """Puts the bar into the cell's output, and makes sure that the log is seen below it."""
         from IPython.display import display
 
         self._handle = display(_Cell(snapshot), display_id=True)
+        self._log.start(None, ())
 
     def show(self, snapshot: Snapshot) -> None:
         """Replaces the bar."""
@@ -145,8 +147,9 @@ class NotebookDisplay:
             self._handle.update(_Cell(snapshot))
 
     def stop(self) -> None:
-        """Nothing to undo."""
+        """Takes back what ``start`` did to the log; the bar stays."""
         self._handle = None
+        self._log.stop()
 
 
 def check_kind(kind: str) -> str:
