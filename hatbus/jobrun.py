@@ -6,13 +6,14 @@ import json
 import os
 import random
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 
-from hatbus import discovery
+from hatbus import __version__, discovery
 from hatbus.errors import HatbusError, JobError, PluginError, SaveError, did_you_mean
 from hatbus.explanation import plan_of
 from hatbus.job import PLUGIN_KEYS, parse_job
@@ -20,6 +21,7 @@ from hatbus.options import check, schema_of
 from hatbus.profile import Profile
 from hatbus.references import References, finish
 from hatbus.results import places_of, show_profile, show_results
+from hatbus.run_log import logged
 from hatbus.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -169,7 +171,9 @@ def run(prepared: Prepared, *, quiet: bool = False, profile: bool = False) -> in
     measured = Profile() if profile else None
     if measured is not None:
         measured.watch(trainer.bus)
-    ctx = trainer.fit(num_epochs=job.run.num_epochs, num_steps=job.run.num_steps)
+    title = f"{job.name} with hatbus {__version__}"
+    with logged(job.run_dir, title) if trainer.ctx.rank == 0 else nullcontext():
+        ctx = trainer.fit(num_epochs=job.run.num_epochs, num_steps=job.run.num_steps)
     if ctx.rank == 0 and measured is not None:
         show_profile(measured, job.run_dir)
     if ctx.rank == 0 and not quiet:
@@ -233,8 +237,6 @@ def write_job(prepared: Prepared, trainer: Trainer) -> None:
     Raises:
         SaveError: the folder cannot be made or written.
     """
-    from hatbus import __version__
-
     job = prepared.job
     plugins = {name: found.source for name, found in prepared.found.items()}
     trainer.bus.set_tasks(trainer.ctx.data.tasks)

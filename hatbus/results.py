@@ -33,6 +33,13 @@ def show_results(ctx: Context, places: list[Path]) -> None:
         console.print(f"done after {ctx.position.global_step} steps; no plugin published a metric")
     for place in places:
         console.print(f"files: {place}", soft_wrap=True, highlight=False)
+        console.print(f"       {contents(place)}", soft_wrap=True, highlight=False)
+
+
+def contents(folder: Path) -> str:
+    """What lies in a folder, folders with a slash, hidden files left out."""
+    seen = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    return "  ".join(sorted(f"{p.name}/" if p.is_dir() else p.name for p in seen))
 
 
 def show_profile(profile: Profile, folder: Path) -> None:

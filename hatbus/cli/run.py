@@ -73,10 +73,11 @@ def show_log(*, quiet: bool) -> None:
     """Shows hatbus's log on stderr; of ranks other than 0, warnings only."""
     rank = int(os.environ.get("RANK", "0"))
     handler = _Stderr()
+    handler.setLevel(logging.WARNING if quiet or rank else logging.INFO)
     handler.setFormatter(logging.Formatter(f"[rank {rank}] %(message)s" if rank else "%(message)s"))
     log = logging.getLogger("hatbus")
     log.handlers[:] = [handler]
-    log.setLevel(logging.WARNING if quiet or rank else logging.INFO)
+    log.setLevel(logging.WARNING if rank else logging.INFO)  # the run's own log is never quiet
     log.propagate = False
 
 

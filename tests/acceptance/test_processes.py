@@ -99,7 +99,7 @@ def test_two_processes_learn_the_digits_as_one_and_write_everything_once(outside
     rates = [row["step"] for row in rows if "lr/0" in row]
     assert len(rates) == len(set(rates))
     found = sorted(path.name for path in run.iterdir() if path.is_file())
-    assert found == ["job.json", "log.jsonl", "plan.json"]
+    assert found == ["job.json", "log.jsonl", "plan.json", "run.log"]
     assert len(list(run.rglob("checkpoint-last.json"))) == 1
 
     single = outside.hatbus("run", job, "-o", "run.run_dir=single", "-p", "no:checkpoint")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import socket
 import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in read(folder).Scalars(tag)]
+
+
+def tree(folder: Path, indent: str = "") -> Iterator[str]:
+    """A folder as docs/watching.md draws it, names that differ in every run as they are there."""
+    seen = sorted((p for p in folder.iterdir() if p.name[0] != "."), key=lambda path: path.name)
+    for path in seen:
+        is_last, slash = path == seen[-1], "/" if path.is_dir() else ""
+        name = re.sub(r"-[0-9a-f]{8}$", "-1a2b3c4d", path.name)
+        name = re.sub(r"(?<=tfevents\.).*", "1700000000.host.1234.0", name)
+        yield f"{indent}{'└── ' if is_last else '├── '}{name}{slash}"
+        if slash and name != "plugins":
+            yield from tree(path, f"{indent}{'    ' if is_last else '│   '}")
 
 
 Ask = Callable[..., Any]
@@ -81,6 +94,9 @@ def test_a_tensorboard_server_shows_the_examples(outside, checkout, server) -> N
     short = ("-o", "run.num_epochs=1", "-p", "no:checkpoint", "-p", "no:validation")
     tasks = outside.hatbus("run", job, *board, "tensorboard.update_freq=10", *short)
     assert (digits.code, tasks.code) == (0, 0), digits.err + tasks.err
+
+    page = (checkout / "docs/watching.md").read_text("utf-8")
+    assert "\n".join(["runs/digits/", *tree(outside.cwd / "runs/digits"), ""]) in page
 
     ask = server()
     run, of_tasks = "digits/tensorboard", "multitask/tensorboard"
