@@ -77,6 +77,9 @@ class Control:
         """Which flags are set on any rank; every rank calls this at the same places."""
         return flags
 
+    def close(self) -> None:
+        """The run is over."""
+
     def is_owed(self) -> bool:
         """Whether requests of the last boundary are still to be served at the end of the run."""
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,20 @@ def _meeting() -> tuple[Any, int, int]:
     """Where the processes meet, for all runs: some would wait at the first store for ever."""
     found: tuple[Any, int, int] = next(rendezvous("env://"))
     return found
+
+
+def let_go(ctx: Context) -> None:
+    """Lets go of what would keep the process group alive after a run of several processes.
+
+    Its threads then end with the group. Those that live on until the interpreter ends are killed
+    by it, and now and then take the process with them (SIGABRT), although all is well. Not after an
+    error: another rank may still be waiting for this one, and the group's end would wait for it.
+    """
+    if ctx.world_size == 1:
+        return
+    ctx.wrapped_model = ctx.model
+    ctx.control.close()
+    gc.collect()  # a DDP wrapper and its hooks hold each other
 
 
 def share(model: torch.nn.Module, device: torch.device, *, many_tasks: bool) -> Any:
@@ -139,7 +154,7 @@ class AgreedControl(Control):
 
     def __init__(self, lines: Any = None) -> None:
         super().__init__(lines)
-        self._group = distributed.new_group(backend="gloo")
+        self._group: Any = distributed.new_group(backend="gloo")
         self._counts = torch.zeros(len(self._WISHES))
         self._granted: list[Request] = []
         self._mine: list[Request] = []
@@ -165,6 +180,12 @@ class AgreedControl(Control):
         counts = torch.tensor(flags, dtype=torch.float32)
         distributed.all_reduce(counts, group=self._group)
         return [bool(count) for count in counts.tolist()]
+
+    def close(self) -> None:
+        """Ends the group; what was agreed is known by now."""
+        if self._group is not None:
+            distributed.destroy_process_group(self._group)
+        self._group = self._work = None
 
     def _agreed(self) -> list[Request]:
         if self._work is None:

@@ -24,6 +24,7 @@ from hatbus.processes import (
     AgreedDecisions,
     ShareGradientsOnce,
     joined,
+    let_go,
     rank_and_world,
     share,
 )
@@ -154,6 +155,7 @@ class Trainer:
                 raise
             finally:
                 ctx.data.leave(ctx)
+            let_go(ctx)
             self._signals.leave(ctx)
         return ctx
 

@@ -35,6 +35,7 @@ class Looks:
 
     @hookimpl
     def on_epoch_end(self, ctx: Any) -> None:
+        self.kind = type(ctx.wrapped_model).__name__
         for view in ("ema", "raw"):
             with ctx.weights.showing(view), torch.no_grad():
                 self.found.append(ctx.model(self.inputs).square().mean().item())
@@ -67,7 +68,7 @@ def main(how: str, path: str) -> None:
         "model": {name: whole(p).detach() for name, p in model.named_parameters()},
         "ema": {name: whole(value).detach() for name, value in ema.averages().items()},
         "looks": looks.found,
-        "kind": type(trainer.ctx.wrapped_model).__name__,
+        "kind": looks.kind,
     }
     torch.save(state, f"{path}-{how}-{rank}.pt")
     distributed.destroy_process_group()
