@@ -60,6 +60,7 @@ class Member:
     position: int
     core: bool
     interval: Interval | None = None
+    kind: str = ""
     reasons: tuple[str, ...] = field(default=())
 
 
@@ -127,7 +128,8 @@ class Bus:
         Raises:
             PluginError: it cannot be a plugin; the message says why and what to do.
         """
-        name = name or default_name(plugin)
+        kind = "" if core else default_name(plugin)
+        name = name or kind or default_name(plugin)
         if name.startswith(CORE) and not core:
             raise PluginError(
                 f"plugin name {name!r} begins with 'core.', as hatbus's own; rename it"
@@ -145,7 +147,7 @@ class Bus:
         interval = Interval.parse(declared.every, name) if declared.every else None
         if interval is not None:
             self._watch(interval)
-        member = Member(name, plugin, declared, self._positions, core, interval)
+        member = Member(name, plugin, declared, self._positions, core, interval, kind)
         self.members = (
             {name: member, **self.members} if outermost else {**self.members, name: member}
         )
@@ -217,7 +219,7 @@ class Bus:
     def order(self) -> list[Placed]:
         """The plugins (not hatbus's own) in order, each with the reasons for its place."""
         mine = [m for m in self.members.values() if not m.core]
-        return resolve([Place(m.name, m.declared, m.position) for m in mine])
+        return resolve([Place(m.name, m.declared, m.position, m.kind) for m in mine])
 
     @property
     def hooks(self) -> pluggy.HookRelay:

@@ -22,11 +22,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One plugin to be put in order. ``position`` is its place in the job."""
+    """One plugin to be put in order.
+
+    Attributes:
+        name: of the instance.
+        declared: what it and the job say.
+        position: its place in the job.
+        kind: the name of its entry point: what another class can know it by.
+    """
 
     name: str
     declared: Declaration
     position: int
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +89,19 @@ def _edges(places: Sequence[Place]) -> dict[str, dict[str, str]]:
                     f"stage {earlier.declared.stage} before stage {later.declared.stage}"
                 )
     for p in places:
-        for other in p.declared.after:
-            if other in by_name and other != p.name:
-                edges[p.name][other] = f"{p.name} says after {other}"
-        for other in p.declared.before:
-            if other in by_name and other != p.name:
-                edges[other][p.name] = f"{p.name} says before {other}"
+        for word in p.declared.after:
+            for other in _meant(word, by_name, but=p):
+                edges[p.name][other] = f"{p.name} says after {word}"
+        for word in p.declared.before:
+            for other in _meant(word, by_name, but=p):
+                edges[other][p.name] = f"{p.name} says before {word}"
     return edges
+
+
+def _meant(word: str, by_name: dict[str, Place], but: Place) -> list[str]:
+    """The instances that a name in before/after stands for: the one of that name, else the kind."""
+    found = [word] if word in by_name else [p.name for p in by_name.values() if p.kind == word]
+    return [name for name in found if name != but.name]
 
 
 def _reasons(place: Place, before: dict[str, str]) -> tuple[str, ...]:

@@ -41,6 +41,17 @@ def test_an_edge_to_a_plugin_that_is_not_there_is_ignored() -> None:
     assert order(place("a", after=("nobody",)), place("b")) == ["a", "b"]
 
 
+def test_a_name_is_an_instance_or_else_every_instance_of_a_plugin_of_that_name() -> None:
+    two = [Place(name, Declaration(), 0, kind="validation") for name in ("x", "y")]
+    assert order(place("a", after=("validation",)), *two) == ["x", "y", "a"]
+    assert order(place("z", before=("validation",)), *two) == ["z", "x", "y"]
+    named = Place("validation", Declaration(), 1, kind="other")
+    assert order(place("a", after=("validation",)), *two, named) == ["x", "y", "validation", "a"]
+    assert (
+        order(*two, Place("w", Declaration(before=("validation",)), 2, kind="validation"))[0] == "w"
+    )
+
+
 def test_a_cycle_is_an_error_that_prints_the_cycle() -> None:
     with pytest.raises(
         OrderError, match=r"a -> c -> b -> a|c -> b -> a -> c|b -> a -> c -> b"
