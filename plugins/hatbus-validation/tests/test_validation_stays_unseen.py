@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from validated import (
     Average,
     Draws,
@@ -21,7 +22,7 @@ from validated import (
     weights,
 )
 
-from hatbus import hookimpl, plugin
+from hatbus import Trainer, hookimpl, plugin
 from hatbus.rng import capture
 from hatbus_validation.validation import Validation
 
@@ -106,3 +107,20 @@ def test_no_copy_of_the_model_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copy, "deepcopy", refuse)
     run.fit(num_epochs=1)
     assert sees.pointers == [next(run.ctx.model.parameters()).data_ptr()]
+
+
+@pytest.mark.parametrize("own_generator", [True, False])
+def test_a_loader_may_be_trained_on_and_validated(own_generator: bool) -> None:
+    def run(*, validates: bool) -> Trainer:
+        generator = torch.Generator().manual_seed(2) if own_generator else None
+        rows = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
+        data = DataLoader(
+            TensorDataset(rows, rows.sum(1, keepdim=True)), 4, shuffle=True, generator=generator
+        )
+        made = trainer(data=data)
+        if validates:
+            made.bus.register(Validation(data, val_interval=2, interval_by="step"), "validation")
+        made.fit(num_epochs=3)
+        return made
+
+    assert same(weights(run(validates=True)), weights(run(validates=False)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from hatbus.control import log
 from hatbus.errors import DataError, PluginError
-from hatbus.feed import length_of, moved
+from hatbus.feed import generators_of, length_of, moved
 from hatbus.steps import timed
 
 if TYPE_CHECKING:
@@ -109,6 +110,17 @@ class Passes:
         """Batches in all; None when a loader has no length."""
         known = [length for length in self._lengths if length is not None]
         return sum(known) if len(known) == len(self._lengths) else None
+
+    @contextmanager
+    def fenced(self) -> Iterator[None]:
+        """The loaders' own random generators are afterwards as before: training may share them."""
+        loaders = self._source.loaders.values()
+        kept = [(one, one.get_state()) for loader in loaders for one in generators_of(loader)]
+        try:
+            yield
+        finally:
+            for one, state in kept:
+                one.set_state(state)
 
     def steps(self, ctx: Context) -> Iterator[Batches]:
         """Every batch once.

@@ -213,7 +213,8 @@ class Validation:
         found = []
         with fenced(), torch.no_grad(), self.shown_model(ctx) as model:
             for source, data, bus in self._runs:
-                found.append((source.name, evaluate(bus, ctx, model, data)))
+                with data.fenced():
+                    found.append((source.name, evaluate(bus, ctx, model, data)))
         self.is_owed = any(inner.is_cut for _, inner in found)
         if self.is_owed:
             ctx.control.save("validation cut short")
