@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,17 @@ def halves_of(model: nn.Module, names: str = "body") -> list[Any]:
     return [(names, 0.5)]
 
 
+def csv_rows(self: Any, plugin: Any) -> list[dict[str, str]]:
+    """The log less its times: a resumed run's is as if there had been no break."""
+    with (self.folder / "log.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "time"} for row in csv.DictReader(file)]
+
+
+def json_rows(self: Any, plugin: Any) -> list[dict[str, Any]]:
+    rows = map(json.loads, (self.folder / "log.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if k != "time"} for row in rows]
+
+
 LR: dict[str, Any] = {}
 TIMES = ("*time*", "*speed*", "*/s", "*per_s*", "*second*", "*eta*", "*duration*", "*wait*")
 LOGGED = {"companions": lambda self: {"every_step": EveryStep()}}
@@ -93,8 +106,12 @@ SAID: dict[str, tuple[Callable[[Any], dict[str, Any]], dict[str, Any]]] = {
     "step_decay_lr": (lambda c: {"lr_decay_id": [1, 2]}, LR),
     "torch_lr": (lambda c: {"scheduler": torch_step}, LR),
     "checkpoint": (lambda c: {"save_dir": str(c.folder / "saved")}, WATCHES),
-    "csv_log": (lambda c: {"path": c.folder / "log.csv"}, {**WATCHES, **LOGGED}),
-    "jsonl_log": (lambda c: {"path": c.folder / "log.jsonl"}, {**WATCHES, **LOGGED}),
+    "csv_log": (
+        lambda c: {"path": c.folder / "log.csv"}, {**WATCHES, **LOGGED, "outcome": csv_rows},
+    ),
+    "jsonl_log": (
+        lambda c: {"path": c.folder / "log.jsonl"}, {**WATCHES, **LOGGED, "outcome": json_rows},
+    ),
     "tensorboard": (  # reads at once only what lies on the host; on a device tests/gpu counts
         lambda c: {"save_dir": str(c.folder / "board")}, {**WATCHES, **LOGGED, "reads_every": 1},
     ),
