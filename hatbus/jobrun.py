@@ -6,7 +6,7 @@ import json
 import os
 import random
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from hatbus import __version__, discovery
+from hatbus.declare import hookimpl
 from hatbus.errors import HatbusError, JobError, PluginError, SaveError, did_you_mean
 from hatbus.explanation import plan_of
 from hatbus.job import PLUGIN_KEYS, parse_job
@@ -25,7 +26,7 @@ from hatbus.run_log import logged
 from hatbus.trainer import Trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator, Iterator
 
     from hatbus.discovery import Found
     from hatbus.job import Job, Plugin
@@ -167,7 +168,7 @@ def run(prepared: Prepared, *, quiet: bool = False, profile: bool = False) -> in
     trainer.ctx.storage["quiet"] = quiet
     job = prepared.job
     if trainer.ctx.rank == 0:
-        write_job(prepared, trainer)
+        trainer.bus.register(JobFiles(prepared, trainer), "core.job_files", core=True)
     measured = Profile() if profile else None
     if measured is not None:
         measured.watch(trainer.bus)
@@ -231,29 +232,53 @@ def things_of(returned: Any, entry: str) -> dict[str, Any]:
     return dict(returned)
 
 
-def write_job(prepared: Prepared, trainer: Trainer) -> None:
+class JobFiles:
     """Writes the resolved job and the plan of its events into the run's folder.
 
-    Raises:
-        SaveError: the folder cannot be made or written.
+    That is when the loop begins, and not before: a resume that is refused must leave the folder's
+    job as it is, or the next one would be refused for the same.
     """
-    job = prepared.job
-    plugins = {name: found.source for name, found in prepared.found.items()}
-    trainer.bus.set_tasks(trainer.ctx.data.tasks)
-    plan = json.dumps(plan_of(trainer.bus).as_json()["events"], indent=2)
-    texts = {
-        JOB_FILE: job.to_json(version=__version__, distributions=plugins),
-        PLAN_FILE: plan + "\n",
-    }
+
+    def __init__(self, prepared: Prepared, trainer: Trainer) -> None:
+        job = prepared.job
+        plugins = {name: found.source for name, found in prepared.found.items()}
+        trainer.bus.set_tasks(trainer.ctx.data.tasks)
+        plan = json.dumps(plan_of(trainer.bus).as_json()["events"], indent=2)
+        self.run_dir = job.run_dir
+        self.texts = {
+            JOB_FILE: job.to_json(version=__version__, distributions=plugins),
+            PLAN_FILE: plan + "\n",
+        }
+        with written_into(self.run_dir):
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+
+    @hookimpl(wrapper=True)
+    def run_loop(self) -> Generator[None, Any, Any]:
+        """Writes them.
+
+        Raises:
+            SaveError: the folder cannot be written.
+        """
+        with written_into(self.run_dir):
+            for name, text in self.texts.items():
+                partial = self.run_dir / f".{name}.{os.getpid()}"
+                partial.write_text(text, "utf-8")
+                partial.replace(self.run_dir / name)
+        return (yield)
+
+
+@contextmanager
+def written_into(folder: Path) -> Iterator[None]:
+    """Says what to do when the run's folder cannot be written.
+
+    Raises:
+        SaveError: it cannot.
+    """
     try:
-        job.run_dir.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            partial = job.run_dir / f".{name}.{os.getpid()}"
-            partial.write_text(text, "utf-8")
-            partial.replace(job.run_dir / name)
+        yield
     except OSError as error:
         raise SaveError(
-            f"cannot write into {str(job.run_dir)!r}: {error.strerror}; choose another run_dir"
+            f"cannot write into {str(folder)!r}: {error.strerror}; choose another run_dir"
         ) from error
 
 

@@ -79,9 +79,13 @@ class Signals:
         """
         if not self.stop:
             return
+        name = signal.Signals(self.stop).name
         if self._saved_at == ctx.position.global_step:
+            of_a_job = "job" in ctx.storage and ctx.run_dir is not None
+            way = f"`hatbus resume {ctx.run_dir}`" if of_a_job else "resume = 'auto'"
+            log.info("stopped by %s, state saved; go on with %s", name, way)
             raise SystemExit(STOPPED_AND_SAVED)
-        log.warning("stopped by %s, and no checkpoint was saved", signal.Signals(self.stop).name)
+        log.warning("stopped by %s, and no checkpoint was saved", name)
         raise SystemExit(128 + self.stop)
 
     def _note(self, number: int, _frame: object) -> None:
@@ -93,6 +97,16 @@ class Signals:
             wishes.append("stop run")
         name, pending = signal.Signals(number).name, self._control.pending  # type: ignore[union-attr]  # set before the handlers are
         pending.extend(Request(wish, "a signal", name) for wish in wishes)
+
+
+def ignore_saves() -> None:
+    """From now on a signal that asks for a checkpoint does not end the process; for its start.
+
+    Before the loop there is nothing to save yet.
+    """
+    for number in _SAVES if can_serve() else ():
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def can_serve() -> bool:

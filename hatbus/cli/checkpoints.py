@@ -17,7 +17,7 @@ _WHAT = ("list", "show", "verify", "diff")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("dir", metavar="DIR", help="a Checkpoint's save_dir")
+    parser.add_argument("dir", metavar="DIR", help="a folder of checkpoints (save_dir) or of a run")
     parser.add_argument(
         "what", nargs="?", choices=_WHAT, default="list", help="what to do (default: list)"
     )
@@ -68,14 +68,22 @@ def listing_module() -> ModuleType:
 
 def show_table(rows: list[dict[str, Any]]) -> None:
     """One line per checkpoint."""
-    width = max(len(row["name"]) for row in rows)
-    print(f"{'name':<{width}}  {'epoch':>5}  {'step':>8}  {'size':>9}  state")
-    for row in rows:
-        good = ["verified"] if row["verified"] else []
-        state = row["fault"] or ", ".join([*row["marks"], *good])
-        epoch, step = ("?" if row[k] is None else row[k] for k in ("epoch", "step"))
-        line = f"{row['name']:<{width}}  {epoch:>5}  {step:>8}  {size(row['bytes']):>9}  {state}"
-        print(line.rstrip())
+    monitored = next((row["monitored"] for row in rows if row["monitored"]), "")
+    head = ["name", "epoch", "step", "size", monitored, "state"]
+    lines = [head, *(cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    for name, *numbers, state in lines:
+        aligned = [f"{text:>{w}}" for text, w in zip(numbers, widths[1:], strict=False) if w]
+        print("  ".join([f"{name:<{widths[0]}}", *aligned, state]).rstrip())
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """What the table says of a checkpoint."""
+    epoch, step = ("?" if row[k] is None else str(row[k]) for k in ("epoch", "step"))
+    value = "" if row["best"] is None else f"{row['best']:.6g}"
+    good = ["verified"] if row["verified"] else []
+    state = row["fault"] or ", ".join([*row["marks"], *good])
+    return [row["name"], epoch, step, size(row["bytes"]), value, state]
 
 
 def show(entry: Any, row: dict[str, Any], *, as_json: bool) -> None:

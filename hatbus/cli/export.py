@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("dir", metavar="DIR", help="a checkpoint, or a Checkpoint's save_dir")
+    parser.add_argument("dir", metavar="DIR", help="a checkpoint, or a folder of them or of a run")
     parser.add_argument("--name", help="which checkpoint (default: the newest good one)")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--hat", metavar="FILE", help="write HAT's file, such as out.pth.tar")

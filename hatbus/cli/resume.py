@@ -47,7 +47,9 @@ def run(args: argparse.Namespace) -> int:
     """
     from hatbus.cli.run import show_log
     from hatbus.job import read_job
+    from hatbus.signals import ignore_saves
 
+    ignore_saves()
     show_log(quiet=args.quiet)
     path = Path(args.dir) / JOB_FILE
     if not path.is_file():

@@ -60,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
         HatbusError: what is wrong with the job, or what went wrong in the run.
     """
     from hatbus.job import parse_job
+    from hatbus.signals import ignore_saves
 
+    ignore_saves()
     show_log(quiet=args.quiet)
     words = (args.job, tuple(args.plugins), tuple(args.options))
     parse_job(*words)  # a missing file is told before torch is imported

@@ -19,6 +19,7 @@ sys.path.pop(0)
 from hatbus.cli import main
 from hatbus.errors import CheckpointError
 from hatbus_checkpoint.exchange import read_hat
+from hatbus_checkpoint.folder import CheckpointFolder
 
 ENTRY = """
 import torch
@@ -144,10 +145,77 @@ def test_a_run_is_resumed_from_its_folder(
     assert "resumed from" in capsys.readouterr().err
     steps = sorted(p.name for p in Path("checkpoints").glob("checkpoint-epoch-*"))
     assert steps == ["checkpoint-epoch-0001", "checkpoint-epoch-0002", "checkpoint-epoch-0003"]
+    before = Path("here/job.json").read_text()
     change = ["-o", "run.num_epochs=4", "-o", "run.args.lr=0.2"]
     assert main(["resume", "here", *change]) == 4
     assert "optimizer.lr: 0.1 -> 0.2" in capsys.readouterr().err
+    assert Path("here/job.json").read_text() == before
     assert main(["resume", "here", *change, "--override", "optimizer.lr"]) == 0
+    assert "since the checkpoint" not in capsys.readouterr().err
+    assert json.loads(Path("here/job.json").read_text())["run"]["num_epochs"] == 4
+
+
+def test_a_signal_to_save_before_the_loop_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sends = """
+import os, signal
+assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    (tmp_path / "early.py").write_text(ENTRY + sends)
+    (tmp_path / "job.toml").write_text(JOB.replace("train.py", "early.py"))
+    assert main(["run", "job.toml", "--quiet"]) == 0
+
+
+def test_a_run_that_is_told_to_stop_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stops = """
+import os, signal
+
+def ended(model_outs, target):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return torch.nn.functional.mse_loss(model_outs, target)
+"""
+    entry = ENTRY.replace("torch.nn.functional.mse_loss\n", "ended\n")
+    (tmp_path / "stops.py").write_text(entry + stops)
+    (tmp_path / "job.toml").write_text(JOB.replace("train.py", "stops.py"))
+    with pytest.raises(SystemExit) as caught:
+        main(["run", "job.toml", "-o", "run.run_dir=here"])
+    assert caught.value.code == 75
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "stopped by SIGTERM, state saved; go on with `hatbus resume here`"
+
+
+def test_a_runs_folder_stands_for_the_checkpoints_in_it(
+    saved: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "run").mkdir()
+    saved.rename(tmp_path / "run" / "checkpoint")
+    assert main(["checkpoints", str(tmp_path / "run")]) == 0
+    assert "checkpoint-step-6" in capsys.readouterr().out
+    assert main(["export", str(tmp_path / "run"), "--single", str(tmp_path / "out")]) == 0
+    trainer = trainer_of(tmp_path / "new", resume=str(tmp_path / "run"), save_interval=None)
+    trainer.fit(num_steps=7)
+    assert trainer.ctx.updates == 7
+    (tmp_path / "run" / "other" / "checkpoint-step-1").mkdir(parents=True)
+    assert main(["checkpoints", str(tmp_path / "run")]) == 4
+    assert "holds several folders of checkpoints" in capsys.readouterr().err
+
+
+def test_the_list_has_a_column_for_the_metric_that_decides_on_best(
+    tmp_path: Path, capsys: Any
+) -> None:
+    run(tmp_path, 6, save_interval=3, save_hash=False, mode="max", monitor_metric_key="sum")
+    capsys.readouterr()
+    assert main(["checkpoints", str(tmp_path)]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["name", "epoch", "step", "size", "sum", "state"]
+    found = [e.manifest["metrics"]["sum"] for e in CheckpointFolder(tmp_path).entries()]
+    assert [float(row.split()[5]) for row in rows] == pytest.approx(found, rel=1e-5)
 
 
 def test_a_folder_that_is_no_run_is_told(tmp_path: Path, capsys: Any) -> None:

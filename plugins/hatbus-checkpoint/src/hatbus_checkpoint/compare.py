@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _TRAINS: Final = ("setup", "schedule", "train", "average")
 """Stages whose plugins decide what the weights become."""
+_OF_ONE_START: Final = ("resume", "drop_plugin_state", "override")
+"""Options that say how to start a run, and not what it is."""
 
 
 def settings_of(ctx: Context) -> dict[str, Any]:
@@ -40,7 +42,11 @@ def settings_of(ctx: Context) -> dict[str, Any]:
 def plugins_of(ctx: Context) -> list[dict[str, Any]]:
     """The plugin lock: the plugins in order, with source, state version and options."""
     tables = ctx.storage.get("job", {}).get("plugins", {})
-    options = json.loads(json.dumps(tables, default=str))
+    lasting = {
+        name: {k: v for k, v in table.items() if k not in _OF_ONE_START}
+        for name, table in tables.items()
+    }
+    options = json.loads(json.dumps(lasting, default=str))
     found = []
     for place in ctx.bus.order():
         member = ctx.bus.members[place.name]

@@ -16,6 +16,7 @@ from hatbus_checkpoint import durable, manifest
 
 Chunks = Callable[[], Iterable[memoryview | bytes]]
 _NAME: Final = r"checkpoint-(epoch|step)-(\d+)(-[0-9a-f]{8})?(\.\d+)?"
+_ANY: Final = re.compile(rf"(.*?){_NAME}")
 
 
 class Entry(NamedTuple):
@@ -177,6 +178,29 @@ class CheckpointFolder:
         while os.path.lexists(path):
             path, number = self.path / f"{name}.{number}", number + 1
         return path
+
+
+def prefixes_in(path: Path) -> list[str]:
+    """The name prefixes of the checkpoints in a folder."""
+    found = (_ANY.fullmatch(p.name) for p in path.iterdir() if p.is_dir())
+    return sorted({m[1] for m in found if m and not m[1].startswith((".tmp-", ".trash-"))})
+
+
+def save_dir_in(path: Path) -> Path:
+    """The folder itself; or the one folder in it that holds checkpoints, when it holds none.
+
+    Raises:
+        CheckpointError: there are several.
+    """
+    if prefixes_in(path):
+        return path
+    below = [p for p in sorted(path.iterdir()) if p.is_dir() and prefixes_in(p)]
+    if len(below) > 1:
+        names = ", ".join(repr(str(p)) for p in below)
+        raise CheckpointError(
+            f"{str(path)!r} holds several folders of checkpoints, {names}; give one"
+        )
+    return below[0] if below else path
 
 
 def entry_of(path: Path) -> Entry:

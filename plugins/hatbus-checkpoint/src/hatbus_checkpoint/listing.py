@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from hatbus.errors import CheckpointError, did_you_mean
 from hatbus_checkpoint import manifest
-from hatbus_checkpoint.folder import CheckpointFolder, Entry, entry_of
-
-_PREFIX = re.compile(r"(.*?)checkpoint-(?:epoch|step)-\d+")
+from hatbus_checkpoint.folder import CheckpointFolder, Entry, entry_of, prefixes_in, save_dir_in
 
 
 def all_of(folder: Path) -> list[Entry]:
     """Every checkpoint in a folder, of any prefix, newest first within a prefix.
+
+    Args:
+        folder: a ``save_dir``, or the folder of a run with one in it.
 
     Raises:
         CheckpointError: there is no such folder, or no checkpoint in it.
     """
     if not folder.is_dir():
         raise CheckpointError(f"no folder {str(folder)!r}")
-    found = (_PREFIX.match(p.name) for p in folder.iterdir() if p.is_dir())
-    prefixes = sorted({m[1] for m in found if m and not m[1].startswith((".tmp-", ".trash-"))})
-    entries = [e for prefix in prefixes for e in CheckpointFolder(folder, prefix).entries()]
+    folder = save_dir_in(folder)
+    folders = (CheckpointFolder(folder, prefix) for prefix in prefixes_in(folder))
+    entries = [entry for one in folders for entry in one.entries()]
     if not entries:
-        raise CheckpointError(f"no checkpoint in {str(folder)!r}; give a Checkpoint's save_dir")
+        raise CheckpointError(
+            f"no checkpoint in {str(folder)!r}; give a Checkpoint's save_dir, or its run's folder"
+        )
     return entries
 
 
@@ -73,6 +75,7 @@ def row_of(entry: Entry, *, verified: bool) -> dict[str, Any]:
         "saved_at": found.get("saved_at"),
         "metrics": found.get("metrics", {}),
         "best": (found.get("best") or {}).get("value"),
+        "monitored": (found.get("best") or {}).get("metric"),
         "marks": [k for k in ("last", "best") if _points(entry.path, prefix, k)],
         "fault": fault,
         "verified": verified and not fault,
@@ -105,15 +108,20 @@ def lock_differences(saved: list[dict[str, Any]], now: list[dict[str, Any]]) -> 
     lines += [f"plugin {n!r} is not there any more" for n in before if n not in after]
     for name in before.keys() & after.keys():
         was, is_ = before[name], after[name]
-        lines += [
-            f"plugin {name!r}: {field} {was[field]!r} -> {is_[field]!r}"
-            for field in ("class", "source", "stage", "state_version", "options")
-            if was.get(field) != is_.get(field)
-        ]
+        lines += [f"plugin {name!r}: {what}" for what in _changes_of(was, is_)]
     order = [n for n in before if n in after], [n for n in after if n in before]
     if order[0] != order[1]:
         lines.append(f"the order was {', '.join(order[0])} and is {', '.join(order[1])}")
     return sorted(lines)
+
+
+def _changes_of(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is different about one plugin; options are compared where both runs had a job."""
+    pairs = {k: (was.get(k), now.get(k)) for k in ("class", "source", "stage", "state_version")}
+    before, after = was.get("options"), now.get("options")
+    if isinstance(before, dict) and isinstance(after, dict):
+        pairs |= {f"option {k!r}": (before.get(k), after.get(k)) for k in {**before, **after}}
+    return [f"{k}: {a!r:.99} -> {b!r:.99}" for k, (a, b) in pairs.items() if a != b]
 
 
 def _points(path: Path, prefix: str, kind: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Final
 
 from hatbus.errors import CheckpointError, did_you_mean
 from hatbus_checkpoint import manifest
-from hatbus_checkpoint.folder import CheckpointFolder, Entry
+from hatbus_checkpoint.folder import CheckpointFolder, Entry, save_dir_in
 
 AUTO: Final = "auto"
 
@@ -17,7 +17,7 @@ def locate(wanted: str | Path, own: CheckpointFolder) -> Entry | None:
 
     Args:
         wanted: ``"auto"`` for the newest good one of the run's own folder; else a checkpoint (no
-            other is tried in its place), or a folder of checkpoints.
+            other is tried in its place), or a folder of checkpoints, or a run's folder.
         own: the run's own folder.
 
     Returns:
@@ -33,9 +33,10 @@ def locate(wanted: str | Path, own: CheckpointFolder) -> Entry | None:
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, beside)
         raise CheckpointError(f"resume: there is no checkpoint {str(path)!r}{hint}")
-    inside = CheckpointFolder(path, own.prefix)
-    if inside.entries() and not (path / manifest.NAME).exists():
-        return inside.latest()
+    if not (path / manifest.NAME).exists():
+        inside = CheckpointFolder(save_dir_in(path), own.prefix)
+        if inside.entries():
+            return inside.latest()
     try:
         return Entry(path, manifest.verify(path))
     except CheckpointError as error:
