@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -27,13 +27,8 @@ VERSION: Final = "brain.Event:2"
 _serial: Final = count()
 
 
-class Scalars(NamedTuple):
-    """Scalars of one step, not yet written; a tensor of shape (tags,) is still on its device."""
-
-    tags: tuple[str, ...]
-    step: int
-    wall_time: float
-    values: torch.Tensor | tuple[float, ...]
+Scalars = tuple[tuple[str, ...], int, float, torch.Tensor | tuple[float, ...]]
+"""Tags, step, wall time and values, not yet written; a tensor (tags,) is still on its device."""
 
 
 class EventFile:
@@ -139,10 +134,10 @@ def encoded(entries: list[Scalars | bytes]) -> list[bytes]:
     found = [b""] * len(entries)
     groups: dict[tuple[str, ...], list[int]] = {}
     for index, entry in enumerate(entries):
-        if isinstance(entry, Scalars):
-            groups.setdefault(entry.tags, []).append(index)
-        else:
+        if isinstance(entry, bytes):
             found[index] = record(entry)
+        else:
+            groups.setdefault(entry[0], []).append(index)
     for tags, indices in groups.items():
         chosen: Any = [entries[index] for index in indices]
         _, steps, times, values = zip(*chosen, strict=True)

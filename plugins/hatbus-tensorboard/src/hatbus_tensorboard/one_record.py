@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from hatbus.control import log
-from hatbus_tensorboard.event_file import Scalars
 from hatbus_tensorboard.scalars import is_on_host, is_scalar, stacked
 
 if TYPE_CHECKING:
@@ -55,15 +54,15 @@ class OneRecord:
                 tensors[name] = value
         if tensors:  # copied now: whoever published them may go on changing them
             found = stacked(tensors.values())
-            self._file.add_scalars(Scalars(tuple(tensors), step, time.time(), found))
+            self._file.add_scalars((tuple(tensors), step, time.time(), found))
 
     def put(self) -> None:
         """Gives the file what was gathered."""
         plain = self._plain
         if plain:
             self._plain = {}
-            now = time.time()
-            self._file.add_scalars(Scalars(tuple(plain), self._step, now, tuple(plain.values())))
+            found = tuple(plain.values())
+            self._file.add_scalars((tuple(plain), self._step, time.time(), found))
 
     def flush(self) -> None:
         """Writes everything, other events of the file too; it survives the process's death."""
