@@ -111,6 +111,22 @@ def test_two_processes_on_one_device_end_with_the_same_bits(tmp_path: Path) -> N
         assert all(first[part][name].equal(second[part][name]) for name in first[part])
 
 
+def test_a_model_sharded_over_one_process_is_averaged_and_shown_as_a_plain_one(
+    tmp_path: Path,
+) -> None:
+    script = Path(__file__).parents[2] / "plugins/hatbus-model/tests/fsdp_run.py"
+    found = []
+    for how in ("fsdp", "plain"):
+        torchrun(1, script, how, tmp_path / "run", DEVICE, folder=tmp_path)
+        found.append(torch.load(tmp_path / f"run-{how}-0.pt"))
+    sharded, plain = found
+    assert (sharded["kind"], plain["kind"]) == ("FSDPNet", "Net")
+    assert sharded["looks"] == pytest.approx(plain["looks"], abs=1e-10)
+    for part in ("model", "ema"):
+        for name, value in plain[part].items():
+            torch.testing.assert_close(sharded[part][name], value, rtol=0, atol=1e-10)
+
+
 @pytest.mark.needs_gpu
 def test_torchrun_runs_a_job_on_the_gpu(tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text(

@@ -38,20 +38,21 @@ class Looks:
         self.kind = type(ctx.wrapped_model).__name__
         for view in ("ema", "raw"):
             with ctx.weights.showing(view), torch.no_grad():
-                self.found.append(ctx.model(self.inputs).square().mean().item())
+                outputs = ctx.model(self.inputs.to(ctx.device))
+                self.found.append(outputs.square().mean().item())
 
 
-def main(how: str, path: str) -> None:
+def main(how: str, path: str, device: str = "cpu") -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
+    distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     rank = distributed.get_rank()
     torch.manual_seed(0)
-    model = Net().double()
+    model = Net().double().to(device)
     if how == "fsdp":
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+        mesh = init_device_mesh(device, (distributed.get_world_size(),))
         for module in (model.stem, model.neck, model):
             fully_shard(module, mesh=mesh)
     seeded = torch.Generator().manual_seed(rank + 1)
@@ -61,12 +62,18 @@ def main(how: str, path: str) -> None:
     freeze = FreezeModule([["neck"]], [2], "step", unfreeze_at=[5])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     trainer = Trainer(
-        model, optimizer, data, nn.functional.mse_loss, [freeze, ema, looks], accumulate=2
+        model,
+        optimizer,
+        data,
+        nn.functional.mse_loss,
+        [freeze, ema, looks],
+        accumulate=2,
+        device=device,
     )
     trainer.fit(num_epochs=3)
     state = {
-        "model": {name: whole(p).detach() for name, p in model.named_parameters()},
-        "ema": {name: whole(value).detach() for name, value in ema.averages().items()},
+        "model": {name: whole(p).detach().cpu() for name, p in model.named_parameters()},
+        "ema": {name: whole(value).detach().cpu() for name, value in ema.averages().items()},
         "looks": looks.found,
         "kind": looks.kind,
     }

@@ -42,8 +42,12 @@ def check_norm_type(plugin: str, option: str, value: float) -> float:
 
 
 def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """Every parameter of the optimizer that has a gradient."""
-    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    """Every parameter of the optimizer; torch passes over those without a gradient."""
+    groups = optimizer.param_groups
+    if len(groups) == 1:
+        only: list[nn.Parameter] = groups[0]["params"]
+        return only
+    return [parameter for group in groups for parameter in group["params"]]
 
 
 def clip_norm(
