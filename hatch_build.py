@@ -59,7 +59,9 @@ def prepare_metadata_for_build_wheel(
     builder = WheelBuilder(str(Path.cwd()))
     folders = plugin_folders(builder.root)
     if folders and os.environ.get("HATBUS_RELEASE") != "1":
-        siblings = [f"{path.name} @ {path.as_uri()}" for path in folders]
+        # pip takes "name-word" at the end of an address for a name with a version, and keeps what
+        # it built from there for ever; with "/." at the end it builds a changed folder anew.
+        siblings = [f"{path.name} @ {path.as_uri()}/." for path in folders]
         builder.metadata.core.optional_dependencies["all"] = siblings
     answer = Path(metadata_directory, f"{builder.artifact_project_id}.dist-info")
     answer.mkdir(exist_ok=True)

@@ -109,9 +109,29 @@ def resolved(copy: Path, tmp_path: Path) -> list[dict]:
 def test_extra_all_installs_every_plugin_from_the_checkout(copy: Path, tmp_path: Path) -> None:
     found = {one["metadata"]["name"]: one["download_info"] for one in resolved(copy, tmp_path)}
     expected = {name_of(folder): copy / folder.relative_to(ROOT) for folder in DISTRIBUTIONS}
-    assert {name: info["url"] for name, info in found.items() if name in expected} == {
+    urls = {name: info["url"] for name, info in found.items() if name in expected}
+    assert {name: url.removesuffix("/.") for name, url in urls.items()} == {
         name: path.as_uri() for name, path in expected.items()
     }
+
+
+def test_a_changed_plugin_is_built_anew_although_its_version_is_the_same(
+    copy: Path, tmp_path: Path
+) -> None:
+    found = {
+        one["metadata"]["name"]: one["download_info"]["url"] for one in resolved(copy, tmp_path)
+    }
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--cache-dir", tmp_path / "cache"]
+    added = copy / "plugins/hatbus-grad/src/hatbus_grad/added.py"
+    for number in (1, 2):
+        added.write_text(f"number = {number}\n")
+        place = tmp_path / str(number)
+        wheel_of = f"hatbus-grad @ {found['hatbus-grad']}"
+        command(*pip, *WITHOUT_INDEX, "-w", place, wheel_of)
+        (wheel,) = place.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            assert archive.read("hatbus_grad/added.py").decode() == f"number = {number}\n"
+    added.unlink()
 
 
 def test_release_variable_turns_paths_into_ranges(
