@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 WORLD: Final = 2
 PATIENCE_S: Final = 90
+PATIENCE_EACH_S: Final = 5
 _MARK: Final = "hatbus.testing runs "
 
 
@@ -51,14 +52,15 @@ def run_both(folder: Path, *contracts: type[PluginContract]) -> str:
     }
     logs = [folder / f"rank-{rank}.txt" for rank in range(WORLD)]
     started = [_start(words, {**environment, "RANK": str(r)}, log) for r, log in enumerate(logs)]
-    until = time.monotonic() + PATIENCE_S
+    patience = PATIENCE_S + PATIENCE_EACH_S * len(names)
+    until = time.monotonic() + patience
     in_time = [_ends(process, until) for process in started]
     for process in started:
         process.kill()
         process.wait()
     texts = [log.read_text("utf-8", "replace") for log in logs]
     if not all(in_time):
-        late = f"it did not end within {PATIENCE_S} s: one waits for the other"
+        late = f"it did not end within {patience} s: one waits for the other"
         return late + _under_way(texts[0])
     failed = [
         f"rank {rank} ended with {process.returncode}: {_reason(text)}"
