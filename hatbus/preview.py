@@ -79,6 +79,7 @@ def preview(
             "a loader has no length, so the run's length is not known; plan the run by num_steps, "
             "or give --steps-per-epoch N"
         )
+    ctx.storage["preview"] = True  # for schedules that wait for what a training would publish
     ctx.emit = schedules(trainer.bus).emitter()
     found = Preview(ctx.total_steps, ctx.steps_per_epoch)
     found.values = {name: {} for name in scheduled_fields(trainer.bus)}

@@ -127,10 +127,10 @@ def mark_row(steps: Sequence[int], total: int, width: int, sign: str) -> str:
 
 
 def _range(found: Preview, name: str) -> tuple[float, float]:
-    """From 0 to the greatest value; from the least one where the field changes little."""
+    """From 0 to the greatest value; from the least one where the field changes a little."""
     values = [value for _, curve in found.curves(name) for value in curve]
     low, high = min(values), max(values)
-    return (min(low, 0.0) if low < high / 2 else low), high
+    return (min(low, 0.0) if low < high / 2 or low == high else low), max(high, 0.0)
 
 
 def _number(value: float) -> str:

@@ -84,7 +84,7 @@ def _curves(plot: Any, found: Preview, name: str) -> None:
     plot.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     low = min(value for _, values in curves for value in values)
     high = max(value for _, values in curves for value in values)
-    if 0 <= low < high / 2:
+    if 0 <= low < high / 2 or 0 < low == high:
         plot.set_ylim(0, high * 1.05)
 
 

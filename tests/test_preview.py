@@ -222,3 +222,21 @@ def test_many_groups_make_a_picture_with_a_short_legend(tmp_path: Path) -> None:
     draw(Preview(10, 5, list(range(10)), {"lr": groups}, marks), tmp_path / "many.svg")
     text = (tmp_path / "many.svg").read_text()
     assert text.count("<!-- group ") == 8
+
+
+def test_a_value_that_never_changes_is_drawn_above_zero() -> None:
+    found = preview(tiny_trainer([]), num_epochs=2)
+    text = io.StringIO()
+    show(found, Console(file=text, width=60, force_terminal=False))
+    ticks = [
+        line.split()[0] for line in text.getvalue().splitlines() if "┤" in line or "+ " in line
+    ]
+    assert ticks[:3] == ["0.05", "0.025", "0"]
+
+
+def test_a_schedule_that_follows_a_metric_is_drawn_as_if_it_never_stood_still() -> None:
+    from hatbus_lr import TorchLr
+
+    plateau = TorchLr("ReduceLROnPlateau", update_by="epoch", metric="val/loss")
+    found = preview(tiny_trainer([plateau]), num_epochs=3)
+    assert set(found.values["lr"]["0"]) == {0.05}

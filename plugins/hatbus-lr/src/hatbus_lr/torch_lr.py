@@ -127,7 +127,8 @@ class TorchLr:
         if self._count >= count:
             return
         if self.metric is not None:
-            self.scheduler.step(metric_value(ctx, self.metric))
+            if not ctx.storage.get("preview"):  # drawn as if the metric never stood still
+                self.scheduler.step(metric_value(ctx, self.metric))
             self._count = count
             return
         if self._had_update(ctx):

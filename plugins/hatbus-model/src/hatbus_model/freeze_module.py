@@ -91,7 +91,8 @@ class FreezeModule:
 
     def preview_marks(self, ctx: Context) -> list[tuple[int, str]]:
         """``(global step, label)`` of everything this will do."""
-        begins = previewed("freeze", self.marks, self.update_by, ctx)
+        verb = "freeze statistics of" if self.only_batchnorm else "freeze"
+        begins = previewed(verb, self.marks, self.update_by, ctx)
         return sorted(begins + previewed("unfreeze", self.ends, self.update_by, ctx))
 
     def state_dict(self) -> dict[str, Any]:
