@@ -106,9 +106,9 @@ class Lives:
             "phases.path": self._place / "phase",
         }
         words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-        off = ["-p", "phases", "-p", "no:progress", "-p", "no:stats_monitor"]
+        chosen = ["-p", "ema", "-p", "phases", "-p", "no:progress", "-p", "no:stats_monitor"]
         job = str(CHECKOUT / "docs/examples/digits/job.toml")
-        return cli.main(["run", job, "--quiet", *off, *words])
+        return cli.main(["run", job, "--quiet", *chosen, *words])
 
     def _live(self, name: str) -> None:
         code = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -225,10 +226,19 @@ def trainer_of(path: Path, plugins: Any = None, **choice: Any) -> Trainer:
     )
 
 
+OF_THE_RUN = ("run", "lineage", "parent", "reason", "saved_at", "sha256")
+"""Fields of the manifest that differ between equal states: ids, the clock, and the seal."""
+
+
 def contents(path: Path) -> dict[str, bytes]:
-    """Every file of a checkpoint but the manifest, whose clock and run id differ."""
-    files = (p for p in path.rglob("*") if p.is_file() and p.name != "MANIFEST.json")
-    return {str(p.relative_to(path)): p.read_bytes() for p in files}
+    """Every file of a checkpoint; of the manifest, what is not of this very run."""
+    files = (p for p in path.rglob("*") if p.is_file())
+    found = {str(p.relative_to(path)): p.read_bytes() for p in files}
+    manifest = json.loads(found["MANIFEST.json"])
+    found["MANIFEST.json"] = json.dumps(
+        {k: v for k, v in manifest.items() if k not in OF_THE_RUN}
+    ).encode()
+    return found
 
 
 def last(path: Path) -> dict[str, bytes]:

@@ -171,7 +171,8 @@ def broken(memory: Path) -> Callable[[dict[str, Any]], Any]:
             path = memory / f"broken-{len(made)}"
             with pytest.raises(Crashed):
                 run(path / "broken", 15, {"crash": Crash(10)}, save_interval=8, **options)
-            made[key] = path, outcome(run(path / "whole", 15, save_interval=8, **options))
+            whole = run(path / "whole", 15, {"crash": Crash(-1)}, save_interval=8, **options)
+            made[key] = path, outcome(whole)
         return made[key]
 
     return make

@@ -25,6 +25,14 @@ def _log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "hatbus")
 
 
+def test_a_run_that_is_done_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tiny(tmp_path).fit(num_epochs=1)
+    again = tiny(tmp_path, resume="auto")
+    again.fit(num_epochs=1)
+    assert again.ctx.updates == 3
+    assert "nothing is left to do; give the run more num_epochs" in caplog.text
+
+
 def test_auto_starts_anew_in_an_empty_folder_and_goes_on_in_a_full_one(tmp_path: Path) -> None:
     tiny(tmp_path, resume="auto").fit(num_epochs=1)
     again = tiny(tmp_path, resume="auto")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Optional
 from hatbus import hookimpl, plugin, rng
 from hatbus.control import log
 from hatbus.errors import PluginError
+from hatbus.loop import is_done
 from hatbus.preview import marks_every
 from hatbus.sharding import refuse_sharded
 from hatbus_checkpoint import compare, durable, snapshot
@@ -233,6 +234,8 @@ class Checkpoint:
             position.step,
             position.global_step,
         )
+        if is_done(ctx):
+            log.info("nothing is left to do; give the run more num_epochs or num_steps to go on")
         return True
 
     def preview_marks(self, ctx: Context) -> list[tuple[int, str]]:
