@@ -33,11 +33,14 @@ def test_a_run_that_is_done_says_so(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "nothing is left to do; give the run more num_epochs" in caplog.text
 
 
-def test_auto_starts_anew_in_an_empty_folder_and_goes_on_in_a_full_one(tmp_path: Path) -> None:
+def test_auto_starts_anew_in_an_empty_folder_and_goes_on_in_a_full_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tiny(tmp_path, resume="auto").fit(num_epochs=1)
     again = tiny(tmp_path, resume="auto")
     again.fit(num_epochs=3)
     assert again.ctx.updates == 9
+    assert "planned for 1 epochs and now is for 3 epochs" in caplog.text
     manifests = [e.manifest for e in CheckpointFolder(tmp_path).entries()]
     assert len({m["run"] for m in manifests}) == 1
     assert manifests[0]["parent"].startswith("checkpoint-epoch-0002")

@@ -299,6 +299,7 @@ class Checkpoint:
                 "global_step": position.global_step,
                 "updates": ctx.updates,
             },
+            "plan": compare.plan_of(ctx),
             "world_size": ctx.world_size,
             "settings": compare.settings_of(ctx),
             "plugins": compare.plugins_of(ctx),

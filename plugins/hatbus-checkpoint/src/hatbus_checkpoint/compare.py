@@ -39,6 +39,11 @@ def settings_of(ctx: Context) -> dict[str, Any]:
     return found
 
 
+def plan_of(ctx: Context) -> str:
+    """How long the run is to be, in words."""
+    return f"{ctx.num_epochs} epochs" if ctx.num_steps is None else f"{ctx.num_steps} steps"
+
+
 def plugins_of(ctx: Context) -> list[dict[str, Any]]:
     """The plugin lock: the plugins in order, with source, state version and options."""
     tables = ctx.storage.get("job", {}).get("plugins", {})
@@ -97,6 +102,10 @@ def check_same(ctx: Context, saved: Mapping[str, Any], override: Iterable[str]) 
         )
     for key, (was, now) in found.items():
         log.warning("going on with another %s: %r -> %r; not bit-exact", key, was, now)
+    plan, planned = plan_of(ctx), saved.get("plan")
+    if planned not in (None, plan):
+        what = "the run was planned for %.99s and now is for %s; schedules that span it change with it"
+        log.info(what, planned, plan)
     if saved["world_size"] != ctx.world_size:
         log.warning(
             "saved with %d processes, going on with %d: the same batches, but not bit-exact",
