@@ -28,6 +28,7 @@ from hatbus.trainer import Trainer
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
+    from hatbus.context import Context
     from hatbus.discovery import Found
     from hatbus.job import Job, Plugin
 
@@ -167,8 +168,7 @@ def run(prepared: Prepared, *, quiet: bool = False, profile: bool = False) -> in
     trainer = prepared.build()
     trainer.ctx.storage["quiet"] = quiet
     job = prepared.job
-    if trainer.ctx.rank == 0:
-        trainer.bus.register(JobFiles(prepared, trainer), "core.job_files", core=True)
+    trainer.bus.register(JobFiles(prepared, trainer), "core.job_files", core=True)
     measured = Profile() if profile else None
     if measured is not None:
         measured.watch(trainer.bus)
@@ -249,18 +249,19 @@ class JobFiles:
             JOB_FILE: job.to_json(version=__version__, distributions=plugins),
             PLAN_FILE: plan + "\n",
         }
-        with written_into(self.run_dir):
-            self.run_dir.mkdir(parents=True, exist_ok=True)
+        if trainer.ctx.rank == 0:
+            with written_into(self.run_dir):
+                self.run_dir.mkdir(parents=True, exist_ok=True)
 
     @hookimpl(wrapper=True)
-    def run_loop(self) -> Generator[None, Any, Any]:
-        """Writes them.
+    def run_loop(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Writes them, on rank 0.
 
         Raises:
             SaveError: the folder cannot be written.
         """
         with written_into(self.run_dir):
-            for name, text in self.texts.items():
+            for name, text in self.texts.items() if ctx.rank == 0 else ():
                 partial = self.run_dir / f".{name}.{os.getpid()}"
                 partial.write_text(text, "utf-8")
                 partial.replace(self.run_dir / name)

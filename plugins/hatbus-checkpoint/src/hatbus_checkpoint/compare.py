@@ -104,7 +104,9 @@ def check_same(ctx: Context, saved: Mapping[str, Any], override: Iterable[str]) 
         log.warning("going on with another %s: %r -> %r; not bit-exact", key, was, now)
     plan, planned = plan_of(ctx), saved.get("plan")
     if planned not in (None, plan):
-        what = "the run was planned for %.99s and now is for %s; schedules that span it change with it"
+        what = (
+            "the run was planned for %.99s and now is for %s; schedules that span it change with it"
+        )
         log.info(what, planned, plan)
     if saved["world_size"] != ctx.world_size:
         log.warning(
