@@ -145,7 +145,9 @@ def groups_of(batches: Sequence[tuple[str | None, Any, float]]) -> list[list[Any
     groups: list[list[Any]] = []
     for entry in batches:
         last = groups[-1] if groups else []
-        if not last or last[0][0] != entry[0] or len(last) >= round(1 / (entry[2] or 1)):
+        task, _, weight = entry
+        is_same = bool(last) and last[0][0] == task and last[0][2] == weight
+        if not is_same or len(last) >= round(1 / (weight or 1)):
             groups.append([])
         groups[-1].append(entry)
     return groups

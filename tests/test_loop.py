@@ -12,6 +12,7 @@ from tiny import batches, hearing, tiny_trainer, weights
 from hatbus import Trainer, hookimpl
 from hatbus.context import Context
 from hatbus.errors import HatbusError, JobError, NonFiniteError
+from hatbus.loop import groups_of
 from hatbus.task_sampler import AllTasks
 
 
@@ -150,6 +151,15 @@ def test_a_skipped_batch_changes_nothing_for_other_groups_and_tasks() -> None:
     data = {"a": batches(4), "b": batches(2, seed=1)}
     tiny_trainer([Skips()], data, accumulate=2, task_sampler=sampler).fit(num_steps=1)
     assert weighed == [("a", 1.0), ("a", 0.5), ("a", 0.5), ("b", 0.5), ("b", 0.5)]
+
+
+def test_groups_are_told_apart_where_a_short_one_comes_before_a_whole_one() -> None:
+    one = [("a", "x", 1.0), ("a", "y", 0.5), ("a", "z", 0.5), ("b", "u", 0.5), ("b", "v", 0.5)]
+    assert [[batch for _, batch, _ in group] for group in groups_of(one)] == [
+        ["x"],
+        ["y", "z"],
+        ["u", "v"],
+    ]
 
 
 def test_a_decision_that_is_no_reason_is_refused() -> None:
