@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
+from zlib import crc32
 
 import torch
 from torch import distributed
@@ -17,6 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from hatbus.control import Control, Request
 from hatbus.declare import hookimpl
+from hatbus.finite import FINITE
 from hatbus.sharding import is_sharded
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from hatbus.context import Context
 
 _runs: Final = count()
+_PLACES: Final = 256
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -134,11 +137,23 @@ class AgreedDecisions:
 
 
 def agreed(found: list[tuple[str, str]], ctx: Context) -> list[tuple[str, str]]:
-    """This rank's reasons, and one in the name of every plugin that has one on another rank."""
-    names, mine = sorted(ctx.bus.members), {name for name, _ in found}
-    anywhere = ctx.control.anywhere([name in mine for name in names])
-    others = [n for n, asked in zip(names, anywhere, strict=True) if asked and n not in mine]
-    return [*found, *((name, "on another rank") for name in others)]
+    """This rank's reasons, and one in the name of every plugin that has one on another rank.
+
+    What is exchanged has one length on all ranks, also where their plugins are not the same.
+    """
+    mine = {name for name, _ in found}
+    flags = [False] * _PLACES
+    for name in mine:
+        flags[place_of(name)] = True
+    more = {place for place, asked in enumerate(ctx.control.anywhere(flags)) if asked}
+    more -= {place_of(name) for name in mine}
+    names = {place_of(name): name for name in ctx.bus.members}
+    return [*found, *((names.get(place, "a plugin"), "on another rank") for place in sorted(more))]
+
+
+def place_of(name: str) -> int:
+    """Where a plugin's answer stands among the answers; the first place is for bad losses alone."""
+    return 0 if name == FINITE else 1 + crc32(name.encode()) % (_PLACES - 1)
 
 
 class AgreedControl(Control):

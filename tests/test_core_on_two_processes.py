@@ -101,6 +101,12 @@ class Decides:
         ctx.save("second")
 
 
+class Watches:
+    @hookimpl
+    def on_step_end(self):
+        pass
+
+
 @plugin(ranks="zero")
 class OnRankZero:
     @hookimpl
@@ -114,6 +120,8 @@ def summary(trainer):
 
 play = Decides()
 trainer = tiny_trainer([play, OnRankZero()], batches(8, seed=rank), accumulate=2)
+if rank == 0:
+    trainer.bus.register(Watches(), "only_here")
 trainer.fit(num_epochs=1)
 seen = {"skips": {**summary(trainer), "grads": play.grads, "saved": play.saved}}
 silent = tiny_trainer(data=batches(2, seed=rank))
