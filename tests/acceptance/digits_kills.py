@@ -121,13 +121,23 @@ class Lives:
             traceback.print_exc()
         os._exit(code)
 
-    def digest(self, name: str) -> str:
-        """One hash of the newest checkpoint, clocks apart."""
+    def end_of(self, name: str) -> tuple[int, dict[str, str]]:
+        """Step and files' hashes of the newest checkpoint.
+
+        No step is saved twice. So a run that was terminated in its last step has saved that before
+        the epoch's end; its weights, optimizer and average are compared, and nothing else.
+        """
         from hatbus_checkpoint.folder import CheckpointFolder
 
         newest = CheckpointFolder(self._place / name / "checkpoint").latest()
         assert newest is not None
-        return str(newest.manifest["content"])
+        whole = newest.manifest["progress"]["step"] == 0
+        files = {n: f["sha256"] for n, f in newest.manifest["files"].items()}
+        return newest.manifest["progress"]["global_step"], {
+            n: h
+            for n, h in files.items()
+            if whole or n.startswith(("model", "optim", "plugins/ema"))
+        }
 
 
 def wait(child: int, seconds: float, until: Any = None) -> int | None:
@@ -160,7 +170,7 @@ class Hunt:
         self.bad: list[str] = []
         self.runs = self.right = 0
         self.starting, self.whole = self._measured()
-        self.expected = lives.digest("whole")
+        self.step, self.files = lives.end_of("whole")
 
     def _measured(self) -> tuple[float, float]:
         """Seconds until the first step of a life, and seconds of a whole run; after a first run."""
@@ -178,9 +188,16 @@ class Hunt:
             while not self.is_over(name):
                 pass
             self.runs += 1
-            self.right += not self.bad and self.lives.digest(name) == self.expected
+            self.right += not self.bad and self.is_right(name)
         found = {"hits": sum(self.phases.values()), "phases": dict(self.phases), "bad": self.bad}
         return found | {"runs": self.runs, "right": self.right}
+
+    def is_right(self, name: str) -> bool:
+        """Whether a run ended as the one that was left alone."""
+        step, files = self.lives.end_of(name)
+        is_cut = self.terminate and len(files) < len(self.files)
+        wanted = {n: self.files[n] for n in files} if is_cut else self.files
+        return step == self.step and files == wanted
 
     def is_over(self, name: str) -> bool:
         """One life; whether the run came to its end, or something went wrong."""
