@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -169,6 +170,16 @@ def test_a_full_disk_is_told_with_bytes_and_leaves_the_old_ones(
         trainer.fit(num_epochs=4)
     assert names(tmp_path) == ["checkpoint-epoch-0001"]
     assert not list(tmp_path.glob(".tmp*"))
+
+
+def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    class Removes:
+        @hookimpl
+        def on_checkpoint_saved(self) -> None:
+            shutil.rmtree(tmp_path / "here")
+
+    with pytest.raises(SaveError, match=r"cannot save: the folder '.*here' is gone .*put it back"):
+        tiny(tmp_path / "here", {"removes": Removes()}).fit(num_epochs=3)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_path: Path) -> None:

@@ -114,6 +114,11 @@ def replace_file(path: Path, chunks: Iterable[memoryview | bytes]) -> None:
 def save_error(error: OSError, folder: Path, needed: int | None = None) -> SaveError:
     """What to tell about a failed write: why, the bytes needed and free, and what still stands."""
     reason = os.strerror(error.errno) if error.errno else str(error)
+    if not folder.is_dir():
+        return SaveError(
+            f"cannot save: the folder {str(folder)!r} is gone ({reason}); put it back and resume, "
+            "or start a new run"
+        )
     if error.errno in _NO_SPACE:
         with suppress(OSError):
             free = shutil.disk_usage(folder).free
