@@ -30,6 +30,7 @@ from hatbus import cli, jobrun  # noqa: F401 - jobrun imports torch, once for al
 
 SAVED_AND_STOPPED = 75
 BEFORE = ("", "start", "resume")
+TRAINED = ("model", "optim", "plugins/ema")
 PHASES = """
     import os
     from hatbus import hookimpl, plugin
@@ -122,22 +123,13 @@ class Lives:
         os._exit(code)
 
     def end_of(self, name: str) -> tuple[int, dict[str, str]]:
-        """Step and files' hashes of the newest checkpoint.
-
-        No step is saved twice. So a run that was terminated in its last step has saved that before
-        the epoch's end; its weights, optimizer and average are compared, and nothing else.
-        """
+        """Step, and hashes of the files, of the newest checkpoint."""
         from hatbus_checkpoint.folder import CheckpointFolder
 
         newest = CheckpointFolder(self._place / name / "checkpoint").latest()
         assert newest is not None
-        whole = newest.manifest["progress"]["step"] == 0
-        files = {n: f["sha256"] for n, f in newest.manifest["files"].items()}
-        return newest.manifest["progress"]["global_step"], {
-            n: h
-            for n, h in files.items()
-            if whole or n.startswith(("model", "optim", "plugins/ema"))
-        }
+        files = {name: file["sha256"] for name, file in newest.manifest["files"].items()}
+        return newest.manifest["progress"]["global_step"], files
 
 
 def wait(child: int, seconds: float, until: Any = None) -> int | None:
@@ -193,11 +185,16 @@ class Hunt:
         return found | {"runs": self.runs, "right": self.right}
 
     def is_right(self, name: str) -> bool:
-        """Whether a run ended as the one that was left alone."""
+        """Whether a run ended as the one that was left alone.
+
+        No step is saved twice. So a run that was terminated in its last step, or in the validation
+        after it, has saved that without what comes after: there what was trained is compared.
+        """
         step, files = self.lives.end_of(name)
-        is_cut = self.terminate and len(files) < len(self.files)
-        wanted = {n: self.files[n] for n in files} if is_cut else self.files
-        return step == self.step and files == wanted
+        differ = {n for n in {*files, *self.files} if files.get(n) != self.files.get(n)}
+        if self.terminate:
+            differ = {n for n in differ if n.startswith(TRAINED)}
+        return step == self.step and not differ
 
     def is_over(self, name: str) -> bool:
         """One life; whether the run came to its end, or something went wrong."""
