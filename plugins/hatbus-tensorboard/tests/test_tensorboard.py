@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -230,8 +231,8 @@ JOB = """{
 def test_job_plugins_and_hyperparameters_are_described(tmp_path: Path) -> None:
     from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
 
-    (tmp_path / "job.json").write_text(JOB)
-    run = trainer(TensorBoard(str(tmp_path / "tb")), Logs(), run_dir=tmp_path)
+    run = trainer(TensorBoard(str(tmp_path / "tb")), Logs())
+    run.ctx.storage["job"] = json.loads(JOB)
     run.fit(num_epochs=1)
     found = read(tmp_path / "tb")
     (text,) = found.Tensors("run/plugins/text_summary")

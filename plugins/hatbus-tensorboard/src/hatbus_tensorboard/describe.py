@@ -30,13 +30,9 @@ def texts(ctx: Context) -> dict[str, str]:
 
 
 def job_of(ctx: Context) -> dict[str, Any]:
-    """The tables of the job in the run's folder; empty when there is none."""
-    path = ctx.run_dir / "job.json" if ctx.run_dir is not None else None
-    try:
-        read = json.loads(path.read_text("utf-8")) if path is not None else {}
-    except (OSError, ValueError):
-        return {}
-    return read if isinstance(read, dict) else {}
+    """The tables of the job that is run; empty when there is none."""
+    job: dict[str, Any] = ctx.storage.get("job", {})
+    return job
 
 
 def hyperparameters(ctx: Context) -> dict[str, bool | int | float | str]:
