@@ -1,4 +1,4 @@
-"""Constructors of the schedule, model, gradient and export plugins refuse what they cannot use.
+"""Constructors of the plugins refuse what they cannot use.
 
 The refusal is one line of hatbus's own that says what is accepted, never a TypeError of Python's.
 """
@@ -31,11 +31,16 @@ PLUGINS: dict[str, dict[str, Any]] = {
     "MeanTeacher": {},
     "GradScale": {"module_and_scale": [("stem", 0.1)]},
     "GradClip": {"max_norm": 1.0},
+    "Validation": {"data_loader": []},
+    "MeanTeacherValidation": {"data_loader": []},
+    "EarlyStopping": {"monitor": "val/loss"},
     "SaveTraced": {"save_dir": "traced", "trace_inputs": (torch.ones(1),)},
 }
 FLAGS = {"inplace", "only_batchnorm", "offload", "copy_student"}
 FLAGS |= {"allow_anno_miss", "save_hash", "forward_before_trace"}
-ANY = FLAGS | {"name_prefix", "weights"}
+FLAGS |= {"init_with_train_model", "strict_match", "val_on_train_end", "share_callbacks"}
+FLAGS |= {"check_finite"}
+ANY = FLAGS | {"name_prefix", "weights", "data_loader", "batch_processor", "kwargs"}
 """Options whose value is looked at later, or may be anything that is true or false."""
 BAD = [
     "x",

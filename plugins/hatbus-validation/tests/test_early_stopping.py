@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hatbus import Context, Trainer, hookimpl, plugin
-from hatbus.errors import PluginError
+from hatbus.errors import JobError, PluginError
 from hatbus_validation.early_stopping import EarlyStopping, improves
 from hatbus_validation.validation import Validation
 
@@ -137,11 +137,11 @@ def test_a_run_that_is_terminated_in_its_first_validation_is_not_told_of_a_missi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "best"}, "mode='best'; accepted: 'min', 'max'"),
-        ({"patience": 0}, "patience=0; accepted: 1 or more"),
-        ({"min_delta": -1}, "min_delta=-1; accepted: 0 or more"),
+        ({"mode": "best"}, "mode is 'best'; accepted: 'min', 'max'"),
+        ({"patience": 0}, "patience is 0; accepted: a whole number of at least 1"),
+        ({"min_delta": -1}, "min_delta is -1; accepted: a number of at least 0"),
     ],
 )
 def test_wrong_options_are_refused_in_words(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(PluginError, match=message):
+    with pytest.raises(JobError, match=message):
         EarlyStopping("score", **options)

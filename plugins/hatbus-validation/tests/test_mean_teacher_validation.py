@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hatbus import Context, Trainer, hookimpl, plugin
-from hatbus.errors import PluginError
+from hatbus.errors import JobError, PluginError
 from hatbus_validation.mean_teacher_validation import MeanTeacherValidation
 
 torch.set_num_threads(1)
@@ -99,7 +99,10 @@ def test_a_teacher_that_is_a_weight_view_is_shown() -> None:
 
 
 def test_what_cannot_be_is_refused_in_words() -> None:
-    with pytest.raises(PluginError, match="inference_on='techer'; did you mean 'teacher'"):
+    with pytest.raises(
+        JobError,
+        match="inference_on is 'techer'; accepted: 'student', 'teacher'; did you mean 'teacher'",
+    ):
         MeanTeacherValidation("techer", data_loader=batches(1))
     with pytest.raises(PluginError, match="unknown option 'val_interva'; did you mean"):
         MeanTeacherValidation(data_loader=batches(1), val_interva=1)

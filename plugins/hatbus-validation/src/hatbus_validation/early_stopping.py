@@ -7,6 +7,7 @@ from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from hatbus import hookimpl, plugin
+from hatbus.accepted import number, one_of, text, whole
 from hatbus.control import Request, log
 from hatbus.errors import PluginError, did_you_mean
 from hatbus_validation.validation import Validation
@@ -37,7 +38,7 @@ class EarlyStopping:
         wait: looks since then.
 
     Raises:
-        PluginError: a value that is not accepted.
+        JobError: a value that is not accepted.
     """
 
     def __init__(
@@ -48,12 +49,10 @@ class EarlyStopping:
         min_delta: float = 0.0,
         check_finite: bool = True,
     ) -> None:
-        if mode not in MODES:
-            raise PluginError(f"early_stopping: mode={mode!r}; accepted: 'min', 'max'")
-        if patience < 1:
-            raise PluginError(f"early_stopping: patience={patience!r}; accepted: 1 or more")
-        if not min_delta >= 0:
-            raise PluginError(f"early_stopping: min_delta={min_delta!r}; accepted: 0 or more")
+        text("early_stopping: monitor", monitor)
+        one_of("early_stopping: mode", mode, MODES)
+        whole("early_stopping: patience", patience, 1)
+        number("early_stopping: min_delta", min_delta)
         self.monitor, self.mode = monitor, mode
         self.patience, self.min_delta = patience, min_delta
         self.check_finite = check_finite

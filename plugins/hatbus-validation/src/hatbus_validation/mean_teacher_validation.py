@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hatbus import plugin
+from hatbus.accepted import one_of
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.weights import RAW
 from hatbus_validation.validation import Validation
@@ -38,15 +39,12 @@ class MeanTeacherValidation(Validation):
         kwargs: the options of ``Validation``.
 
     Raises:
-        PluginError: a value that is not accepted, or a model without such a half.
+        JobError: a value that is not accepted.
+        PluginError: an option that does not exist, or a model without such a half.
     """
 
     def __init__(self, inference_on: str = "student", **kwargs: Any) -> None:
-        if inference_on not in PAIR:
-            raise PluginError(
-                f"mean_teacher_validation: inference_on={inference_on!r:.80}"
-                f"{did_you_mean(str(inference_on)[:80], PAIR)}; accepted: 'student', 'teacher'"
-            )
+        one_of("mean_teacher_validation: inference_on", inference_on, PAIR)
         options = inspect.signature(Validation).parameters
         for name in kwargs:
             if name not in options:

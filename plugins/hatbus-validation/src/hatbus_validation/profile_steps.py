@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from hatbus import hookimpl, plugin
 from hatbus.control import log
-from hatbus.errors import PluginError, did_you_mean
+from hatbus.errors import JobError, PluginError, did_you_mean
 
 if TYPE_CHECKING:
     from hatbus import Context
@@ -40,10 +40,16 @@ class ProfileSteps:
             ``torch.profiler.profile`` takes, such as ``record_shapes`` or ``with_stack``.
 
     Raises:
+        JobError: no table.
         PluginError: an option that does not exist.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
+        if not isinstance(options, Mapping):
+            raise JobError(
+                f"validation: profiler is {options!r:.80}; accepted: a table of options, such as "
+                "{'wait': 1, 'active': 3}"
+            )
         for name in options:
             if name not in OPTIONS:
                 raise PluginError(

@@ -31,11 +31,6 @@ class Said:
         return ", ".join(shown) or "nothing was published"
 
 
-def said(values: Mapping[str, Any]) -> Said:
-    """Values as text that is made when it is read."""
-    return Said(values)
-
-
 def _number(value: Any) -> str:
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()

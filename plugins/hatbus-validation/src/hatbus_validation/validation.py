@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from hatbus import hookimpl, plugin
+from hatbus.accepted import UNITS, one_of, text, whole
 from hatbus.control import log
-from hatbus.errors import PluginError, did_you_mean
+from hatbus.errors import JobError, PluginError
 from hatbus.loop import serve_requests
 from hatbus.preview import marks_every
 from hatbus.rng import fenced
@@ -28,13 +29,11 @@ from hatbus_validation.loaders import Passes, Source, sources
 from hatbus_validation.mean_losses import MeanLosses
 from hatbus_validation.processor import evaluation_processor
 from hatbus_validation.profile_steps import ProfileSteps
-from hatbus_validation.published import outer_name, said
+from hatbus_validation.published import Said, outer_name
 from hatbus_validation.step_log import StepLog
 
 if TYPE_CHECKING:
     from hatbus import Bus, Context
-
-UNITS: Final = ("step", "epoch")
 
 
 @plugin(stage="validate", shares="validate")
@@ -84,7 +83,8 @@ class Validation:
         is_asked: whether the present ``validate`` is for this one in particular.
 
     Raises:
-        PluginError: a value that is not accepted.
+        JobError: a value that is not accepted.
+        PluginError: something among the callbacks that is no plugin.
     """
 
     def __init__(
@@ -110,13 +110,13 @@ class Validation:
         name: str | None = None,
     ) -> None:
         interval_by = interval_by or "epoch"
-        if interval_by not in UNITS:
-            raise PluginError(
-                f"validation: interval_by={interval_by!r}{did_you_mean(interval_by, UNITS)}"
-            )
+        one_of("validation: interval_by", interval_by, UNITS)
         for option, value in (("val_interval", val_interval), ("log_interval", log_interval)):
-            if value is not None and value < 1:
-                raise PluginError(f"validation: {option}={value!r}; accepted: 1 or more")
+            if value is not None:
+                whole(f"validation: {option}", value, 1)
+        for option, given in (("weights", weights), ("name", name)):
+            if given is not None:
+                text(f"validation: {option}", given)
         self.data_loader = data_loader
         self.batch_processor = batch_processor
         self.val_interval, self.interval_by = val_interval, interval_by
@@ -224,7 +224,7 @@ class Validation:
         metrics = self._publish(ctx, found)
         if ctx.rank == 0:
             steps = ctx.position.global_step
-            log.info("validation (%s) after %d steps: %s", reason, steps, said(metrics))
+            log.info("validation (%s) after %d steps: %s", reason, steps, Said(metrics))
         return metrics
 
     @hookimpl(wrapper=True)
@@ -346,8 +346,11 @@ def _per_loader(callbacks: Sequence[Any] | None, *, share: bool) -> list[list[Na
     """One list of callbacks for all loaders, or one for each; the mean losses when None.
 
     Raises:
+        JobError: no list.
         PluginError: ``share_callbacks=False`` without a list of lists.
     """
+    if isinstance(callbacks, str) or not isinstance(callbacks, (Iterable, type(None))):
+        raise JobError(f"validation: callbacks is {callbacks!r:.80}; accepted: a list of plugins")
     if callbacks is None:
         callbacks, share = [MeanLosses()], True
     if share:
