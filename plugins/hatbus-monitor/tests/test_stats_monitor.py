@@ -6,9 +6,11 @@ import logging
 from typing import Any
 
 import pytest
+import torch
 
 from hatbus import hookimpl, plugin
 from hatbus.errors import PluginError
+from hatbus_monitor.batch_size import samples_of_step
 from hatbus_monitor.stats_monitor import StatsMonitor
 
 
@@ -160,6 +162,13 @@ def test_multitask_steps_count_the_samples_of_every_task(trainer, data, events) 
     monitor = stats(clock, log_freq=3)
     trainer([Spends(clock), monitor, events], {"a": data(3), "b": data(3)}).fit(num_epochs=1)
     assert events.of("time/samples_per_second") == [(2, pytest.approx(48 / 4.5))]
+
+
+@pytest.mark.parametrize("first", [torch.tensor(1.0), torch.zeros(0, 4), {"meta": ["a"]}])
+def test_samples_are_found_behind_parts_that_hold_none(first: Any) -> None:
+    batch = (None, (first, torch.zeros(32, 2)), 1.0)
+    assert samples_of_step([batch]) == 32
+    assert samples_of_step([batch, batch]) == 64
 
 
 def test_nothing_waits_for_the_device(trainer, reads) -> None:

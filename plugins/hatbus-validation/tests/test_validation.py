@@ -14,6 +14,7 @@ from torch import nn
 from validated import (
     Average,
     Batches,
+    Net,
     Raises,
     Saves,
     Snapshots,
@@ -37,6 +38,20 @@ def test_without_callbacks_the_mean_loss_over_all_samples_is_published() -> None
     run = trainer(Validation(data))
     run.fit(num_epochs=1)
     assert float(run.ctx.latest["val/loss"]) == pytest.approx(mean_loss(run.ctx.model, data))
+
+
+@pytest.mark.parametrize("more", [{"meta": list("abcd")}, {"scale": torch.tensor(1.0)}, {"no": {}}])
+def test_a_batch_counts_as_its_samples_whatever_comes_before_them(more: dict[str, Any]) -> None:
+    class OfTable(Net):
+        def forward(self, inputs: Any) -> torch.Tensor:
+            return super().forward(inputs["x"])
+
+    data = [*batches(1), *batches(1, size=1, seed=7)]
+    tables = [({**more, "x": x}, y) for x, y in data]
+    run = trainer(Validation(tables), data=tables, model=OfTable())
+    run.fit(num_steps=1)
+    expected = mean_loss(run.ctx.model, tables)
+    assert float(run.ctx.latest["val/loss"]) == pytest.approx(expected)
 
 
 def test_metrics_reach_sinks_before_the_end_event_and_validate_returns_them() -> None:

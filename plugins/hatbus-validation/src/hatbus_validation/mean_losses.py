@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed
 
 from hatbus import hookimpl, plugin
+from hatbus.batch_size import samples_in
 
 if TYPE_CHECKING:
     from hatbus import Context
@@ -19,7 +19,7 @@ class MeanLosses:
     """Publishes ``<loss>``, or ``<task>/<loss>``: the mean over all samples of all ranks.
 
     A batch's loss counts as often as the batch has samples, which is exact for losses that are a
-    mean over the batch.
+    mean over the batch. A batch without any tensor that has a length counts as one sample.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,8 @@ class MeanLosses:
         """Adds the batch's losses; they stay on their device."""
         if ctx.exception is not None:
             return
-        size = batch_size(batch)
+        found = samples_in(batch)
+        size = 1 if found is None else found
         for loss, value in losses.items():
             name = loss if task is None else f"{task}/{loss}"
             if name not in self._sums:
@@ -52,19 +53,6 @@ class MeanLosses:
         """Publishes the means."""
         if ctx.exception is None:
             ctx.log({n: over_all_ranks(s, self._counts[n]) for n, s in self._sums.items()})
-
-
-def batch_size(batch: Any) -> int:
-    """Samples in a batch: the length of the first tensor in it that has one; else 1."""
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.dim() else 1
-    if isinstance(batch, Mapping):
-        batch = list(batch.values())
-    if isinstance(batch, (list, tuple)):
-        for part in batch:
-            if isinstance(part, (Tensor, Mapping, list, tuple)):
-                return batch_size(part)
-    return 1
 
 
 def over_all_ranks(total: Tensor, count: int) -> Tensor:
