@@ -123,6 +123,49 @@ def test_filters_of_the_job_hold_for_each_by_itself() -> None:
     ]
 
 
+@pytest.mark.parametrize("every", ["2 steps", "30 min"])
+def test_a_filter_in_steps_or_time_leaves_validations_by_epoch_alone(every: str) -> None:
+    spans = Spans()
+    validations = [Validation(batches(1), val_on_train_end=False) for _ in range(2)]
+    run = trainer(spans)
+    run.bus.register(validations[0], "a", overrides={"every": every})
+    run.bus.register(validations[1], "b")
+    run.fit(num_epochs=2)
+    assert spans.noted == [("every epoch", n, ["val/b/loss", "val/loss"]) for n in (5, 10)]
+
+
+def test_a_filter_in_steps_holds_for_a_validation_by_step() -> None:
+    spans = Spans()
+    run = trainer(spans)
+    by_step = Validation(batches(1), interval_by="step", val_on_train_end=False)
+    run.bus.register(by_step, "a", overrides={"every": "2 steps"})
+    run.fit(num_epochs=1)
+    assert [step for _, step, _ in spans.noted] == [2, 4]
+
+
+def test_one_that_is_off_takes_no_name_from_another() -> None:
+    off, on = Validation(batches(1), callbacks=[]), Validation(batches(2))
+    run = run_of({"off": off, "on": on})
+    run.fit(num_epochs=1)
+    assert set(run.ctx.latest) == {"val/loss"}
+    named = Validation(batches(1), callbacks=[], name="v")
+    run = run_of({"off": named, "on": Validation(batches(1), name="v")})
+    run.fit(num_epochs=1)
+    assert set(run.ctx.latest) == {"v/loss"}
+
+
+def test_one_that_another_trainer_used_starts_anew_and_a_second_fit_goes_on() -> None:
+    validation = Validation(batches(1))
+    validation.is_owed = True  # as after a signal
+    for _ in range(2):
+        spans = Spans()
+        run = trainer(validation, spans)
+        run.fit(num_epochs=1)
+        assert spans.noted == [("every epoch", 5, ["val/loss"])]
+        run.fit(num_epochs=1)
+        assert len(spans.noted) == 1
+
+
 def test_training_is_bitwise_the_same_and_resumes_in_the_middle_of_their_intervals() -> None:
     def validations() -> dict[str, object]:
         return {

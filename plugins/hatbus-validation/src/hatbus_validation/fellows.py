@@ -28,7 +28,7 @@ def first_names(fellows: dict[str, Validation]) -> dict[Validation, str]:
     """What the published names of each begin with.
 
     The first one that was given no name publishes as ``val/...``, the others as
-    ``val/<instance name>/...``.
+    ``val/<instance name>/...``. One that is off publishes nothing, and takes no name from them.
 
     Raises:
         PluginError: two were given the same name.
@@ -38,12 +38,15 @@ def first_names(fellows: dict[str, Validation]) -> dict[Validation, str]:
     for instance, one in fellows.items():
         is_first = one.name is None and FIRST_NAME not in owners
         name = one.name or (FIRST_NAME if is_first else f"{FIRST_NAME}/{instance}")
+        names[one] = name
+        if one.is_off:
+            continue
         if name in owners:
             raise PluginError(
                 f"validation: plugins {owners[name]!r} and {instance!r} both publish "
                 f"'{name}/...'; give one of them a name of its own: name = {instance!r}"
             )
-        names[one], owners[name] = name, instance
+        owners[name] = instance
     return names
 
 

@@ -16,6 +16,7 @@ from hatbus import hookimpl, plugin
 from hatbus.accepted import UNITS, one_of, text, whole
 from hatbus.control import log
 from hatbus.errors import JobError, PluginError
+from hatbus.event import EVENTS
 from hatbus.loop import serve_requests
 from hatbus.preview import marks_every
 from hatbus.rng import fenced
@@ -146,6 +147,8 @@ class Validation:
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
         """Checks the loaders, and puts the callbacks on their buses."""
+        if ctx.position.global_step == 0:  # not in a second fit; a resume is loaded after this
+            self.validated_at, self.is_owed = 0, False
         self.view(ctx)  # a name that is not there is better known now
         self._fellows = fellows_of(self, ctx.bus)
         self._first_name = first_names(self._fellows)[self]
@@ -311,9 +314,9 @@ class Validation:
         n, index = self.val_interval, ctx.global_step_id if unit == "step" else ctx.epoch_id
         if n is None or unit != self.interval_by or (index + 1) % n:
             return False
-        return all(
-            gate.is_open for name, gate in ctx.bus.gates.items() if self._fellows.get(name) is self
-        )
+        event = EVENTS[f"on_{unit}_end"]
+        mine = [one.interval for one in ctx.bus.members.values() if one.plugin is self]
+        return all(one.gate.is_open for one in mine if one and one.applies_to(event))
 
     def _validate_due(self, ctx: Context, unit: str) -> None:
         """Validates with all that are due; the next one of them finds nothing left to do."""
