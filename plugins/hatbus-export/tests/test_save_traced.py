@@ -219,6 +219,13 @@ def test_a_value_that_cannot_be_used_is_refused(options: dict[str, object], word
         SaveTraced(**{"save_dir": "x", "trace_inputs": (X,), **options})
 
 
+def test_weights_that_the_run_does_not_have_are_refused_before_it_trains(tmp_path: Path) -> None:
+    model = Net()
+    with pytest.raises(JobError, match="weights is 'emma'; accepted: 'raw'"):
+        run(SaveTraced(str(tmp_path), (X,), weights="emma"), model=model)
+    assert model.calls == 0
+
+
 @pytest.mark.parametrize("part", ["whole", "inner"])
 @pytest.mark.parametrize("suffix", ["pt", "pt2"])
 def test_a_model_that_was_compiled_is_written_without_its_wrapper(

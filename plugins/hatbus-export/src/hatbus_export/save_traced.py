@@ -46,7 +46,7 @@ class SaveTraced:
         weights: the weight view to write: ``"raw"``, or ``"ema"`` when that plugin is on.
 
     Raises:
-        JobError: a value that cannot be used.
+        JobError: a value that cannot be used; at loop begin, weights that the run does not have.
         SaveError: while writing: the model cannot be copied or the file not written.
     """
 
@@ -73,8 +73,9 @@ class SaveTraced:
 
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
-        """Refuses a model that is spread over processes."""
+        """Refuses a model that is spread over processes, and weights that nobody offers."""
         refuse_sharded(ctx.model, "save_traced", "gather the weights into a plain model first")
+        one_of("save_traced: weights", self.weights, ctx.weights.names)
 
     @hookimpl
     def on_loop_end(self, ctx: Context) -> None:
