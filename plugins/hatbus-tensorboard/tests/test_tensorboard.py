@@ -184,6 +184,25 @@ def test_values_published_before_the_file_is_open_are_not_lost(tmp_path: Path) -
     assert curve(tmp_path, "parameters") == [(0, 4.0)]
 
 
+def test_every_kind_that_is_published_before_the_file_is_open_is_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    @plugin(stage="train")
+    class Early:
+        @hookimpl
+        def on_loop_begin(self, ctx: Context) -> None:
+            ctx.log({"first": torch.zeros(3, 4, 4)}, "image")
+            ctx.log({"spread": torch.arange(5.0)}, "histogram")
+            ctx.log({"row": torch.ones(2), "one": torch.ones(1, 1)})
+
+    trainer(Early(), TensorBoard(str(tmp_path))).fit(num_steps=1)
+    found = read(tmp_path)
+    assert (found.Images("first")[0].width, found.Histograms("spread")[0].step) == (4, 0)
+    assert curve(tmp_path, "one") == [(0, 1.0)]
+    assert "row" not in found.Tags()["scalars"]
+    assert "'row' is no single number" in caplog.text
+
+
 class Watched(torch.Tensor):
     """A tensor that counts who waits for it in the training's own thread."""
 

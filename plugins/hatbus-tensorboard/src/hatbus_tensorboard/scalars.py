@@ -78,7 +78,7 @@ def losses_of(
 
 def kept(value: Any) -> Any:
     """A value that stays as it is although what it was read from goes on changing; no waiting."""
-    return value.detach().clone().reshape(()) if isinstance(value, torch.Tensor) else value
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
 def is_on_host(value: torch.Tensor) -> bool:
