@@ -100,7 +100,8 @@ class Lane:
         live = [held[key] for held, key in self.followed]
         first, found = self.averages[0], live[0]
         if found.device != first.device:
-            live = [tensor.to(first.device, non_blocking=True) for tensor in live]
+            # Without waiting only where the wait is done here: elsewhere copies may be under way.
+            live = [tensor.to(first.device, non_blocking=found.is_cuda) for tensor in live]
             if found.is_cuda:  # the copies are in pinned memory, and only under way
                 torch.cuda.current_stream(found.device).synchronize()
         if found.dtype != first.dtype:
