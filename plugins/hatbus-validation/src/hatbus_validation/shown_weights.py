@@ -12,6 +12,7 @@ from torch import distributed, nn
 
 from hatbus.control import log
 from hatbus.errors import PluginError, did_you_mean
+from hatbus.sharding import whole
 from hatbus.weights import RAW
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def copy_weights(state: Mapping[str, torch.Tensor], target: nn.Module, *, strict
     """Copies weights by name into a model.
 
     Args:
-        state: of the model that is trained.
+        state: of the model that is trained; shards are gathered, so every process has to ask.
         target: the model that is validated.
         strict: refuse any difference.
 
@@ -162,7 +163,7 @@ def copy_weights(state: Mapping[str, torch.Tensor], target: nn.Module, *, strict
     if said and (strict or not fitting):
         advice = "" if strict else "; no weight fits at all"
         raise PluginError(f"validation: val_model differs from the trained model: {said}{advice}")
-    target.load_state_dict(fitting, strict=False)
+    target.load_state_dict({n: whole(v) for n, v in fitting.items()}, strict=False)
     return said
 
 

@@ -20,7 +20,7 @@ from hatbus.event import EVENTS
 from hatbus.loop import serve_requests
 from hatbus.preview import marks_every
 from hatbus.rng import fenced
-from hatbus.sharding import is_sharded
+from hatbus.sharding import is_sharded, refuse_sharded
 from hatbus.signals import stop_wanted
 from hatbus_validation import shown_weights as shown
 from hatbus_validation.callback_tables import Named, named_callbacks
@@ -60,7 +60,8 @@ class Validation:
         val_interval: validate every so many epochs or steps; None: at the end of the run only.
         interval_by: ``"epoch"`` or ``"step"``.
         val_model: a model to validate in place of the trained one, or a function that makes it.
-        model_convert_pipeline: callables, applied in order to a copy of the model.
+        model_convert_pipeline: callables, applied in order to a copy of the model; of a sharded one
+            (FSDP2) only with ``val_model``.
         init_with_train_model: copy the trained weights into ``val_model`` before each validation.
         strict_match: refuse a ``val_model`` whose weights differ in name or shape from the trained
             model's; otherwise they are named in a warning and left alone.
@@ -150,6 +151,11 @@ class Validation:
         if ctx.position.global_step == 0:  # not in a second fit; a resume is loaded after this
             self.validated_at, self.is_owed = 0, False
         self.view(ctx)  # a name that is not there is better known now
+        if self._pipeline and self.val_model is None:  # which would have to be copied
+            converting = "validation with model_convert_pipeline"
+            refuse_sharded(
+                self.trained_model(ctx), converting, "leave it out, or give it a whole val_model"
+            )
         self._fellows = fellows_of(self, ctx.bus)
         self._first_name = first_names(self._fellows)[self]
         given = sources(self.data_loader, getattr(ctx.data, "tasks", ()))
