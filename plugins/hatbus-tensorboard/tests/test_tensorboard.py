@@ -237,6 +237,22 @@ def test_the_training_never_waits_for_a_value(tmp_path: Path) -> None:
     assert Watched.waits == 1
 
 
+def test_of_two_values_of_one_name_in_a_step_the_later_one_is_written(tmp_path: Path) -> None:
+    class Publishes:
+        @hookimpl
+        def on_step_begin(self, ctx: Context) -> None:
+            for value in (1.0, 2.0):  # a parameter is no plain tensor, so it is kept as one
+                ctx.log({"d": nn.Parameter(torch.tensor(value)), "h": value})
+                ctx.log({"first": nn.Parameter(torch.tensor(value)), f"only_{value:g}": value})
+                ctx.log({"first": -value, "then": -value})
+                ctx.log({"then": nn.Parameter(torch.tensor(value))})
+            ctx.log({"d": torch.ones(2)})
+
+    trainer(Publishes(), TensorBoard(str(tmp_path), describe=False)).fit(num_steps=2)
+    for tag, value in {"d": 2.0, "h": 2.0, "first": -2.0, "then": 2.0, "only_1": 1.0}.items():
+        assert curve(tmp_path, tag) == [(0, value), (1, value)]
+
+
 JOB = """{
     "run": {"seed": 3, "entry": "train.py:build", "run_dir": "runs", "args": {"width": 8}},
     "plugins": {

@@ -25,11 +25,12 @@ class OneRecord:
         file: where the record goes when the step is over.
     """
 
-    __slots__ = ("_file", "_plain", "_step", "_warned")
+    __slots__ = ("_copied", "_file", "_plain", "_step", "_warned")
 
     def __init__(self, file: EventFile) -> None:
         self._file, self._step = file, -1
         self._plain: dict[str, float] = {}
+        self._copied: list[tuple[tuple[str, ...], Tensor]] = []
         self._warned: set[str] = set()
 
     def add(self, values: Mapping[str, Any], step: int) -> None:
@@ -52,17 +53,25 @@ class OneRecord:
                 plain[name] = value.item()
             else:
                 tensors[name] = value
+        if self._copied:
+            self._drop_copied({n for n in values if n in plain or n in tensors})
         if tensors:  # copied now: whoever published them may go on changing them
-            found = stacked(tensors.values())
-            self._file.add_scalars((tuple(tensors), step, time.time(), found))
+            self._copied.append((tuple(tensors), stacked(tensors.values())))
+            for name in plain.keys() & tensors.keys():
+                del plain[name]
 
     def put(self) -> None:
         """Gives the file what was gathered."""
-        plain = self._plain
+        plain, copied = self._plain, self._copied
+        if copied:
+            self._copied = []
+            now = time.time()
+            for names, found in copied:
+                self._file.add_scalars((names, self._step, now, found))
         if plain:
             self._plain = {}
-            found = tuple(plain.values())
-            self._file.add_scalars((tuple(plain), self._step, time.time(), found))
+            values = tuple(plain.values())
+            self._file.add_scalars((tuple(plain), self._step, time.time(), values))
 
     def flush(self) -> None:
         """Writes everything, other events of the file too; it survives the process's death."""
@@ -73,6 +82,18 @@ class OneRecord:
         """Writes everything and closes the file."""
         self.put()
         self._file.close()
+
+    def _drop_copied(self, anew: set[str]) -> None:
+        """Leaves out of what was copied what is published anew; waits for no device."""
+        kept = []
+        for names, found in self._copied:
+            if anew.isdisjoint(names):
+                kept.append((names, found))
+                continue
+            rows = {n: row for n, row in zip(names, found, strict=True) if n not in anew}
+            if rows:
+                kept.append((tuple(rows), stacked(rows.values())))
+        self._copied = kept
 
     def _warn_once(self, name: str, value: Any) -> None:
         if name not in self._warned:
