@@ -116,9 +116,7 @@ def each_norm(tensors: Sequence[Tensor | None], norm_type: float) -> list[Tensor
 
 
 def joint_norm(norms: Sequence[Tensor], norm_type: float) -> Tensor:
-    """The norm of all together, from the norms of the parts; 0 of nothing."""
-    if not norms:
-        return torch.zeros(())
+    """The norm of all together, from the norms of the parts."""
     row = torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms])
     norm: Tensor = torch.linalg.vector_norm(row, norm_type)
     return norm
