@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 import torchmetrics.functional.classification as reference
@@ -15,6 +18,17 @@ def test_mean_is_the_sum_over_the_count() -> None:
     for value in (1.0, torch.tensor(2.0), torch.tensor([3.0, 6.0])):
         mean.update(value)
     assert mean.compute().item() == 3.0
+
+
+@pytest.mark.parametrize(
+    "value", [[1, 2, 6], np.array([[1.0], [2.0], [6.0]]), np.float32(3), np.int64(3)]
+)
+def test_mean_takes_arrays_and_lists(value: Any) -> None:
+    mean = Mean()
+    mean.update(value)
+    mean.update(np.array(3.0), 2)
+    assert mean.compute().item() == 3.0
+    assert mean.count == np.size(value) + 2
 
 
 def test_weight_counts_a_value_so_often() -> None:

@@ -6,12 +6,15 @@ float64), and over all ranks it is sums and counts that are added up, never mean
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, distributed
 
 from hatbus.errors import PluginError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 CAN_BE_MANY: Final = distributed.is_available()
 """Whether this torch can share a run among processes."""
@@ -29,17 +32,19 @@ class Mean:
         self.total = torch.zeros((), dtype=torch.float64)
         self.count: float | Tensor = 0
 
-    def update(self, value: Tensor | float, weight: float = 1) -> None:
+    def update(self, value: Tensor | ArrayLike, weight: float = 1) -> None:
         """Adds a value.
 
         Args:
-            value: number or tensor of any shape; each element counts once.
+            value: number, or tensor, array or list of any shape; each element counts once.
             weight: how often the value counts, for example the samples it is the mean of.
         """
-        if not isinstance(value, Tensor):  # a copy to the device would wait for it
-            self.total.add_(float(value), alpha=weight)
-            self.count += weight
-            return
+        if not isinstance(value, Tensor):
+            if isinstance(value, (int, float)):  # a copy to the device would wait for it
+                self.total.add_(float(value), alpha=weight)
+                self.count += weight
+                return
+            value = torch.as_tensor(value, dtype=self.total.dtype, device=self.total.device)
         count = weight
         if value.dim() != 0:
             count = weight * value.numel()
