@@ -30,7 +30,7 @@ NO_RUN = {
 """The blocks that are marked ``no-run``; each has a test here, but the upload to an index."""
 OTHERS = {
     r"python -m pip install (tox|build|twine|pytest)": "",  # from an index
-    r"python -m pip install (-c constraints\.txt )?[^-].*": "paths_exist",
+    r"python -m pip install (-c constraints\.txt )?(-e )?[^-].*": "paths_exist",
     r"python -m twine upload dist/\*": "",
     r"python -m pytest \S+": "paths_exist",
     r"python -m pytest": "",  # of the tutorial: test_docs.py
@@ -75,7 +75,7 @@ def test_commands_of_other_programs_name_what_is_there(page: Path) -> None:
         )
         words = shlex.split(command)
         if looked_at[0] == "paths_exist":
-            paths = [w.partition("[")[0] for w in words[4:] if w != "-c"]
+            paths = [w.partition("[")[0] for w in words[4:] if not w.startswith("-")]
             assert all((CHECKOUT / path).exists() for path in paths), command
         if "-e" in words and looked_at[0] == "env_exists":
             assert words[-1] in environments(), command

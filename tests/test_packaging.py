@@ -184,6 +184,12 @@ def test_every_dependency_has_a_tested_version(folder: Path) -> None:
     assert names - {"hatbus"} <= pinned
 
 
+def test_tox_asks_for_the_tested_virtualenv_so_that_no_chore_makes_its_environment_anew() -> None:
+    asked = re.search(r"^    (virtualenv==\S+)$", (ROOT / "tox.ini").read_text(), re.M)
+    assert asked is not None
+    assert asked[1] in (ROOT / "constraints.txt").read_text().splitlines()
+
+
 def test_digits_are_the_file_that_their_page_describes() -> None:
     folder = ROOT / "docs" / "examples" / "digits"
     packed = (folder / "digits.csv.gz").read_bytes()
