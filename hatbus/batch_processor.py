@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from hatbus.context import Context
 
 Loss = Callable[[Any, Any], Any]
-PAIRS: Final = (tuple, list)
-"""Types of the usual batch, told apart without the call of a function."""
 _LOSS_NAME: Final = re.compile("^.*loss.*", re.IGNORECASE)
 
 
@@ -70,7 +68,7 @@ class BatchProcessor:
         """``model(inputs)`` of an ``(inputs, target)`` batch; ``task=`` when the model takes it."""
         model, inputs = ctx.model, ctx.batch
         if self.loss is not None:
-            inputs = inputs[0] if type(inputs) in PAIRS and len(inputs) == 2 else split(inputs)[0]
+            inputs = split(inputs)[0]
         if self._asked is not model:
             self._wants_task = "task" in inspect.signature(model.forward).parameters
             self._asked = model
@@ -84,9 +82,7 @@ class BatchProcessor:
         if self.loss is None:
             return named_losses(self.loss_collector(ctx.model_outs), ctx.task)
         loss: Any = self.loss_of(ctx.task) if self._per_task else self.loss
-        batch = ctx.batch
-        target = batch[1] if type(batch) in PAIRS and len(batch) == 2 else split(batch)[1]
-        found = loss(ctx.model_outs, target)
+        found = loss(ctx.model_outs, split(ctx.batch)[1])
         if type(found) is torch.Tensor and found.ndim == 0:
             return {"loss": found}
         return named_losses(found, ctx.task)
@@ -101,8 +97,6 @@ class BatchProcessor:
     def clip_gradients(self, ctx: Context) -> bool:
         """Clips nothing; a plugin may."""
         return False
-
-    clip_gradients.does_nothing = True  # type: ignore[attr-defined]  # alone it is no event at all
 
     @hookimpl(trylast=True)
     def optimizer_step(self, ctx: Context) -> bool:

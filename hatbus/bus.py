@@ -8,7 +8,7 @@ that a loop which is under way sees the change at its next event.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import pluggy
@@ -61,7 +61,6 @@ class Member:
     core: bool
     interval: Interval | None = None
     kind: str = ""
-    reasons: tuple[str, ...] = field(default=())
 
 
 class Bus:
@@ -249,8 +248,6 @@ class Bus:
         if event.kind == DECISION and not self._is_decided(event, task):
             return None
         listened = [i for i in impls if self._is_needed(i)]
-        if all(getattr(i.function, "does_nothing", False) for i in listened):
-            return None
         gates = {name: g for name, g in self.gates.items() if self._gate_applies(name, event)}
         return freeze(event, listened, Rules(gates, self._strict, self.callers, self.instrument))
 

@@ -87,6 +87,8 @@ class BatchOrder(Sampler[list[Any]]):
     def batches(self) -> list[list[int]]:
         """This rank's sample indices in this epoch, batch by batch."""
         indices, size, count = self.indices(), self.batch_size, len(self)
+        if not self.fills and self.length < self.world:  # all of them are on every rank
+            count = -(-self.length // size)
         found = [indices[start : start + size] for start in range(0, len(indices), size)][:count]
         last = found[-1] if found else []
         if len(found) < count and len(last) > 1:  # another rank has a sample more

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from typing import Any
 
@@ -137,9 +137,7 @@ class Feed:
                 self._left = state["left"]
                 self._rest = "left" if self._left else "over"
         elif "began" in state:
-            saved = state["began"]["generators"]
-            for generator, one in zip(generators_of(self.loader), saved, strict=False):
-                generator.set_state(one)
+            self._set_generators(state["began"]["generators"])
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when a run is resumed."""
@@ -154,6 +152,10 @@ class Feed:
         if not self._began:
             return self._left
         return self.length is not None and self.taken not in (0, self.length)
+
+    def _set_generators(self, saved: list[torch.Tensor]) -> None:
+        for generator, one in zip(generators_of(self.loader), saved, strict=False):
+            generator.set_state(one)
 
     def _generator_states(self) -> list[torch.Tensor]:
         return [generator.get_state() for generator in generators_of(self.loader)]
@@ -175,6 +177,7 @@ class Feed:
         self._began = resumed.get("began") or {}
         if "rng" in self._began:
             rng.restore(self._began["rng"])
+            self._set_generators(self._began["generators"])  # another loader may share them
         else:
             self._began = {"rng": rng.capture(), "generators": self._generator_states()}
         return self._replayed(self._iterated())
@@ -257,7 +260,7 @@ def moved(batch: Any, device: Any) -> Any:
     """
     if hasattr(batch, "to"):
         return _moved_itself(batch, device)
-    if isinstance(batch, MutableMapping):
+    if isinstance(batch, dict):
         made = copy.copy(batch)  # a defaultdict has more than its items
         made.update({k: moved(v, device) for k, v in batch.items()})
         return made

@@ -43,7 +43,8 @@ class Loop:
         """Runs the steps of one epoch, from the first that is still to do."""
         position, control, emit = ctx.position, ctx.control, ctx.emit
         first, complete = position.step, False
-        for ctx.batches in ctx.data.steps(ctx):  # noqa: B020 - the context holds the step's batches
+        steps = ctx.data.steps(ctx)
+        for ctx.batches in steps:  # the context holds the step's batches
             ctx.step_id, ctx.global_step_id = position.step, position.global_step
             position.step += 1
             position.global_step += 1
@@ -56,8 +57,11 @@ class Loop:
         else:
             complete = True
         ran = position.step - first
+        if not complete and position.step == ctx.steps_per_epoch:
+            next(steps, None)  # to the data's very end, where a sampler may draw once more
+            complete = True
         stopped = control.stopped is not None and control.stopped.wish == "stop epoch"
-        if complete or stopped or position.step == ctx.steps_per_epoch:
+        if complete or stopped:
             position.epoch, position.step = position.epoch + 1, 0
         if stopped:
             control.stopped = None
@@ -78,16 +82,13 @@ class Loop:
             is_all = ctx.weight == 1.0 and not losses
             losses = found if is_all else with_more(losses, found, ctx.weight)
         ctx.task, ctx.losses = None, losses
-        if emit.clip_gradients is not None:
-            emit.clip_gradients(ctx)
+        emit.clip_gradients(ctx)
         decide = emit.skip_update
         reasons = decide(ctx) if decide is not None else ()
         if reasons or not ctx.batches:
             log_skipped(ctx, "update", reasons)
         else:
-            before = ctx.updates
-            ctx.committed = emit.optimizer_step(ctx)
-            ctx.updates = before + bool(ctx.committed)
+            emit.optimizer_step(ctx)
         return ctx.committed
 
 

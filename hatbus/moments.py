@@ -56,7 +56,8 @@ def emitting(
 
     Returns:
         The wrapper, a generator function. Its ``around(self, body)`` gives the plain form; its
-        ``moments`` name what it emits, so that the bus can leave it out when nobody listens.
+        ``moments`` name what it emits, so that the bus can leave it out when nobody listens
+        (empty when it does more than emit).
     """
     begin, end = PAIRS[span]
     tell = f"emit_after_error(emit.{failing}, error, ctx, error)" if failing else "pass"
@@ -73,7 +74,7 @@ def emitting(
     wrapper.__doc__ = f"Emits {begin} and {end}."
     wrapper.around = lambda _, body: compiled(passed, f"body({passed})", body=body)
     heard = (begin, end) if failing is None else (begin, end, failing)
-    wrapper.moments = heard
+    wrapper.moments = heard if keep == "pass" or value != "value" else ()
     marked: Wrapper = hookimpl(wrapper=True, tryfirst=True)(wrapper)
     return marked
 
@@ -99,7 +100,7 @@ class Moments:
     forward = emitting("forward", keep="ctx.model_outs = value", value="ctx.model_outs")
     backward = emitting("backward")
     validate = emitting("validate")
-    # on_optimizer_step_end sees the update counted, as the loop counts it when nobody listens.
+    # on_optimizer_step_end sees the update counted; counting is needed although nobody listens.
     optimizer_step = emitting(
         "optimizer_step", keep="ctx.committed = value; ctx.updates += bool(value)"
     )

@@ -93,7 +93,7 @@ def scaled_step(scaler: Any, optimizer: Any) -> bool:
     only, so there the scale is read before and after.
     """
     is_fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-    if is_fused or not isinstance(optimizer, torch.optim.Optimizer):
+    if is_fused or not hasattr(optimizer, "_optimizer_step_post_hooks"):  # a wrapper of another one
         before = scaler.get_scale()
         scaler.step(optimizer)
         scaler.update()

@@ -32,9 +32,8 @@ class RunLog(logging.FileHandler):
 @contextmanager
 def logged(folder: Path, title: str) -> Iterator[None]:
     """Appends what is logged meanwhile, what began, and how it ended."""
-    try:
-        handler = RunLog(folder / LOG_FILE, encoding="utf-8")
-    except OSError:  # whoever needs the folder says so
+    handler = _opened(folder / LOG_FILE)
+    if handler is None:
         yield
         return
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
@@ -53,3 +52,11 @@ def logged(folder: Path, title: str) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         handler.close()
+
+
+def _opened(file: Path) -> RunLog | None:
+    """The file's handler; None where it cannot be: whoever needs the folder says so."""
+    try:
+        return RunLog(file, encoding="utf-8")
+    except OSError:
+        return None

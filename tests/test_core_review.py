@@ -18,6 +18,7 @@ from hatbus.blame import FILE_PREFIX
 from hatbus.context import Context
 from hatbus.errors import CheckpointError, HookError, JobError, NonFiniteError, PluginError
 from hatbus.finite import FiniteLoss
+from hatbus.precision import scaled_step
 from hatbus.profile import Profile
 from hatbus.task_sampler import WeightedTasks
 
@@ -306,3 +307,40 @@ def test_weights_that_choose_no_task_are_explained(weight: float) -> None:
     sampler = WeightedTasks({"det": weight, "seg": 0})
     with pytest.raises(JobError, match="accepted: finite, and not 0 for all"):
         tiny_trainer(data=data, task_sampler=sampler)
+
+
+def test_updates_are_counted_in_a_step_of_a_plugins_own_whether_anybody_watches_or_not() -> None:
+    class OwnStep:
+        @hookimpl
+        def run_step(self, ctx: Any) -> bool:
+            ctx.optimizer.zero_grad()
+            ((ctx.task, ctx.batch, ctx.weight),) = ctx.batches
+            ctx.emit.run_batch(ctx)
+            ctx.emit.clip_gradients(ctx)
+            return ctx.emit.optimizer_step(ctx)
+
+    class Watches:
+        @hookimpl
+        def on_optimizer_step_end(self) -> None: ...
+
+    for plugins in ([OwnStep()], [OwnStep(), Watches()]):
+        ctx = tiny_trainer(plugins).fit(num_steps=3)
+        assert (ctx.updates, ctx.committed) == (3, True)
+
+
+def test_fp16_knows_of_the_update_of_an_optimizer_that_wraps_another() -> None:
+    class Wraps(torch.optim.Optimizer):
+        def __init__(self, inner: torch.optim.Optimizer) -> None:
+            self.inner, self.param_groups, self.state = inner, inner.param_groups, inner.state
+
+        def step(self) -> None:
+            self.inner.step()
+
+    weight = torch.nn.Parameter(torch.ones(1))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    optimizer = Wraps(torch.optim.SGD([weight], lr=0.1))
+    for gradient, committed in ((1.0, True), (float("inf"), False)):
+        scaler.scale(weight.sum() * gradient).backward()
+        scaler.unscale_(optimizer)
+        assert scaled_step(scaler, optimizer) is committed
+        weight.grad = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import UserDict, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -109,7 +109,7 @@ def data_of(length: int, batch_size: int, rank: int, world: int) -> ExactLoader:
 
 @pytest.mark.parametrize("length", [1, 3, 8, 9, 10, 16, 17, 33])
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_a_pass_over_each_once_has_every_sample_on_one_rank(
     length: int, batch_size: int, world: int
 ) -> None:
@@ -214,6 +214,11 @@ LOADERS: dict[str, Callable[[], Any]] = {
         "a": DataLoader(Drawing(), 1, shuffle=True),
         "b": DataLoader(Drawing(), 2, shuffle=True),
     },
+    "two tasks, one generator": lambda: {
+        task: DataLoader(Drawing(), 2, shuffle=True, generator=g)
+        for g in [torch.Generator().manual_seed(2)]
+        for task in "ab"
+    },
 }
 
 
@@ -249,11 +254,14 @@ def seen_in_fits(build: Callable[[], Any], *ends: int, **options: Any) -> list[A
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("ends", [(2, 4, 7), (5, 6, 10), (3, 9)])  # an epoch has 5 steps, or 3
 @pytest.mark.parametrize("kind", LOADERS)
-def test_a_second_fit_goes_on_where_the_first_ended(kind: str, accumulate: int) -> None:
+def test_a_second_fit_goes_on_where_the_first_ended(
+    kind: str, ends: tuple[int, ...], accumulate: int
+) -> None:
     build = LOADERS[kind]
     at_once = seen_in_fits(build, 11, accumulate=accumulate)
-    assert seen_in_fits(build, 2, 4, 7, 11, accumulate=accumulate) == at_once
+    assert seen_in_fits(build, *ends, 11, accumulate=accumulate) == at_once
 
 
 def test_a_fit_after_an_error_goes_on_from_a_new_pass() -> None:
@@ -294,3 +302,9 @@ def test_batches_of_every_kind_are_moved_and_keep_their_kind() -> None:
     assert first["name"] == "text"
     assert sequence.batch_sizes.tolist() == [2, 1, 1]
     assert more["absent"] == []
+
+
+def test_a_mapping_of_the_users_own_is_not_changed_by_moving_it() -> None:
+    batch = UserDict({"x": torch.ones(1)})
+    assert moved(batch, torch.device("meta"))["x"].device.type == "meta"
+    assert batch["x"].device.type == "cpu"

@@ -63,3 +63,9 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> No
     (tmp_path / "run.log").symlink_to("/dev/full")
     with logged(tmp_path, "it"):
         log.warning("no room for this")
+
+
+def test_an_error_of_a_run_without_a_log_file_is_not_the_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mine") as caught, logged(tmp_path / "absent", "a run"):
+        raise ValueError("mine")
+    assert caught.value.__context__ is None

@@ -51,13 +51,17 @@ def run_both(folder: Path, *contracts: type[PluginContract]) -> str:
         "OMP_NUM_THREADS": "1",
     }
     logs = [folder / f"rank-{rank}.txt" for rank in range(WORLD)]
-    started = [_start(words, {**environment, "RANK": str(r)}, log) for r, log in enumerate(logs)]
     patience = PATIENCE_S + PATIENCE_EACH_S * len(names)
-    until = time.monotonic() + patience
-    in_time = [_ends(process, until) for process in started]
-    for process in started:
-        process.kill()
-        process.wait()
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank, log in enumerate(logs):
+            started.append(_start(words, {**environment, "RANK": str(rank)}, log))
+        until = time.monotonic() + patience
+        in_time = [_ends(process, until) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
     texts = [log.read_text("utf-8", "replace") for log in logs]
     if not all(in_time):
         late = f"it did not end within {patience} s: one waits for the other"
