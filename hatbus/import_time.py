@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from hatbus.reading import source_of
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
 
     from hatbus.reading import Module, Sources
 
-_DEEPEST: Final = 8
 _Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 _SETTERS: Final = ("set_", "manual_seed", "seed", "use_deterministic_algorithms")
 
@@ -32,7 +32,7 @@ def settings_changed(sources: Sources, name: str) -> Iterator[str]:
 def early_torch(sources: Sources, name: str) -> str:
     """How a package itself brings torch in, before a plugin is asked for; empty if it does not."""
     package = name.partition(".")[0]
-    path = _path_to_torch(sources, package, 0) if package != name else []
+    path = _path_to_torch(sources, package) if package != name else []
     if not path:
         return ""
     through = "".join(f", by way of {one}" for one in path[:-1])
@@ -52,25 +52,31 @@ def at_import(tree: ast.Module) -> Iterator[ast.stmt]:
         if isinstance(node, ast.If) and _is_never(node.test):
             waiting += reversed(node.orelse)
             continue
+        if isinstance(node, ast.If) and _is_always(node.test):
+            waiting += reversed(node.body)
+            continue
         yield node
         inner = [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.stmt)]
         waiting += reversed(inner)
 
 
-def _path_to_torch(sources: Sources, name: str, depth: int) -> list[str]:
-    """The modules of one package that lead to an import of torch, and its place, last."""
-    module = sources.module(name)
-    if module is None or depth > _DEEPEST:
-        return []
-    top = name.partition(".")[0]
-    for node in at_import(module.tree):
-        for imported in _imported(module, node):
-            if imported.partition(".")[0] == "torch":
-                return [f"{module.file.name} line {node.lineno}"]
-            inner = imported.startswith(f"{top}.") and imported != name
-            further = _path_to_torch(sources, imported, depth + 1) if inner else []
-            if further:
-                return [f"{module.file.name} line {node.lineno}", *further]
+def _path_to_torch(sources: Sources, package: str) -> list[str]:
+    """The fewest modules of a package that lead to an import of torch, and its place, last."""
+    waiting: deque[tuple[str, list[str]]] = deque([(package, [])])
+    seen = {package}
+    while waiting:
+        name, path = waiting.popleft()
+        module = sources.module(name)
+        if module is None:
+            continue
+        for node in at_import(module.tree):
+            further = [*path, f"{module.file.name} line {node.lineno}"]
+            for imported in _imported(module, node):
+                if imported.partition(".")[0] == "torch":
+                    return further
+                if imported.startswith(f"{package}.") and imported not in seen:
+                    seen.add(imported)
+                    waiting.append((imported, further))
     return []
 
 
@@ -86,8 +92,19 @@ def _imported(module: Module, node: ast.stmt) -> list[str]:
 
 def _is_never(test: ast.expr) -> bool:
     """Whether a condition is false when a module is imported."""
-    text = ast.unparse(test)
-    return text.endswith("TYPE_CHECKING") or text.replace('"', "'") == "__name__ == '__main__'"
+    if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
+        return any(_is_never(one) for one in test.values)
+    if isinstance(test, ast.Compare):
+        return ast.unparse(test) == "__name__ == '__main__'"
+    name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", "")
+    return bool(name == "TYPE_CHECKING")
+
+
+def _is_always(test: ast.expr) -> bool:
+    """Whether a condition is true when a module is imported."""
+    return (
+        isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not) and _is_never(test.operand)
+    )
 
 
 def _changed_by(node: ast.stmt) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from stranger import hatbus, install, install_recorder
 
-from hatbus import payload
+from hatbus import import_time, payload
 from hatbus.checking import Offer, problems_of
 from hatbus.cli import main
 from hatbus.cli.check import check_folder, check_installed
@@ -200,6 +201,13 @@ def test_advice_on_options_that_nobody_describes_and_arguments_that_will_go(
         ("", False),
         ("import json\n", False),
         ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n", False),
+        ("import typing as t\nif t.TYPE_CHECKING and 1:\n    import torch\n", False),
+        ("from typing import TYPE_CHECKING\nif not TYPE_CHECKING:\n    import torch\n", True),
+        (
+            "import typing\nif not typing.TYPE_CHECKING: ...\nelse:\n    import torch\n",
+            False,
+        ),
+        ("from typing import TYPE_CHECKING\nif 1 or TYPE_CHECKING:\n    import torch\n", True),
         ("def __getattr__(name):\n    from acme.hat import Hat\n", False),
         ("if __name__ == '__main__':\n    import torch\n", False),
     ],
@@ -214,6 +222,26 @@ def test_early_torch_is_what_importing_the_package_really_does(
         code = "import sys, acme; print('torch' in sys.modules)"
         done = subprocess.check_output([sys.executable, "-c", code], cwd=source, text=True)
         assert done.strip() == str(is_early)
+
+
+def test_modules_that_import_one_another_are_each_read_once_however_deep_torch_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_through: list[ast.Module] = []
+    names = [f"m{number}" for number in range(4)]
+    everyone = "".join(f"from acme import {name}\n" for name in names)
+    files = {f"{name}.py": everyone for name in names}
+    chain = {f"c{number}.py": f"import acme.c{number + 1}\n" for number in range(12)}
+    files |= chain | {"c12.py": "import torch\n", "__init__.py": f"{everyone}import acme.c0\n"}
+    write_project(tmp_path, files)
+    read = import_time.at_import
+    monkeypatch.setattr(
+        import_time, "at_import", lambda tree: [looked_through.append(tree), *read(tree)][1:]
+    )
+    assert "(c12.py line 1, by way of __init__.py line 5, by way of c0.py line 1" in early_torch(
+        Sources([tmp_path / "src"]), "acme.hat"
+    )
+    assert len(looked_through) == 1 + len(names) + 13
 
 
 @pytest.mark.parametrize(
