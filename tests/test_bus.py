@@ -32,6 +32,27 @@ class Misspelt:
     def on_step_ends(self) -> None: ...
 
 
+class UnmarkedMisspelt:
+    @hookimpl
+    def on_step_end(self) -> None: ...
+
+    def on_epoch_edn(self) -> None: ...
+
+
+class HatMisspelt(CallbackMixin):
+    def on_step_end(self, **kwargs: Any) -> None: ...
+
+    def on_epoch_edn(self, **kwargs: Any) -> None: ...
+
+
+class HatForeign(CallbackMixin):
+    def on_epoch_start(self, **kwargs: Any) -> None: ...
+
+
+class HatNothing(CallbackMixin):
+    def method(self) -> None: ...
+
+
 class WrongArgument:
     @hookimpl
     def on_step_end(self, optimiser: Any) -> None: ...
@@ -90,6 +111,10 @@ REFUSED = [
     (Listens, "is the class Listens; give an instance"),
     (Unmarked(), "on_epoch_end is named like an event but not marked; put @hookimpl"),
     (Misspelt(), "unknown event 'on_step_ends'; did you mean 'on_step_end'"),
+    (UnmarkedMisspelt(), "on_epoch_edn is no event; did you mean 'on_epoch_end'\\?"),
+    (HatMisspelt(), "on_epoch_edn is no event; did you mean 'on_epoch_end'\\?"),
+    (HatForeign(), "no event: on_epoch_start is none; did you mean 'on_epoch_end'\\?"),
+    (HatNothing(), "no event; override a method of CallbackMixin, such as on_step_end"),
     (WrongArgument(), "unknown argument 'optimiser'; did you mean 'optimizer'"),
     (Nothing(), "implements no event; mark its methods with @hookimpl"),
     (NotAGenerator(), "is a wrapper and must yield once"),
@@ -107,6 +132,23 @@ REFUSED = [
 def test_what_cannot_be_a_plugin_is_told_why(wrong: object, message: str) -> None:
     with pytest.raises(PluginError, match=message):
         Bus({"wrong": wrong})
+
+
+def test_methods_of_a_users_own_are_free_to_be_called_on_something() -> None:
+    class Window(CallbackMixin):
+        def on_step_end(self, **kwargs: Any) -> None: ...
+        def on_button(self) -> None: ...
+        def on_login(self) -> None: ...
+        def on_step(self) -> None: ...
+
+    class Marked:
+        @hookimpl
+        def on_step_end(self) -> None: ...
+        @hookimpl(specname="on_epoch_end")
+        def on_epoch_ends(self) -> None: ...
+        def on_button(self) -> None: ...
+
+    assert list(Bus({"window": Window(), "marked": Marked()}).members) == ["window", "marked"]
 
 
 def test_a_second_plugin_under_a_name_is_refused() -> None:

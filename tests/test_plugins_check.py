@@ -47,6 +47,7 @@ def problems(tmp_path: Path, body: str, head: str = HEAD) -> list[str]:
 
 
 CLASS = "@plugin()\nclass Hat:\n    @hookimpl\n    def on_loop_begin(self): ...\n"
+OLD = "class Hat(CallbackMixin):\n    def on_step_end(self, **kwargs): ...\n"
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,7 @@ CLASS = "@plugin()\nclass Hat:\n    @hookimpl\n    def on_loop_begin(self): ...\
             "def on_step_end(self): ...",
             "acme.py line 6: on_step_end is named like an event",
         ),
+        ("def on_epoch_edn(self): ...", "on_epoch_edn is no event; did you mean 'on_epoch_end'?"),
         ("def state_dict(self): ...", "has state_dict and no load_state_dict"),
         ("def __eq__(self, other): ...", "compares by value"),
     ],
@@ -83,7 +85,16 @@ def test_what_registration_or_the_contract_would_refuse_is_found_in_the_source(
     ("body", "message"),
     [
         ("@plugin(stage='reprot')" + CLASS.removeprefix("@plugin()"), "@plugin: unknown stage"),
-        ("@plugin()\nclass Hat: ...\n", "implements no event"),
+        ("@plugin()\nclass Hat: ...\n", "implements no event; mark its methods with @hookimpl"),
+        ("class Hat(CallbackMixin): ...\n", "implements no event; override a method of Callback"),
+        (
+            "class Hat(CallbackMixin):\n    def on_epoch_start(self, **kwargs): ...\n",
+            "implements no event: on_epoch_start is none; did you mean 'on_epoch_end'?",
+        ),
+        (
+            f"{OLD}    def on_epoch_edn(self): ...\n",
+            "acme.py line 4: on_epoch_edn is no event; did you mean 'on_epoch_end'?",
+        ),
         (f"import dataclasses\n@dataclasses.dataclass\n{CLASS}", "@dataclass(eq=False)"),
         (f"import torch\ntorch.manual_seed(0)\n{CLASS}", "line 3: calls torch.manual_seed() when"),
         (f"import torch\ntry:\n    torch.set_num_threads(1)\nfinally: ...\n{CLASS}", "set_num_th"),
@@ -104,7 +115,7 @@ def test_what_a_class_or_its_module_has_wrong_is_found(
     [
         CLASS + "    @hookimpl\n    def on_step_end(self, note=None): ...\n",
         "import dataclasses\n@dataclasses.dataclass(eq=False)\n" + CLASS,
-        "class Hat(CallbackMixin):\n    def on_step_end(self, **kwargs): ...\n",
+        f"{OLD}    def on_button(self): ...\n",
         f"import torch\n\ndef quick():\n    torch.set_num_threads(1)\n\n{CLASS}",
         "import foreign\n" + CLASS.replace("Hat", "Hat(foreign.Base)") + "    def state_dict(self):"
         " ...\n",

@@ -131,6 +131,7 @@ class Checkpoint:
             self.folder.sweep()
         self._writer = Writer(in_background=self.async_save and ctx.world_size == 1)
         self._saved_at = ctx.position.global_step
+        compare.groups_as_built(ctx)
         wanted = ctx.storage.get("resume") or self.resume
         if wanted and ctx.position.global_step == 0 and Path(wanted).is_file():
             start_from_hat(ctx, Path(wanted), strict=self.strict_match)

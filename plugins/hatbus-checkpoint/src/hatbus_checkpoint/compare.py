@@ -17,6 +17,9 @@ _TRAINS: Final = ("setup", "schedule", "train", "average")
 """Stages whose plugins decide what the weights become."""
 _OF_ONE_START: Final = ("resume", "drop_plugin_state", "override")
 """Options that say how to start a run, and not what it is."""
+_GROUPS: Final = "checkpoint.groups"
+_ARGUMENT: Final = "run.args."
+"""Arguments of the entry function may differ: whether they matter, nobody else can know."""
 
 
 def settings_of(ctx: Context) -> dict[str, Any]:
@@ -32,10 +35,36 @@ def settings_of(ctx: Context) -> dict[str, Any]:
         else "fp32",
         "optimizer": type(optimizer).__name__,
     }
-    for name, value in getattr(optimizer, "defaults", {}).items():
-        found[f"optimizer.{name}"] = _plain(value)
+    groups = groups_as_built(ctx)
+    for name in getattr(optimizer, "defaults", {}):
+        values = {label: _plain(group[name]) for label, group in groups.items()}
+        first = next(iter(values.values()), None)
+        found[f"optimizer.{name}"] = first if all(v == first for v in values.values()) else values
     for task, identity in ctx.data.identity().items():
         found |= {f"data.{task}.{k}" if task else f"data.{k}": v for k, v in identity.items()}
+    arguments = ctx.storage.get("job", {}).get("run", {}).get("args", {})
+    found |= {f"{_ARGUMENT}{k}": _plain(v) for k, v in arguments.items()}
+    return found
+
+
+def groups_as_built(ctx: Context) -> dict[str, dict[str, Any]]:
+    """The optimizer's options per param group, by the groups' names or numbers.
+
+    They are those of the first call in a run, before a schedule or a checkpoint changes them.
+    """
+    if _GROUPS not in ctx.storage:
+        groups = [] if ctx.optimizer is None else ctx.optimizer.param_groups
+        named = [str(group.get("name", number)) for number, group in enumerate(groups)]
+        if len(set(named)) < len(named):
+            named = [str(number) for number in range(len(named))]
+        ctx.storage[_GROUPS] = {
+            label: {
+                name: group.get(f"initial_{name}", group.get(name))
+                for name in getattr(ctx.optimizer, "defaults", {})
+            }
+            for label, group in zip(named, groups, strict=True)
+        }
+    found: dict[str, dict[str, Any]] = ctx.storage[_GROUPS]
     return found
 
 
@@ -88,20 +117,27 @@ def check_same(ctx: Context, saved: Mapping[str, Any], override: Iterable[str]) 
     Raises:
         CheckpointError: the differences, and how to go on in spite of them.
     """
-    found = dict(_changes(saved["settings"], settings_of(ctx)))
+    settings = dict(_changes(saved["settings"], settings_of(ctx)))
+    found = {k: change for k, change in settings.items() if not k.startswith(_ARGUMENT)}
     found |= dict(_plugin_changes(saved["plugins"], plugins_of(ctx)))
     allowed = set(override)
     refused = {k: v for k, v in found.items() if k not in allowed and "all" not in allowed}
     if refused:
         what = "; ".join(
-            f"{key:.99}: {was!r:.99} -> {now!r:.99}" for key, (was, now) in refused.items()
+            f"{key:.99}: {_shown(was, now)} -> {_shown(now, was)}"
+            for key, (was, now) in refused.items()
         )
         ways = " ".join(f"--override {key:.99}" for key in refused)
         raise CheckpointError(
             f"the run is not the one that was saved: {what}; put it back, or go on with {ways}"
         )
     for key, (was, now) in found.items():
-        log.warning("going on with another %s: %r -> %r; not bit-exact", key, was, now)
+        shown = _shown(was, now), _shown(now, was)
+        log.warning("going on with another %s: %s -> %s; not bit-exact", key, *shown)
+    for key, (was, now) in settings.items():
+        if key.startswith(_ARGUMENT):
+            shown = [_shown(v, None) if v is not None else "its default" for v in (was, now)]
+            log.warning("since the checkpoint: %.99s: %s -> %s", key, *shown)
     plan, planned = plan_of(ctx), saved.get("plan")
     if planned not in (None, plan):
         what = (
@@ -140,8 +176,15 @@ def _plugin_changes(
             yield f"{entry['name']}.{key}", change
 
 
+def _shown(value: Any, other: Any) -> str:
+    """A value in a message; of one that is per param group only what the other has otherwise."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        value = {k: v for k, v in value.items() if k not in other or other[k] != v} or value
+    return f"{value!r:.99}"
+
+
 def _plain(value: Any) -> Any:
-    """A default of an optimizer as JSON data."""
+    """An optimizer's option, or an argument, as JSON data."""
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     simple = value is None or isinstance(value, (bool, int, float, str))

@@ -176,14 +176,16 @@ class Reading:
         return None
 
     def _override_optimizer(self, ctx: Context) -> None:
-        """Takes overridden defaults of the optimizer from the run and not from the checkpoint."""
+        """Takes overridden options of the optimizer from the run and not from the checkpoint."""
+        built = compare.groups_as_built(ctx).values()
         for key in self.overridden:
             name = key.removeprefix("optimizer.")
             if name == key:
                 continue
-            for group in ctx.optimizer.param_groups:  # type: ignore[union-attr]  # it has defaults
-                for field in {name, f"initial_{name}"} & set(group):
-                    group[field] = ctx.optimizer.defaults[name]  # type: ignore[union-attr]
+            groups = ctx.optimizer.param_groups  # type: ignore[union-attr]  # it has options
+            for group, mine in zip(groups, built, strict=False):
+                for field in {name, f"initial_{name}"} & set(group) if name in mine else ():
+                    group[field] = mine[name]
 
 
 def rank_state(ctx: Context, saved: Saved) -> dict[str, Any]:
