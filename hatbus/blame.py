@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import TracebackType
+    from types import CodeType, TracebackType
 
     from pluggy import HookImpl
 
 FILE_PREFIX: Final = "<hatbus "
 _MARK: Final = "__hatbus_blame__"
+_core_code: Final[WeakSet[CodeType]] = WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
 class Blame:
-    """Where an exception came from. ``plugin`` is None for the core's own implementation."""
+    """Where an exception came from. ``plugin`` is None where no plugin is guilty of it."""
 
     plugin: str | None
     source: str
@@ -37,12 +39,17 @@ def source_of(impl: HookImpl) -> str:
 
 
 def blame(error: BaseException, impl: HookImpl, event: str, ctx: Any) -> None:
-    """Adds the note to an exception, once: the innermost implementation is the guilty one."""
+    """Adds the note to an exception, once: the innermost implementation is the guilty one.
+
+    If that is the core's own, called by a plugin (a validation's forward), the note says so, but
+    the guilty one is what the core called: the model, the loss or the data.
+    """
     if getattr(error, _MARK, None) is not None:
         return
     source = source_of(impl)
     core = impl.plugin_name.startswith("core.")
-    setattr(error, _MARK, Blame(None if core else impl.plugin_name, source, event))
+    is_innocent = core or _came_through_core(error.__traceback__)
+    setattr(error, _MARK, Blame(None if is_innocent else impl.plugin_name, source, event))
     who = "hatbus's own" if core else f"plugin {impl.plugin_name!r} ({source}),"
     error.add_note(f"in {who} {event}, {_where(ctx)}")
 
@@ -64,6 +71,21 @@ def _where(ctx: Any) -> str:
     return f"step {getattr(ctx, 'global_step_id', '?')}" + (f", task {task!r}" if task else "")
 
 
+def acquit(function: Any) -> None:
+    """What comes out of this implementation, the core's own, is the model's or the data's fault."""
+    code = getattr(function, "__code__", None)
+    if code is not None:
+        _core_code.add(code)
+
+
+def _came_through_core(traceback: TracebackType | None) -> bool:
+    while traceback is not None:
+        if traceback.tb_frame.f_code in _core_code:
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
 def frozen_line(traceback: TracebackType | None, filename: str) -> int:
     """The line of the frozen dispatch function ``filename`` that this traceback passed through."""
     while traceback is not None:
@@ -71,6 +93,18 @@ def frozen_line(traceback: TracebackType | None, filename: str) -> int:
             return traceback.tb_lineno
         traceback = traceback.tb_next
     return -1
+
+
+def came_out_of(traceback: TracebackType | None, filename: str, line: int) -> bool:
+    """Whether an exception left ``line`` of that same call of a frozen function before."""
+    frame = None
+    while traceback is not None:
+        if frame is None and traceback.tb_frame.f_code.co_filename == filename:
+            frame = traceback.tb_frame
+        if frame is traceback.tb_frame and traceback.tb_lineno == line:
+            return True
+        traceback = traceback.tb_next
+    return False
 
 
 def caller_name(frame: Any, lines: Mapping[str, Sequence[str]]) -> str:

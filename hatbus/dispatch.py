@@ -30,7 +30,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 from weakref import finalize
 
-from hatbus.blame import FILE_PREFIX, blame, frozen_line, note_another
+from hatbus.blame import FILE_PREFIX, acquit, blame, came_out_of, frozen_line, note_another
 from hatbus.errors import HookError
 from hatbus.events import DECISION, MOMENT, SPAN
 from hatbus.payload import BATCH
@@ -125,6 +125,7 @@ def freeze(event: Event, impls: Sequence[HookImpl], rules: Rules | None = None) 
     calls = [impl for impl in ordered if not impl.wrapper]
     if event.kind == SPAN and len(calls) == 1 and _is_plain_core(event, calls[0]):
         body = calls[0].function  # nothing to choose, and nobody to blame
+        acquit(body)
     else:
         body = _write_calls(event, calls, rules)
     for impl in reversed([i for i in ordered if i.wrapper]):
@@ -186,13 +187,15 @@ def _write_failure(
 ) -> None:
     """What happens when an implementation raises; costs nothing until then.
 
-    ``inside`` is what a wrapper surrounds, and the line that calls it.
+    ``inside`` is what a wrapper surrounds, and the line that calls it. An error that came out of
+    it and merely passes through the wrapper is not the wrapper's.
     """
     event, filename, calls = source.event, source.filename, source.calls
 
     def fail(error: BaseException, ctx: Any) -> int:
         impl = calls.get(frozen_line(error.__traceback__, filename))
-        if impl is None:
+        passes = inside is not None and came_out_of(error.__traceback__, filename, inside[0])
+        if impl is None or passes:
             return len(impls)
         blame(error, impl, event.name, ctx)
         return impls.index(impl)

@@ -83,7 +83,7 @@ class Steps:
         """The steps of epoch ``ctx.position.epoch``, from ``ctx.position.step`` on.
 
         Raises:
-            DataError: a loader is empty or failed.
+            DataError: a loader is empty, or gives other data than before.
         """
         self.close()
         self._come_back(place_of(ctx))
