@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.errors import JobError, did_you_mean
@@ -55,6 +57,19 @@ def text(name: str, value: Any) -> None:
     """Refuses what is no text, or an empty one."""
     if not isinstance(value, str) or not value:
         raise JobError(f"{name} is {value!r}; accepted: a name")
+
+
+def path(name: str, value: Any) -> None:
+    """Refuses what is no path."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise JobError(f"{name} is {value!r:.80}; accepted: a path")
+
+
+def names(name: str, value: Any) -> None:
+    """Refuses what is no list of texts; a single text is none."""
+    is_list = isinstance(value, Iterable) and not isinstance(value, str)
+    if not is_list or not all(isinstance(one, str) for one in value):
+        raise JobError(f"{name} is {value!r:.80}; accepted: a list of names")
 
 
 def is_number(value: Any) -> bool:

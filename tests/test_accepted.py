@@ -34,13 +34,24 @@ PLUGINS: dict[str, dict[str, Any]] = {
     "Validation": {"data_loader": []},
     "MeanTeacherValidation": {"data_loader": []},
     "EarlyStopping": {"monitor": "val/loss"},
+    "StatsMonitor": {},
+    "MetricUpdater": {"metric_update_func": lambda m, b, o: None, "metrics": ["loss"]},
+    "JsonlLog": {},
+    "CsvLog": {},
+    "GradMonitor": {},
+    "NanGuard": {},
+    "Progress": {},
+    "TensorBoard": {"save_dir": "tb"},
+    "Checkpoint": {"save_dir": "saved", "mode": "min", "monitor_metric_key": "val/loss"},
     "SaveTraced": {"save_dir": "traced", "trace_inputs": (torch.ones(1),)},
 }
 FLAGS = {"inplace", "only_batchnorm", "offload", "copy_student"}
 FLAGS |= {"allow_anno_miss", "save_hash", "forward_before_trace"}
 FLAGS |= {"init_with_train_model", "strict_match", "val_on_train_end", "share_callbacks"}
-FLAGS |= {"check_finite"}
+FLAGS |= {"check_finite", "lr", "overwrite", "describe", "save_on_train_end"}
+FLAGS |= {"weights_only_export", "async_save"}
 ANY = FLAGS | {"name_prefix", "weights", "data_loader", "batch_processor", "kwargs"}
+ANY |= {"task_sampler", "tb_writer_kwargs"}
 """Options whose value is looked at later, or may be anything that is true or false."""
 BAD = [
     "x",
@@ -53,6 +64,8 @@ BAD = [
     [],
     [3, 1],
     [1, "a"],
+    [None],
+    1.5,
     {"a": 1},
     object(),
 ]
@@ -91,6 +104,12 @@ def test_a_value_of_a_wrong_kind_is_refused_in_one_line(name: str, option: str) 
         ("ExponentialMovingAverage", {"decay": "0.9"}, "ema: decay is '0.9'; accepted: 0 <="),
         ("GradClip", {"max_norm": "1"}, "grad_clip: max_norm is '1'; accepted: a number above 0"),
         ("FuseBN", {"update_by": "steps"}, "update_by is 'steps'; accepted: 'step', "),
+        ("FreezeModule", {"modules": [None]}, "modules holds None; accepted: module names"),
+        ("Validation", {"val_interval": 1.5}, "val_interval is 1.5; accepted: a whole number"),
+        ("StatsMonitor", {"log_freq": 2.5}, "log_freq is 2.5; accepted: a whole number"),
+        ("MetricUpdater", {"step_log_freq": 1.5}, "accepted: a whole number, below 1 for never"),
+        ("GradMonitor", {"norm_type": "2"}, "norm_type is '2'; accepted: a number above 0, inf"),
+        ("Checkpoint", {"override": "lr"}, "override is 'lr'; accepted: a list of names"),
         ("SaveTraced", {"formats": ["onnx"]}, "accepted: 'pt', 'pt2'"),
     ],
 )  # fmt: skip

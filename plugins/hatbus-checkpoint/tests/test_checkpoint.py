@@ -19,7 +19,7 @@ from small import names, publishing, tiny
 sys.path.pop(0)
 
 from hatbus import hookimpl
-from hatbus.errors import PluginError, SaveError
+from hatbus.errors import JobError, SaveError
 from hatbus.preview import preview
 from hatbus_checkpoint import Checkpoint, durable
 from hatbus_checkpoint.folder import CheckpointFolder
@@ -238,22 +238,22 @@ def test_a_checkpoint_holds_what_it_says(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"interval_by": "batch"}, "interval_by is 'batch'; accepted: 'epoch', 'step'"),
-        ({"save_interval": 0}, "save_interval is 0; accepted: 1 or more"),
-        ({"keep_last": 1}, "keep_last is 1; accepted: 2 or more"),
+        ({"save_interval": 0}, "save_interval is 0; accepted: a whole number of at least 1"),
+        ({"keep_last": 1}, "keep_last is 1; accepted: a whole number of at least 2, so that"),
         ({"keep_best": 1}, "keep_best needs mode"),
         ({"mode": "best", "monitor_metric_key": "a"}, "mode is 'best'; accepted: 'min', 'max'"),
         ({"monitor_metric_key": "a"}, "mode .* is missing"),
         ({"mode": "max"}, "monitor_metric_key is missing"),
         ({"mode": "max", "best_refer_metric": {"type": "x"}}, "best_refer_metric is a dict"),
         ({"mode": "max", "best_refer_metric": 3}, "best_refer_metric is a int"),
-        ({"save_seconds": 0}, "save_seconds is 0; accepted: more than 0"),
+        ({"save_seconds": 0}, "save_seconds is 0; accepted: a number above 0"),
         ({"name_prefix": "../x"}, "name_prefix is '../x'; accepted"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(
     tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(PluginError, match=message):
+    with pytest.raises(JobError, match=message):
         Checkpoint(str(tmp_path), **options)
 
 

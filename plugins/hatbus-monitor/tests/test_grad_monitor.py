@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hatbus import hookimpl, plugin
-from hatbus.errors import PluginError
+from hatbus.errors import JobError, PluginError
 from hatbus_monitor.grad_monitor import GradMonitor
 
 
@@ -85,7 +85,7 @@ def test_steps_in_between_compute_nothing(trainer, events, monkeypatch) -> None:
 
 @pytest.mark.parametrize("options", [{"log_freq": 0}, {"norm_type": 0}])
 def test_wrong_values_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(PluginError, match="accepted: "):
+    with pytest.raises(JobError, match="accepted: "):
         GradMonitor(**options)
 
 

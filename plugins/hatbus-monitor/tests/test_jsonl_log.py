@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hatbus import hookimpl, plugin
-from hatbus.errors import JobError, PluginError, SaveError
+from hatbus.errors import JobError, SaveError
 from hatbus_monitor.csv_log import CsvLog
 from hatbus_monitor.jsonl_log import JsonlLog
 
@@ -202,5 +202,5 @@ def test_a_place_that_cannot_be_written_is_named(trainer, tmp_path) -> None:
 
 
 def test_flush_every_below_one_is_refused() -> None:
-    with pytest.raises(PluginError, match="jsonl_log: flush_every=0"):
+    with pytest.raises(JobError, match="jsonl_log: flush_every is 0"):
         JsonlLog(flush_every=0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchmetrics
 
-from hatbus.errors import PluginError
+from hatbus.errors import HatbusError, PluginError
 from hatbus_monitor.metric_updater import MetricUpdater
 from hatbus_monitor.metrics import Accuracy, Mean
 from hatbus_monitor.update_functions import usual
@@ -242,7 +242,10 @@ def bad_update(metrics: Any, batch: Any, model_outs: Any, logits: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"reset_metrics_by": "epochs"}, "reset_metrics_by='epochs'; did you mean 'epoch'"),
+        (
+            {"reset_metrics_by": "epochs"},
+            "reset_metrics_by is 'epochs'; accepted: .*mean 'epoch'",
+        ),
         ({"metrics": [object()]}, "has no update and no compute and no reset"),
         ({"metrics": ["acuracy"]}, "unknown metric 'acuracy'; did you mean 'accuracy'"),
         ({"metrics": ["loss", Mean("loss")]}, "two metrics named 'loss'"),
@@ -250,11 +253,11 @@ def bad_update(metrics: Any, batch: Any, model_outs: Any, logits: Any) -> None:
         ({"metrics": ["nowhere:Metric"]}, "'nowhere:Metric' cannot be imported"),
         ({"metric_update_func": 3}, "metric_update_func=3; accepted: a function"),
         ({"metric_update_func": bad_update}, "'bad_update' cannot be used: .*'logits'"),
-        ({"filter_condition": "x"}, "filter_condition='x'; accepted: a function"),
+        ({"filter_condition": "x"}, "filter_condition is 'x'; accepted: a function"),
     ],
 )
 def test_wrong_values_are_refused_when_built(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(PluginError, match=message):
+    with pytest.raises(HatbusError, match=message):
         MetricUpdater(**{"metric_update_func": usual, "metrics": ["loss"], **options})
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hatbus import hookimpl, plugin
-from hatbus.errors import NonFiniteError, PluginError
+from hatbus.errors import JobError, NonFiniteError
 from hatbus_monitor.nan_guard import NanGuard
 
 NAN = float("nan")
@@ -124,5 +124,5 @@ def test_hooks_and_context_are_as_before(trainer) -> None:
 
 @pytest.mark.parametrize("options", [{"check_every": 0}, {"action": "warn"}])
 def test_wrong_values_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(PluginError, match="accepted: "):
+    with pytest.raises(JobError, match="accepted: "):
         NanGuard(**options)

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from hatbus import hookimpl, plugin
-from hatbus.errors import PluginError
+from hatbus.errors import JobError
 from hatbus_monitor import progress_display
 from hatbus_monitor.metric_updater import MetricUpdater
 from hatbus_monitor.progress import Progress
@@ -237,7 +237,7 @@ def test_notebook_display_replaces_its_cell_and_shows_the_log(monkeypatch, capsy
 
 @pytest.mark.parametrize("options", [{"refresh": -1}, {"plain_interval": -1}, {"display": "lvie"}])
 def test_wrong_values_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(PluginError, match="accepted: "):
+    with pytest.raises(JobError, match="accepted: "):
         Progress(**options)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hatbus import hookimpl, plugin
-from hatbus.errors import PluginError
+from hatbus.errors import JobError
 from hatbus_monitor.batch_size import samples_of_step
 from hatbus_monitor.stats_monitor import StatsMonitor
 
@@ -177,7 +177,7 @@ def test_nothing_waits_for_the_device(trainer, reads) -> None:
 
 
 def test_log_freq_below_one_is_refused() -> None:
-    with pytest.raises(PluginError, match="log_freq=0; accepted: 1 or more"):
+    with pytest.raises(JobError, match="log_freq is 0; accepted: a whole number of at least 1"):
         StatsMonitor(log_freq=0)
-    with pytest.raises(PluginError, match="batch_size=0"):
+    with pytest.raises(JobError, match="batch_size is 0"):
         StatsMonitor(batch_size=0)

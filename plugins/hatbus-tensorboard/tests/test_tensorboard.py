@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from torch import nn
 
 from hatbus import BatchProcessor, Context, hookimpl, plugin
-from hatbus.errors import PluginError, SaveError
+from hatbus.errors import HatbusError, SaveError
 from hatbus.task_sampler import OneTask
 from hatbus_tensorboard.tensorboard import TensorBoard
 
@@ -318,14 +318,18 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"update_freq": 0}, "update_freq=0; accepted: 1 or more"),
-        ({"update_by": "steps"}, "update_by='steps'; did you mean 'step'"),
-        ({"loss_name_reg": "("}, "no regular expression"),
+        ({"update_freq": 0}, "update_freq is 0; accepted: a whole number of at least 1"),
+        ({"update_by": "steps"}, "update_by is 'steps'; accepted: .*did you mean 'step'"),
+        ({"loss_name_reg": "("}, "accepted: a regular expression"),
         ({"flush_sec": 3}, "unknown option 'flush_sec'; did you mean 'flush_secs'"),
+        ({"flush_secs": "3"}, "flush_secs is '3'; accepted: a number above 0"),
+        ({"max_queue": 0}, "max_queue is 0; accepted: a whole number of at least 1"),
+        ({"purge_step": -1}, "purge_step is -1; accepted: a whole number of at least 0"),
+        ({"filename_suffix": 3}, "filename_suffix is 3; accepted: a name"),
         ({"tb_update_funcs": [3]}, "tb_update_funcs holds 3; accepted: functions"),
         ({"tb_update_funcs": [lambda writer, outs: None]}, "unknown argument 'outs'"),
     ],
 )
 def test_wrong_options_are_refused_in_words(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(PluginError, match=message):
+    with pytest.raises(HatbusError, match=message):
         TensorBoard("runs", **options)

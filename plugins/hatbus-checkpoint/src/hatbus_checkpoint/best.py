@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from hatbus.accepted import one_of, text
 from hatbus.control import log
-from hatbus.errors import PluginError, did_you_mean
+from hatbus.errors import JobError, PluginError, did_you_mean
 
 if TYPE_CHECKING:
     from hatbus.context import Context
@@ -30,28 +31,32 @@ class Best:
         name: of the best checkpoint's folder.
 
     Raises:
-        PluginError: the three do not go together.
+        JobError: the three do not go together.
     """
 
     def __init__(self, mode: str | None, key: str | None, metric: Any) -> None:
         if isinstance(metric, Mapping):
-            raise PluginError(
-                "best_refer_metric is a dict; accepted: an object with compute() or get(), "
-                "in a job '@name', 'file.py:name' or { call = 'file.py:name' }"
+            raise JobError(
+                "checkpoint: best_refer_metric is a dict; accepted: an object with compute() or "
+                "get(), in a job '@name', 'file.py:name' or { call = 'file.py:name' }"
             )
         if metric is not None and not (hasattr(metric, "compute") or hasattr(metric, "get")):
-            raise PluginError(
-                f"best_refer_metric is a {type(metric).__name__}; "
+            raise JobError(
+                f"checkpoint: best_refer_metric is a {type(metric).__name__}; "
                 "accepted: an object with compute() or get()"
             )
-        if mode is not None and mode not in MODES:
-            raise PluginError(f"mode is {mode!r}; accepted: 'min', 'max'")
+        if mode is not None:
+            one_of("checkpoint: mode", mode, MODES)
+        if key is not None:
+            text("checkpoint: monitor_metric_key", key)
         wanted = key is not None or metric is not None
         if wanted != (mode is not None):
             missing = "mode ('min' or 'max')" if wanted else "monitor_metric_key"
-            raise PluginError(f"{missing} is missing; give mode and monitor_metric_key together")
+            raise JobError(
+                f"checkpoint: {missing} is missing; give mode and monitor_metric_key together"
+            )
         if key is not None and metric is not None:
-            raise PluginError("give monitor_metric_key or best_refer_metric, not both")
+            raise JobError("checkpoint: give monitor_metric_key or best_refer_metric, not both")
         self.mode, self.key, self._metric = mode, key, metric
         self.value: float | None = None
         self.name = ""

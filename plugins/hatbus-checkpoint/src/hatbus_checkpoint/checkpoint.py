@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Optional
 
-from hatbus import hookimpl, plugin, rng
+from hatbus import accepted, hookimpl, plugin, rng
 from hatbus.control import log
-from hatbus.errors import PluginError
+from hatbus.errors import JobError
 from hatbus.loop import is_done
 from hatbus.preview import marks_every
 from hatbus.sharding import refuse_sharded
@@ -69,7 +69,7 @@ class Checkpoint:
         override: what may differ from the run that saved (the error message names it).
 
     Raises:
-        PluginError: a value that cannot be used.
+        JobError: a value that cannot be used.
     """
 
     state_version = 1
@@ -97,8 +97,13 @@ class Checkpoint:
         drop_plugin_state: Sequence[str] = (),
         override: Sequence[str] = (),
     ) -> None:
+        accepted.path("checkpoint: save_dir", save_dir)
         check_options(name_prefix or "", save_interval, interval_by, save_seconds)
         check_kept(keep_last, keep_best, mode)
+        if resume is not None:
+            accepted.path("checkpoint: resume", resume)
+        accepted.names("checkpoint: drop_plugin_state", drop_plugin_state)
+        accepted.names("checkpoint: override", override)
         self.folder = CheckpointFolder(Path(save_dir), name_prefix or "")
         self.best = Best(mode, monitor_metric_key, best_refer_metric)
         self.save_interval, self.interval_by = save_interval, interval_by
@@ -360,28 +365,28 @@ class Checkpoint:
             )
 
 
-def check_options(
-    prefix: str, interval: int | None, unit: str | None, seconds: float | None
-) -> None:
+def check_options(prefix: Any, interval: Any, unit: Any, seconds: Any) -> None:
     """Refuses intervals and names that cannot be used."""
-    if unit not in _UNITS:
-        raise PluginError(f"interval_by is {unit!r}; accepted: 'epoch', 'step'")
-    if interval is not None and interval < 1:
-        raise PluginError(f"save_interval is {interval!r}; accepted: 1 or more, or none at all")
-    if seconds is not None and not seconds > 0:
-        raise PluginError(f"save_seconds is {seconds!r}; accepted: more than 0")
-    if "/" in prefix or prefix.startswith("."):
-        raise PluginError(f"name_prefix is {prefix!r}; accepted: no '/', no '.' at its start")
-
-
-def check_kept(keep_last: int | None, keep_best: int | None, mode: str | None) -> None:
-    """Refuses retention that would leave too little."""
-    if keep_last is not None and keep_last < FEWEST:
-        raise PluginError(
-            f"keep_last is {keep_last!r}; accepted: {FEWEST} or more, so that there is another "
-            "when the newest is damaged"
+    accepted.one_of("checkpoint: interval_by", unit, _UNITS)
+    if interval is not None:
+        accepted.whole("checkpoint: save_interval", interval, 1)
+    if seconds is not None:
+        accepted.number("checkpoint: save_seconds", seconds, above=True)
+    if not isinstance(prefix, str) or "/" in prefix or prefix.startswith("."):
+        raise JobError(
+            f"checkpoint: name_prefix is {prefix!r:.80}; accepted: a text without '/', and without "
+            "'.' at its start"
         )
-    if keep_best is not None and keep_best < 1:
-        raise PluginError(f"keep_best is {keep_best!r}; accepted: 1 or more")
+
+
+def check_kept(keep_last: Any, keep_best: Any, mode: str | None) -> None:
+    """Refuses retention that would leave too little."""
+    if keep_last is not None and not (isinstance(keep_last, int) and keep_last >= FEWEST):
+        raise JobError(
+            f"checkpoint: keep_last is {keep_last!r}; accepted: a whole number of at least "
+            f"{FEWEST}, so that there is another when the newest is damaged"
+        )
+    if keep_best is not None:
+        accepted.whole("checkpoint: keep_best", keep_best, 1)
     if keep_best is not None and mode is None:
-        raise PluginError("keep_best needs mode ('min' or 'max') and monitor_metric_key")
+        raise JobError("checkpoint: keep_best needs mode ('min' or 'max') and monitor_metric_key")

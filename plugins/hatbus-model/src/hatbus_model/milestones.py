@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,7 @@ def read_marks(
 
 
 def _read_mark(plugin: str, option: str, names: Any, at: Any) -> Mark:
-    listed = (names,) if isinstance(names, (str, int)) else tuple(names)
+    listed = (names,) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
     if not all(isinstance(name, str) for name in listed):
         raise JobError(f"{plugin}: modules holds {names!r}; accepted: module names")
     if not isinstance(at, int) or isinstance(at, bool) or at < 0:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-from hatbus.errors import PluginError
+from hatbus.errors import JobError
 
 NEVER: Final = 1 << 62
 """More steps than any run has."""
@@ -20,12 +20,11 @@ def is_due(every: int | None, index: int) -> bool:
     return every is not None and every >= 1 and (index + 1) % every == 0
 
 
-def at_least_one(value: int, option: str) -> int:
-    """The value.
+def check_interval(name: str, value: Any) -> None:
+    """Refuses what is no interval.
 
     Raises:
-        PluginError: it is < 1.
+        JobError: it is no whole number and not None.
     """
-    if value < 1:
-        raise PluginError(f"{option}={value!r}; accepted: 1 or more steps")
-    return value
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise JobError(f"{name} is {value!r}; accepted: a whole number, below 1 for never")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hatbus import hookimpl, plugin
-from hatbus.errors import PluginError, did_you_mean
-from hatbus_monitor.every import at_least_one
+from hatbus.accepted import is_number, names, whole
+from hatbus.errors import JobError, PluginError, did_you_mean
 
 if TYPE_CHECKING:
     from hatbus import Context
@@ -35,7 +35,8 @@ class GradMonitor:
         lr: publish the learning rates.
 
     Raises:
-        PluginError: ``log_freq`` < 1, ``norm_type`` <= 0, or (at loop begin) an unknown module.
+        JobError: a value that cannot be used.
+        PluginError: at loop begin, an unknown module.
     """
 
     def __init__(
@@ -46,10 +47,15 @@ class GradMonitor:
         weights: bool = False,
         lr: bool = True,
     ) -> None:
-        if not norm_type > 0:
-            raise PluginError(f"grad_monitor: norm_type={norm_type!r}; accepted: more than 0, inf")
-        self.log_freq = at_least_one(log_freq, "grad_monitor: log_freq")
+        if not is_number(norm_type) or not norm_type > 0:
+            raise JobError(
+                f"grad_monitor: norm_type is {norm_type!r}; accepted: a number above 0, inf too"
+            )
+        whole("grad_monitor: log_freq", log_freq, 1)
+        self.log_freq = log_freq
         self.modules = (modules,) if isinstance(modules, str) else modules
+        if self.modules is not None:
+            names("grad_monitor: modules", self.modules)
         self.norm_type, self.weights, self.lr = norm_type, weights, lr
         self._parameters: dict[str, list[nn.Parameter]] = {}
 
@@ -85,20 +91,20 @@ class GradMonitor:
         return {**values, **(learning_rates(ctx.optimizer) if self.lr else {})}
 
 
-def parameters_of(model: nn.Module, names: Sequence[str] | None) -> dict[str, list[nn.Parameter]]:
+def parameters_of(model: nn.Module, chosen: Sequence[str] | None) -> dict[str, list[nn.Parameter]]:
     """The parameters below each named module; without names, below each child of the model.
 
     Raises:
         PluginError: a name that the model does not have.
     """
-    if names is None:
+    if chosen is None:
         found = {name: list(child.parameters()) for name, child in model.named_children()}
         return {name: parameters for name, parameters in found.items() if parameters}
     known = dict(model.named_modules())
-    for name in names:
+    for name in chosen:
         if name not in known:
             raise PluginError(f"grad_monitor: no module {name!r}{did_you_mean(name, known)}")
-    return {name: list(known[name].parameters()) for name in names}
+    return {name: list(known[name].parameters()) for name in chosen}
 
 
 def each_norm(tensors: Sequence[Tensor | None], norm_type: float) -> list[Tensor]:

@@ -67,7 +67,7 @@ class JsonlLog:
         flush_every: write every so many steps; also at epochs' ends, checkpoints and the run's end.
 
     Raises:
-        PluginError: ``flush_every`` < 1.
+        JobError: a value that cannot be used.
     """
 
     def __init__(self, path: str | Path | None = None, flush_every: int = 50) -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from torch import Tensor
 
+from hatbus import accepted
 from hatbus.errors import JobError, SaveError
-from hatbus_monitor.every import at_least_one
 from hatbus_monitor.one_transfer import numbers
 
 if TYPE_CHECKING:
@@ -52,13 +52,16 @@ class LogRows:
         flush_every: write every so many steps; also at epochs' ends and checkpoints.
 
     Raises:
-        PluginError: ``flush_every`` < 1.
+        JobError: a value that cannot be used.
     """
 
     def __init__(self, who: str, style: Format, path: str | Path | None, flush_every: int) -> None:
         self._who, self._style = who, style
+        if path is not None:
+            accepted.path(f"{who}: path", path)
+        accepted.whole(f"{who}: flush_every", flush_every, 1)
         self._given = None if path is None else Path(path)
-        self._every = at_least_one(flush_every, f"{who}: flush_every")
+        self._every = flush_every
         self._pending: list[Row] = []
         self._restored: int | None = None
         self._written = 0

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from hatbus import hookimpl, plugin
+from hatbus.accepted import one_of, text
 from hatbus.control import log
-from hatbus.errors import PluginError, did_you_mean
-from hatbus_monitor.every import NEVER, interval, is_due
+from hatbus.errors import JobError, PluginError
+from hatbus_monitor.every import NEVER, check_interval, interval, is_due
 from hatbus_monitor.metric_list import Metric, move, named_metrics
 from hatbus_monitor.metric_state import copied, restore, state_of
 from hatbus_monitor.metric_values import Shown, named_values
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from hatbus import Bus, Context
 
 RESETS: Final = ("step", "log", "epoch")
+FREQS: Final = ("step_log_freq", "epoch_log_freq", "step_storage_freq", "epoch_storage_freq")
 EXTRA: Final = ("losses", "task", "ctx")
 """What a ``metric_update_func`` may ask for by name, besides its first three arguments."""
 ONLY_LOSSES: Final = ("losses",)
@@ -59,7 +61,8 @@ class MetricUpdater:
             ``{"epoch_id": ..., "global_step_id": ..., name: value, ...}``.
 
     Raises:
-        PluginError: a value that is not accepted, or something that is no metric.
+        JobError: a value that is not accepted.
+        PluginError: something that is no metric, or no function for them.
     """
 
     def __init__(
@@ -75,16 +78,18 @@ class MetricUpdater:
         epoch_storage_freq: int | None = -1,
         storage_key: str | None = "monitor_obj",
     ) -> None:
-        if reset_metrics_by not in RESETS:
-            raise PluginError(
-                f"metric_updater: reset_metrics_by={reset_metrics_by!r}"
-                f"{did_you_mean(str(reset_metrics_by), RESETS)}; accepted: 'step', 'log', 'epoch'"
-            )
+        one_of("metric_updater: reset_metrics_by", reset_metrics_by, RESETS)
         if filter_condition is not None and not callable(filter_condition):
-            raise PluginError(
-                f"metric_updater: filter_condition={filter_condition!r}; accepted: a function "
+            raise JobError(
+                f"metric_updater: filter_condition is {filter_condition!r}; accepted: a function "
                 "of (batch, model_outs)"
             )
+        freqs = (step_log_freq, epoch_log_freq, step_storage_freq, epoch_storage_freq)
+        for name, freq in zip(FREQS, freqs, strict=True):
+            check_interval(f"metric_updater: {name}", freq)
+        for name, words in (("log_prefix", log_prefix), ("storage_key", storage_key)):
+            if words:
+                text(f"metric_updater: {name}", words)
         self.metric_update_func = metric_update_func
         self.filter_condition = filter_condition
         self.step_log_freq, self.epoch_log_freq = step_log_freq, epoch_log_freq

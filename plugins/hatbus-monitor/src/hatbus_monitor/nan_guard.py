@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from hatbus import hookimpl, plugin
+from hatbus.accepted import one_of, whole
 from hatbus.control import log
-from hatbus.errors import NonFiniteError, PluginError
+from hatbus.errors import NonFiniteError
 from hatbus_monitor.first_bad import first_bad_tensor, first_bad_value
 from hatbus_monitor.grad_monitor import each_norm
 
@@ -40,14 +41,13 @@ class NanGuard:
             policy is to skip the step.
 
     Raises:
-        PluginError: ``check_every`` < 1, or an unknown action.
+        JobError: a value that cannot be used.
     """
 
     def __init__(self, check_every: int | None = None, action: str = "raise") -> None:
-        if check_every is not None and check_every < 1:
-            raise PluginError(f"nan_guard: check_every={check_every!r}; accepted: 1 or more steps")
-        if action not in ACTIONS:
-            raise PluginError(f"nan_guard: action={action!r}; accepted: 'raise', 'log'")
+        if check_every is not None:
+            whole("nan_guard: check_every", check_every, 1)
+        one_of("nan_guard: action", action, ACTIONS)
         self.check_every, self.action = check_every, action
         self._every = 1
 

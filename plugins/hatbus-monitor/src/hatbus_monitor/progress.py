@@ -8,11 +8,11 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from hatbus import hookimpl, plugin
-from hatbus.errors import PluginError
+from hatbus.accepted import names, number, one_of
 from hatbus_monitor.batch_size import samples_of_step
 from hatbus_monitor.one_transfer import numbers
 from hatbus_monitor.plan import Plan
-from hatbus_monitor.progress_display import Display, check_kind, display_of
+from hatbus_monitor.progress_display import KINDS, Display, display_of
 from hatbus_monitor.progress_view import Snapshot
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Progress:
         display: ``"auto"``, ``"live"``, ``"plain"`` or ``"notebook"``.
 
     Raises:
-        PluginError: a negative number of seconds, or an unknown display.
+        JobError: a value that cannot be used.
     """
 
     def __init__(
@@ -54,11 +54,12 @@ class Progress:
         display: str = "auto",
     ) -> None:
         for name, seconds in (("refresh", refresh), ("plain_interval", plain_interval)):
-            if seconds < 0:
-                raise PluginError(f"progress: {name}={seconds!r}; accepted: 0 or more seconds")
+            number(f"progress: {name}", seconds)
         self.refresh, self.plain_interval = refresh, plain_interval
-        self.show = (show,) if isinstance(show, str) else tuple(show)
-        self.display = check_kind(display)
+        shown = (show,) if isinstance(show, str) else show
+        names("progress: show", shown)
+        one_of("progress: display", display, KINDS)
+        self.show, self.display = tuple(shown), display
         self._now = time.monotonic
         self._screen: Display | None = None
         self._plan = Plan()

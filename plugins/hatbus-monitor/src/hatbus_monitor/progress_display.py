@@ -10,7 +10,6 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from hatbus.errors import PluginError, did_you_mean
 from hatbus_monitor.console_log import LogThrough
 from hatbus_monitor.progress_view import Snapshot, bars, html, line
 
@@ -150,20 +149,6 @@ class NotebookDisplay:
         """Takes back what ``start`` did to the log; the bar stays."""
         self._handle = None
         self._log.stop()
-
-
-def check_kind(kind: str) -> str:
-    """The kind.
-
-    Raises:
-        PluginError: there is no such kind.
-    """
-    if kind not in KINDS:
-        known = ", ".join(map(repr, KINDS))
-        raise PluginError(
-            f"progress: display={kind!r}{did_you_mean(kind, KINDS)}; accepted: {known}"
-        )
-    return kind
 
 
 def display_of(kind: str) -> Display:

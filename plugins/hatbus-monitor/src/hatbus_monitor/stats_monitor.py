@@ -9,10 +9,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from hatbus import hookimpl, plugin
+from hatbus.accepted import whole
 from hatbus.control import log
 from hatbus_monitor.batch_size import samples_of_step
 from hatbus_monitor.durations import clock_time, of_total, rate, short_time
-from hatbus_monitor.every import at_least_one
 from hatbus_monitor.plan import Plan
 
 if TYPE_CHECKING:
@@ -62,14 +62,14 @@ class StatsMonitor:
             first tensor is not that.
 
     Raises:
-        PluginError: ``log_freq`` < 1.
+        JobError: a value that cannot be used.
     """
 
     def __init__(self, log_freq: int = 200, batch_size: int | None = None) -> None:
-        self.log_freq = at_least_one(log_freq, "stats_monitor: log_freq")
-        self.batch_size = (
-            None if batch_size is None else at_least_one(batch_size, "stats_monitor: batch_size")
-        )
+        whole("stats_monitor: log_freq", log_freq, 1)
+        if batch_size is not None:
+            whole("stats_monitor: batch_size", batch_size, 1)
+        self.log_freq, self.batch_size = log_freq, batch_size
         self._now = time.monotonic
         self._plan = Plan()
         self._window = Window(0.0)

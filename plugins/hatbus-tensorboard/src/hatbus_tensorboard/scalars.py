@@ -9,20 +9,25 @@ from typing import Any
 
 import torch
 
-from hatbus.errors import PluginError
+from hatbus.errors import JobError
 
 
 def compiled(pattern: str) -> re.Pattern[str]:
     """``loss_name_reg``, compiled; case does not matter.
 
     Raises:
-        PluginError: it is no regular expression.
+        JobError: it is no regular expression.
     """
+    if not isinstance(pattern, str):
+        raise JobError(
+            f"tensorboard: loss_name_reg is {pattern!r:.80}; accepted: a regular expression"
+        )
     try:
         return re.compile(pattern, re.IGNORECASE)
     except re.error as error:
-        raise PluginError(
-            f"tensorboard: loss_name_reg={pattern!r} is no regular expression: {error}"
+        raise JobError(
+            f"tensorboard: loss_name_reg is {pattern!r}; accepted: a regular expression, and this "
+            f"is none: {error}"
         ) from error
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 
-from hatbus import hookimpl, plugin
+from hatbus import accepted, hookimpl, plugin
 from hatbus.errors import PluginError, did_you_mean
 from hatbus_tensorboard import scalars
 from hatbus_tensorboard.describe import hyperparameters, last_metrics, texts
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from hatbus import Context
     from hatbus_tensorboard.summary_writer import RunWriter
 
-UNITS: Final = ("step", "epoch")
 WRITER_OPTIONS: Final = ("comment", "purge_step", "max_queue", "flush_secs", "filename_suffix")
 """What ``torch.utils.tensorboard.SummaryWriter`` takes, ``log_dir`` apart."""
 
@@ -58,7 +57,8 @@ class TensorBoard:
             ``filename_suffix``, ``purge_step``.
 
     Raises:
-        PluginError: a value that is not accepted.
+        JobError: a value that is not accepted.
+        PluginError: an option that does not exist, or a function that cannot be called.
     """
 
     def __init__(
@@ -73,16 +73,10 @@ class TensorBoard:
         describe: bool = True,
         **tb_writer_kwargs: Any,
     ) -> None:
-        if update_freq < 1:
-            raise PluginError(f"tensorboard: update_freq={update_freq!r}; accepted: 1 or more")
-        if update_by not in UNITS:
-            raise PluginError(
-                f"tensorboard: update_by={update_by!r}{did_you_mean(update_by, UNITS)}"
-            )
-        for name in tb_writer_kwargs:
-            if name not in WRITER_OPTIONS:
-                hint = did_you_mean(name, (*WRITER_OPTIONS, "describe"))
-                raise PluginError(f"tensorboard: unknown option {name!r}{hint}")
+        accepted.path("tensorboard: save_dir", save_dir)
+        accepted.whole("tensorboard: update_freq", update_freq, 1)
+        accepted.one_of("tensorboard: update_by", update_by, accepted.UNITS)
+        _check_writer_options(tb_writer_kwargs)
         self.save_dir, self.overwrite = Path(save_dir), overwrite
         self.update_freq, self.update_by = update_freq, update_by
         self.describe = describe
@@ -237,6 +231,28 @@ class TensorBoard:
     def _call_functions(self, ctx: Context) -> None:
         for function in self._functions:
             function(self.writer, ctx)
+
+
+def _check_writer_options(options: Mapping[str, Any]) -> None:
+    """Refuses what ``SummaryWriter`` does not take.
+
+    Raises:
+        JobError: a value that is not accepted.
+        PluginError: an option that does not exist.
+    """
+    for name, value in options.items():
+        where = f"tensorboard: {name}"
+        if name not in WRITER_OPTIONS:
+            hint = did_you_mean(name, (*WRITER_OPTIONS, "describe"))
+            raise PluginError(f"tensorboard: unknown option {name!r}{hint}")
+        if name == "flush_secs":
+            accepted.number(where, value, above=True)
+        elif name == "max_queue":
+            accepted.whole(where, value, 1)
+        elif name == "purge_step" and value is not None:
+            accepted.whole(where, value, 0)
+        elif name == "filename_suffix" and value:
+            accepted.text(where, value)
 
 
 def _write_hyperparameters(writer: RunWriter, ctx: Context) -> None:

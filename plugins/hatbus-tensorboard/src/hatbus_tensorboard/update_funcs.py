@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.errors import PluginError, did_you_mean
@@ -60,8 +60,14 @@ class UpdateFunction:
         self.function(**{n: own[n] if n in own else getattr(ctx, n) for n in names})
 
 
-def update_functions(given: Sequence[Callable[..., Any]] | None) -> list[UpdateFunction]:
-    """The given functions."""
+def update_functions(given: Any) -> list[UpdateFunction]:
+    """The given functions.
+
+    Raises:
+        PluginError: something that is no function, or cannot be called as one.
+    """
     if given is None:
         return []
+    if isinstance(given, str) or not (callable(given) or isinstance(given, Iterable)):
+        raise PluginError(f"tensorboard: tb_update_funcs is {given!r:.80}; accepted: functions")
     return [UpdateFunction(one) for one in ([given] if callable(given) else given)]
