@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.callback_mixin import CallbackMixin
@@ -14,7 +15,7 @@ from hatbus.events import EVENTS, MOMENT
 from hatbus.payload import DEPRECATED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _MARK: Final = f"{PROJECT}_impl"
 _UNMARKED: Final[dict[str, Any]] = {
@@ -25,6 +26,9 @@ _UNMARKED: Final[dict[str, Any]] = {
     "trylast": False,
     "specname": None,
 }
+_MOMENTS: Final = tuple(name for name, event in EVENTS.items() if event.kind == MOMENT)
+_SLIP: Final = 0.9
+"""How alike a name and an event's must be; "on_epoch_edn" is, "on_login" and "on_log" are not."""
 _warned: Final[set[tuple[str, str]]] = set()
 
 
@@ -38,19 +42,40 @@ def admit(plugin: object, name: str, *, core: bool = False) -> None:
     if inspect.isclass(plugin):
         raise PluginError(f"plugin {name!r} is the class {plugin.__name__}; give an instance of it")
     _check_identity(plugin, who)
+    unmarked = []
     marked = 0
     for method, options in _methods(plugin):
         if options is None:
-            if method in EVENTS:
-                raise PluginError(
-                    f"{who}: {method} is named like an event but not marked; "
-                    "put @hookimpl above it, or give it another name"
-                )
+            unmarked.append(method)
+            _check_unmarked(method, who)
             continue
         marked += 1
         _check_method(plugin, method, options, who, core=core)
     if not marked:
-        raise PluginError(f"{who} implements no event; mark its methods with @hookimpl")
+        is_mixin = isinstance(plugin, CallbackMixin)
+        raise PluginError(f"{who} {without_event(unmarked, is_mixin=is_mixin)}")
+
+
+def misspelt(method: str) -> str:
+    """The event that an unmarked method's name is a slip of; empty if it is a name of its own."""
+    if not method.startswith("on") or method in EVENTS:
+        return ""
+    return next(iter(get_close_matches(method, _MOMENTS, n=1, cutoff=_SLIP)), "")
+
+
+def no_event(event: str) -> str:
+    """What to say of an unmarked method whose name is a slip of an event's."""
+    return f"is no event; did you mean {event!r}? If not, give it a name less alike"
+
+
+def without_event(methods: Iterable[str], *, is_mixin: bool) -> str:
+    """What to say of a class of which no method implements an event."""
+    if not is_mixin:
+        return "implements no event; mark its methods with @hookimpl"
+    own = next((name for name in methods if name.startswith("on_")), None)
+    if own is None:
+        return "implements no event; override a method of CallbackMixin, such as on_step_end"
+    return f"implements no event: {own} is none{did_you_mean(own, _MOMENTS)}"
 
 
 def options_of(plugin: object, name: str) -> dict[str, Any] | None:
@@ -99,6 +124,17 @@ def _check_identity(plugin: object, who: str) -> None:
             f"{who} compares by value, so two of them cannot be told apart; "
             "remove __eq__ (for a dataclass: @dataclass(eq=False))"
         )
+
+
+def _check_unmarked(method: str, who: str) -> None:
+    if method in EVENTS:
+        raise PluginError(
+            f"{who}: {method} is named like an event but not marked; "
+            "put @hookimpl above it, or give it another name"
+        )
+    event = misspelt(method)
+    if event:
+        raise PluginError(f"{who}: {method} {no_event(event)}")
 
 
 def _check_method(

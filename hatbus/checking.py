@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from hatbus.admission import admit
+from hatbus.admission import admit, misspelt, no_event, without_event
 from hatbus.declare import Declaration, names
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.events import EVENTS
@@ -86,7 +86,7 @@ def _class_problems(reading: Reading) -> Iterator[str]:
         for problem in _method_problems(method, reading):
             yield f"{place} {problem}"
     if not reading.events:
-        yield "implements no event; mark its methods with @hookimpl"
+        yield without_event(reading.methods, is_mixin=reading.is_mixin)
     if reading.compares:
         yield (
             "compares by value, so two of it cannot be told apart; "
@@ -112,6 +112,8 @@ def _method_problems(method: Method, reading: Reading) -> Iterator[str]:
     if not counts:
         if method.event in EVENTS:
             yield "is named like an event but not marked; put @hookimpl above it"
+        elif event := misspelt(method.name):
+            yield no_event(event)
         return
     if method.event not in EVENTS:
         yield f"implements unknown event {method.event!r}{did_you_mean(method.event, EVENTS)}"

@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from hatbus.events import EVENTS, MOMENT
 from hatbus.locating import file_in, find_source
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Reading(NamedTuple):
 
     def overrides(self, method: Method) -> bool:
         """Whether an unmarked method counts because the class is a ``CallbackMixin``."""
-        return self.is_mixin and method.name.startswith("on_")
+        return self.is_mixin and method.name in EVENTS and EVENTS[method.name].kind == MOMENT
 
 
 class Module(NamedTuple):
