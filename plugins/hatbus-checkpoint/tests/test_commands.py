@@ -151,8 +151,11 @@ def test_a_run_is_resumed_from_its_folder(
     assert "optimizer.lr: 0.1 -> 0.2" in capsys.readouterr().err
     assert Path("here/job.json").read_text() == before
     assert main(["resume", "here", *change, "--override", "optimizer.lr"]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "since the check" in line]
+    assert told == ["since the checkpoint: run.args.lr: its default -> 0.2"]
+    assert main(["resume", "here", "-o", "run.num_epochs=5", "-o", "run.args.lr=0.2"]) == 0
     assert "since the checkpoint" not in capsys.readouterr().err
-    assert json.loads(Path("here/job.json").read_text())["run"]["num_epochs"] == 4
+    assert json.loads(Path("here/job.json").read_text())["run"]["num_epochs"] == 5
 
 
 def test_a_signal_to_save_before_the_loop_is_passed_over(

@@ -16,6 +16,8 @@ from small import DATA, counting, names, tiny
 
 sys.path.pop(0)
 
+from hatbus import Trainer, hookimpl
+from hatbus.declare import plugin
 from hatbus.errors import CheckpointError
 from hatbus_checkpoint.folder import CheckpointFolder
 
@@ -100,6 +102,43 @@ def test_an_overridden_learning_rate_is_the_runs(tmp_path: Path) -> None:
     trainer = tiny(tmp_path, resume="auto", lr=0.5, override=["optimizer.lr"])
     trainer.fit(num_epochs=2)
     assert trainer.ctx.optimizer.param_groups[0]["lr"] == 0.5
+
+
+def grouped(path: Path, rates: tuple[float, float], plugins: Any = None, **options: Any) -> Trainer:
+    """Two param groups, the first by the optimizer's default."""
+    trainer = tiny(path, plugins, **options)
+    weight, bias = trainer.ctx.model.parameters()
+    groups = [{"params": [weight], "name": "w"}, {"params": [bias], "name": "b", "lr": rates[1]}]
+    trainer.ctx.optimizer = torch.optim.SGD(groups, lr=rates[0], momentum=0.9)
+    return trainer
+
+
+def test_a_changed_option_of_one_param_group_is_refused_or_taken(tmp_path: Path) -> None:
+    grouped(tmp_path, (0.1, 0.3)).fit(num_epochs=1)
+    grouped(tmp_path, (0.1, 0.3), resume="auto").fit(num_epochs=2)
+    with pytest.raises(CheckpointError, match=r"optimizer.lr: \{'b': 0.3\} -> \{'b': 0.7\}; "):
+        grouped(tmp_path, (0.1, 0.7), resume="auto").fit(num_epochs=3)
+    again = grouped(tmp_path, (0.1, 0.7), resume="auto", override=["optimizer.lr"])
+    again.fit(num_epochs=3)
+    assert [g["lr"] for g in again.ctx.optimizer.param_groups] == [0.1, 0.7]
+    grouped(tmp_path, (0.1, 0.7), resume="auto").fit(num_epochs=4)
+
+
+def test_what_a_schedule_did_to_the_groups_is_no_change_of_the_run(tmp_path: Path) -> None:
+    @plugin(stage="schedule")
+    class Shrinks:
+        @hookimpl
+        def on_step_begin(self, optimizer: torch.optim.Optimizer) -> None:
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.9
+
+    schedule = {"shrinks": Shrinks()}
+    grouped(tmp_path, (0.1, 0.3), schedule).fit(num_epochs=1)
+    again = grouped(tmp_path, (0.1, 0.3), schedule, resume="auto")
+    again.fit(num_epochs=2)
+    assert again.ctx.updates == 6
+    with pytest.raises(CheckpointError, match=r"optimizer.lr: \{'b': 0.3\} -> \{'b': 0.7\}; "):
+        grouped(tmp_path, (0.1, 0.7), schedule, resume="auto").fit(num_epochs=3)
 
 
 def test_a_missing_plugin_is_an_error_and_an_added_one_a_warning(

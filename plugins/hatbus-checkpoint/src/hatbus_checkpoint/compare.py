@@ -132,11 +132,11 @@ def check_same(ctx: Context, saved: Mapping[str, Any], override: Iterable[str]) 
             f"the run is not the one that was saved: {what}; put it back, or go on with {ways}"
         )
     for key, (was, now) in found.items():
-        shown = _shown(was, now), _shown(now, was)
-        log.warning("going on with another %s: %s -> %s; not bit-exact", key, *shown)
+        what = "going on with another %s: %s -> %s; not bit-exact"
+        log.warning(what, key, _shown(was, now), _shown(now, was))
     for key, (was, now) in settings.items():
         if key.startswith(_ARGUMENT):
-            shown = [_shown(v, None) if v is not None else "its default" for v in (was, now)]
+            shown = ["its default" if value is None else f"{value!r:.99}" for value in (was, now)]
             log.warning("since the checkpoint: %.99s: %s -> %s", key, *shown)
     plan, planned = plan_of(ctx), saved.get("plan")
     if planned not in (None, plan):
