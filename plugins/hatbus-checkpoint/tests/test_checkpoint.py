@@ -75,6 +75,33 @@ def test_retention_keeps_newest_and_best(tmp_path: Path, mode: str, kept: str) -
     assert names(tmp_path) == [f"checkpoint-{kept}", "checkpoint-step-5", "checkpoint-step-6"]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "published", "said"),
+    [
+        ("val/acuracy", 3, 2),  # at the first save after a validation, and at the end
+        ("val/accuracy", 3, 0),
+        ("acuracy", 3, 1),
+        ("val/accuracy", 9, 1),  # there was no validation
+    ],
+)
+def test_a_metric_that_is_never_published_is_said_when_that_is_sure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, wanted: str, published: int, said: int
+) -> None:
+    class Validates:
+        @hookimpl
+        def on_step_end(self, ctx: Any, global_step_id: int) -> None:
+            ctx.log({"lr": 0.1})
+            if global_step_id + 1 == published:
+                ctx.log({"val/accuracy": 0.5})
+
+    options = {"interval_by": "step", "mode": "max", "monitor_metric_key": wanted}
+    tiny(tmp_path, {"validates": Validates()}, **options).fit(num_steps=5)
+    lines = [r.getMessage() for r in caplog.records if "was published" in r.getMessage()]
+    assert len(lines) == said
+    hint = "; did you mean 'val/accuracy'?" if published == 3 else "; known: 'lr'"
+    assert all(f"no metric {wanted!r} was published" in line and hint in line for line in lines)
+
+
 def test_a_metric_object_may_decide_on_best(tmp_path: Path) -> None:
     class Hats:
         values = iter([3.0, 1.0, 2.0])

@@ -93,15 +93,31 @@ class Best:
                     "accepted: a single number"
                 )
             return float(value)
-        if not self._warned:
+        if not self._warned and self._has_fellows(latest):
             self._warned = True
-            known = _single(latest)
-            log.warning(
-                "no metric %r was published yet, so no checkpoint is best%s",
-                self.key,
-                did_you_mean(str(self.key), known) or "; nothing was published yet",
-            )
+            self._warn(latest)
         return None
+
+    def look_back(self, ctx: Context) -> None:
+        """Says at a run's end that the value was never published.
+
+        Not of a run that was stopped before anything of its kind was.
+        """
+        over = ctx.control.stopped is None or self._has_fellows(ctx.latest)
+        if self.key is not None and self.key not in ctx.latest and over:
+            self._warn(ctx.latest)
+
+    def _has_fellows(self, latest: Mapping[str, Any]) -> bool:
+        """Whether another ``val/...`` is there: then ``val/accuracy`` could be there as well."""
+        group = str(self.key).rpartition("/")[0]
+        return bool(group) and any(name.startswith(f"{group}/") for name in latest)
+
+    def _warn(self, latest: Mapping[str, Any]) -> None:
+        log.warning(
+            "no metric %r was published, so no checkpoint is best%s",
+            self.key,
+            did_you_mean(str(self.key), _single(latest)) or "; nothing was published",
+        )
 
 
 def _computed(metric: Any) -> float | None:

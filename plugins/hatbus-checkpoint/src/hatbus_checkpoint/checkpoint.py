@@ -186,6 +186,8 @@ class Checkpoint:
             if ctx.exception is None and self.save_on_train_end:
                 ctx.save("train end")
             self._tell(ctx)
+            if ctx.exception is None:
+                self.best.look_back(ctx)
         finally:
             self._writer.close()
             if self._lock is not None:
