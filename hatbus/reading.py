@@ -121,15 +121,14 @@ class Sources:
         return ""
 
     def _read(self, module: Module, cls: ast.ClassDef) -> Reading:
-        family = list(self._family(module, cls, 0))
+        family = self._family(module, cls)
         methods: dict[str, Method] = {}
-        declared: dict[str, Any] | None = None
         parameters: tuple[Parameter, ...] | None = None
         for home, member in family:
             for function in _functions(member):
                 methods.setdefault(function.name, _method(home, function))
-            declared = _declared(home, member) if declared is None else declared
             parameters = _parameters(member) if parameters is None else parameters
+        declared = self._declared_by(family)
         return Reading(
             file=module.file,
             line=cls.lineno,
@@ -144,18 +143,34 @@ class Sources:
             compares="__eq__" in methods or any(_compares(*member) for member in family),
         )
 
-    def _family(
-        self, module: Module, cls: ast.ClassDef, depth: int
+    def _declared_by(self, family: Sequence[tuple[Module, ast.ClassDef]]) -> dict[str, Any] | None:
+        """What ``@plugin`` makes of the nearest class that has it, over what that one inherits."""
+        for place, (home, member) in enumerate(family):
+            own = _declared(home, member)
+            if own is not None:
+                line = self._family(home, member)
+                above = [one for one in family[place + 1 :] if one in line]
+                return {**(self._declared_by(above) or {}), **own}
+        return None
+
+    def _family(self, module: Module, cls: ast.ClassDef) -> list[tuple[Module, ast.ClassDef]]:
+        """The class and its bases inside the same package, or hatbus's, nearest first.
+
+        Of a base by two ways the last one counts, so that it comes behind both, as Python has it.
+        """
+        ways = [*self._upwards(module, cls, ())]
+        found = {id(member): (home, member) for home, member in reversed(ways)}
+        return [*found.values()][::-1]
+
+    def _upwards(
+        self, module: Module, cls: ast.ClassDef, below: tuple[ast.ClassDef, ...]
     ) -> Iterator[tuple[Module, ast.ClassDef]]:
-        """The class and its bases inside the same package, or hatbus's, nearest first."""
         yield module, cls
-        if depth > _DEEPEST:
-            return
         for base in cls.bases:
             name = _last(base)
-            found = self._find(module.name, name, depth) if name != "CallbackMixin" else None
-            if found is not None:
-                yield from self._family(*found, depth + 1)
+            found = self._find(module.name, name, 0) if name != "CallbackMixin" else None
+            if found is not None and found[1] not in (cls, *below):
+                yield from self._upwards(*found, (*below, cls))
 
     def _find(self, module: str, qualname: str, depth: int) -> tuple[Module, ast.ClassDef] | None:
         """A class, through the imports of the modules that only pass it on."""
@@ -269,8 +284,11 @@ def _keywords(decorator: ast.expr | None) -> dict[str, Any]:
 
 
 def _declared(module: Module, cls: ast.ClassDef) -> dict[str, Any] | None:
+    """What a class's own ``@plugin`` gives; None without one."""
     decorator = _decorator(module, cls, "plugin")
-    return None if decorator is None else _keywords(decorator)
+    if decorator is None:
+        return None
+    return {name: value for name, value in _keywords(decorator).items() if value is not None}
 
 
 def _method(module: Module, function: _Function) -> Method:

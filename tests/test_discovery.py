@@ -11,6 +11,7 @@ import pytest
 from stranger import install, install_recorder
 
 from hatbus import discovery
+from hatbus.declare import Declaration, declaration_of
 from hatbus.discovery import entry_point_name, installed, lookup
 from hatbus.errors import PluginError
 from hatbus.first_party import FIRST_PARTY
@@ -73,6 +74,47 @@ def test_a_class_that_inherits_and_is_passed_on_is_described_with_its_bases(site
     assert (reading.events, reading.declared["stage"]) == (["run_step"], "schedule")
     assert [p.name for p in reading.parameters] == ["steps", "by", "**more"]
     assert lookup("child").summary() == "One line."
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        "@plugin(every='2 epochs')\nclass Child(Base): ...\n",
+        "@plugin(stage='report', after=None, tasks='det')\nclass Child(Base): ...\n",
+        "@plugin()\nclass Child(Base): ...\n",
+        "class Between(Base): ...\n@plugin(ranks='zero')\nclass Child(Between): ...\n",
+        "@plugin(every='2 epochs')\nclass Other: ...\n@plugin()\nclass Child(Base, Other): ...\n",
+        "class A(Base): ...\n@plugin(stage='setup')\nclass B(Base): ...\nclass Child(A, B): ...\n",
+    ],
+)
+def test_a_place_is_read_as_the_decorators_of_a_class_and_its_bases_make_it(
+    classes: str, site: Path
+) -> None:
+    base = (
+        "from hatbus import hookimpl, plugin\n"
+        "@plugin(stage='schedule', after='ema', writes='optimizer.lr')\n"
+        "class Base:\n    @hookimpl\n    def on_step_end(self): ...\n"
+    )
+    modules = {
+        "acme/__init__.py": "",
+        "acme/base.py": base,
+        "acme/child.py": f"from hatbus import plugin\nfrom acme.base import Base\n{classes}",
+    }
+    install(site, "acme", {"child": "acme.child:Child"}, modules)
+    found = lookup("child")
+    reading = found.describe()
+    assert reading is not None
+    assert reading.is_declared
+    read = {k: v if k in ("stage", "every", "ranks") else (v,) for k, v in reading.declared.items()}
+    assert Declaration(**read) == declaration_of(object.__new__(found.load()))
+
+
+def test_a_class_whose_base_has_its_own_name_elsewhere_can_be_read(site: Path) -> None:
+    source = "import far\nclass Child(far.Child): ...\n"
+    install(site, "acme", {"child": "acme:Child"}, {"acme.py": source})
+    reading = lookup("child").describe()
+    assert reading is not None
+    assert not reading.is_declared
 
 
 def test_a_hat_callback_is_described_with_its_unmarked_events(site: Path) -> None:
