@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -57,14 +57,16 @@ class Profile:
 
     Attributes:
         costs: (plugin, event) to cost.
-        step_seconds: time inside ``run_step``, in all.
+        seconds: time inside ``run_loop``, in all.
         steps: how many there were.
+        hears_syncs: whether waits for a GPU are counted.
     """
 
     def __init__(self) -> None:
         self.costs: dict[tuple[str, str], Cost] = {}
-        self.step_seconds = 0.0
+        self.seconds = 0.0
         self.steps = 0
+        self.hears_syncs = False
         self.untraced = 0
         self._trace: list[tuple[str, str, float, float]] = []
         self._running: list[_Part] = []
@@ -73,7 +75,7 @@ class Profile:
     def watch(self, bus: Bus) -> None:
         """Measures every plugin of a bus from now on."""
         bus.instrument = self.timed
-        bus.register(_Steps(self), "core.profile", core=True, outermost=True)
+        bus.register(_Run(self), "core.profile", core=True, outermost=True)
 
     def timed(self, event: Event, impl: HookImpl) -> Callable[..., Any]:
         """An implementation that measures itself."""
@@ -112,17 +114,20 @@ class Profile:
         """Plugins and events, the dearest first."""
         from rich.table import Table
 
-        title = f"what the plugins cost in {self.steps} steps"
+        title = f"what the plugins cost in {self.steps} steps, a run of {self.seconds:.2f} s"
         table = Table(title=title, box=None)
         for head in ("plugin", "event"):
             table.add_column(head, no_wrap=True)
-        for head in ("calls", "total ms", "us each", "% of steps", "syncs"):
+        for head in ("calls", "total ms", "us each", "% of run"):
             table.add_column(head, justify="right")
+        if self.hears_syncs:
+            table.add_column("syncs", justify="right")
         for (plugin, event), cost in self.dearest():
-            share = 100 * cost.seconds / self.step_seconds if self.step_seconds else 0.0
+            share = 100 * cost.seconds / self.seconds if self.seconds else 0.0
             each, total = cost.seconds / cost.calls * 1e6, cost.seconds * 1e3
-            numbers = (f"{cost.calls}", f"{total:.2f}", f"{each:.1f}", f"{share:.2f}")
-            table.add_row(plugin, event, *numbers, str(cost.syncs or ""))
+            numbers = [f"{cost.calls}", f"{total:.2f}", f"{each:.1f}", f"{share:.2f}"]
+            syncs = [str(cost.syncs or "")] if self.hears_syncs else []
+            table.add_row(plugin, event, *numbers, *syncs)
         return table
 
     def dearest(self) -> list[tuple[tuple[str, str], Cost]]:
@@ -196,36 +201,42 @@ class _Part:
         self.profile.note(self.plugin, self.event, self.began, ended)
 
 
-class _Steps:
-    """Measures whole steps, and hears torch's warnings about waits for the GPU."""
+class _Run:
+    """Measures the whole run, and hears torch's warnings about waits for the GPU."""
 
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
 
     @hookimpl(wrapper=True, tryfirst=True)
     def run_step(self, ctx: Context) -> Generator[None, Any, Any]:
-        """Times a step."""
-        began = time.perf_counter()
-        try:
-            return (yield)
-        finally:
-            self._profile.step_seconds += time.perf_counter() - began
-            self._profile.steps += 1
+        """Counts a step."""
+        self._profile.steps += 1
+        return (yield)
 
     @hookimpl(wrapper=True, tryfirst=True)
     def run_loop(self, ctx: Context) -> Generator[None, Any, Any]:
-        """Hears the warnings of the sync debug mode while the run is on."""
-        if ctx.device.type != "cuda":
-            return (yield)
-        import torch
-
-        before = torch.cuda.get_sync_debug_mode()
-        with hearing_syncs(self._profile):
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
+        """Times the run, and hears the warnings of the sync debug mode while it is on."""
+        is_on_gpu = ctx.device.type == "cuda"
+        began = time.perf_counter()
+        try:
+            with _debugging_syncs(self._profile) if is_on_gpu else nullcontext():
                 return (yield)
-            finally:
-                torch.cuda.set_sync_debug_mode(before)
+        finally:
+            self._profile.seconds += time.perf_counter() - began
+
+
+@contextmanager
+def _debugging_syncs(profile: Profile) -> Iterator[None]:
+    """Switches torch's sync debug mode on."""
+    import torch
+
+    before = torch.cuda.get_sync_debug_mode()
+    with hearing_syncs(profile):
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
 
 
 @contextmanager
@@ -234,6 +245,7 @@ def hearing_syncs(profile: Profile) -> Iterator[None]:
 
     Those of other threads are nobody's: a writer that waits in the background holds up no step.
     """
+    profile.hears_syncs = True
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=PROTOTYPE)
         warnings.filterwarnings("always", message=SYNCHRONIZES)

@@ -49,8 +49,23 @@ def test_calls_and_time_are_counted_per_plugin_and_event() -> None:
     assert end.seconds >= 0.05  # five sleeps of 10 ms; a busy machine only adds to them
     assert forward.seconds >= 0.1
     assert profile.costs["quick", "on_step_end"].seconds < end.seconds
-    assert profile.step_seconds >= end.seconds + forward.seconds
+    assert profile.seconds >= end.seconds + forward.seconds
     assert [key for key, _ in profile.dearest()][-1] == ("quick", "on_step_end")
+
+
+def test_shares_are_of_the_whole_run_and_add_up_to_no_more_than_it() -> None:
+    class Prepares:
+        @hookimpl
+        def on_loop_begin(self) -> None:
+            time.sleep(0.05)
+
+    profile, _ = profiled(prepares=Prepares(), sleeps=Sleeps())
+    table = profile.table()
+    heads = [str(column.header) for column in table.columns]
+    assert heads == ["plugin", "event", "calls", "total ms", "us each", "% of run"]
+    shares = [float(str(cell)) for cell in table.columns[5].cells]
+    assert len(shares) == 3
+    assert 0 < sum(shares) <= 100.01  # each is rounded
 
 
 def test_the_time_inside_a_wrapper_is_not_the_wrappers() -> None:
@@ -60,7 +75,7 @@ def test_the_time_inside_a_wrapper_is_not_the_wrappers() -> None:
             return (yield)
 
     profile, _ = profiled(wraps=Wraps(), sleeps=Sleeps())
-    assert profile.costs["wraps", "run_step"].seconds < profile.step_seconds / 2
+    assert profile.costs["wraps", "run_step"].seconds < profile.seconds / 2
 
 
 def test_a_profiled_run_trains_the_same_weights() -> None:
@@ -108,6 +123,7 @@ def test_a_wait_for_the_gpu_is_charged_to_the_plugin_that_runs() -> None:
         trainer.fit(num_steps=3)
     assert profile.costs["syncs", "on_step_end"].syncs == 3
     assert profile.costs["quick", "on_step_end"].syncs == 0
+    assert [*profile.table().columns[-1].cells] == ["3", ""]
 
 
 def test_a_wait_in_another_thread_is_charged_to_nobody() -> None:
