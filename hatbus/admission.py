@@ -17,6 +17,7 @@ from hatbus.payload import DEPRECATED
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+PLUGINS: Final = "a list of instances, as [EMA()], or a mapping from names, as {'ema': EMA()}"
 _MARK: Final = f"{PROJECT}_impl"
 _UNMARKED: Final[dict[str, Any]] = {
     "wrapper": False,
@@ -41,6 +42,9 @@ def admit(plugin: object, name: str, *, core: bool = False) -> None:
     who = f"plugin {name!r} ({type(plugin).__module__}.{type(plugin).__qualname__})"
     if inspect.isclass(plugin):
         raise PluginError(f"plugin {name!r} is the class {plugin.__name__}; give an instance of it")
+    if type(plugin).__module__ == "builtins":
+        how = f"plugins takes {PLUGINS}"
+        raise PluginError(f"{plugin!r:.80} is no plugin but a {type(plugin).__name__}; {how}")
     _check_identity(plugin, who)
     unmarked = []
     marked = 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pluggy
 
 from hatbus import events, occasions
-from hatbus.admission import admit, default_name, options_of
+from hatbus.admission import PLUGINS, admit, default_name, options_of
 from hatbus.declare import PROJECT, Declaration, declaration_of
 from hatbus.dispatch import Gate, Rules, freeze
 from hatbus.errors import CheckpointError, PluginError, did_you_mean
@@ -357,9 +357,15 @@ class Bus:
 def named_instances(
     plugins: Sequence[object] | Mapping[str, object],
 ) -> Iterable[tuple[str | None, object]]:
-    """``(name or None, instance)`` of a list of plugins or of a mapping from names."""
+    """``(name or None, instance)`` of a list of plugins or of a mapping from names.
+
+    Raises:
+        PluginError: something else was given.
+    """
     if isinstance(plugins, Mapping):
         return plugins.items()
+    if isinstance(plugins, (str, bytes)) or not hasattr(plugins, "__iter__"):
+        raise PluginError(f"plugins is {plugins!r:.80}; accepted: {PLUGINS}")
     return ((None, instance) for instance in plugins)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hatbus.arguments import check_arguments
 from hatbus.batch_processor import BatchProcessor
 from hatbus.blame import locate
 from hatbus.bus import Bus, named_instances
@@ -40,8 +41,9 @@ class Trainer:
 
     Args:
         model: the model; it is moved to ``device``.
-        optimizer: over the model's parameters.
-        data: an iterable of batches, or ``{task: iterable}``.
+        optimizer: over the model's parameters, or some of them.
+        data: an iterable of batches, or ``{task: iterable}``. A batch is ``(inputs, target)``; of
+            one with more parts the first is the inputs, and the tuple of the rest is the target.
         loss: ``loss(model_outs, target)`` giving a 0-d tensor or ``{name: 0-d tensor}``; or
             ``{task: loss}``. Without it the model gets whole batches and returns its losses.
         plugins: instances, or ``{instance name: instance}``.
@@ -84,8 +86,7 @@ class Trainer:
         run_dir: str | Path | None = None,
         nan: str = "raise",
     ) -> None:
-        if loss is not None and batch_processor is not None:
-            raise JobError("give loss= or batch_processor=, not both: the processor has the loss")
+        check_arguments(model, optimizer, loss, batch_processor)
         self._compile = compile
         self._precision = check_precision(precision)
         rank, world = rank_and_world()
