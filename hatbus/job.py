@@ -173,15 +173,12 @@ def parse_job(
     tables = _tables(path)
     meta = tables.pop(_META, {}) if path.suffix == ".json" else {}
     where = f"in {path.name}"
-    problems = [
-        f"unknown table {name!r} {where}{did_you_mean(name, _TABLES)}"
-        for name in tables
-        if name not in _TABLES
-    ]
+    problems = [_stray(name, where) for name in tables if name not in _TABLES]
     for name in _TABLES:
         if not isinstance(tables.setdefault(name, {}), dict):
             problems.append(f"{name!r} is {tables[name]!r} {where}; accepted: a table [{name}]")
             tables[name] = {}
+    tables["run"] |= {name: tables[name] for name in RUN_KEYS if name in tables}  # see _stray
     added = switch(tables["plugins"], plugins, problems)
     override(tables, options, problems)
     run = _run(tables["run"], f"{where} [run]", problems)
@@ -217,6 +214,13 @@ def _beside(path: Path) -> str:
     return did_you_mean(path.name, there)
 
 
+def _stray(name: str, where: str) -> str:
+    """What is wrong with something that stands beside the tables of a job."""
+    if name in RUN_KEYS:
+        return f"key {name!r} {where} stands in no table; put it below [run]"
+    return f"unknown table {name!r} {where}{did_you_mean(name, _TABLES)}"
+
+
 def _run(table: dict[str, Any], where: str, problems: list[str]) -> Run | None:
     """The ``[run]`` table, as far as its keys can be used; None when it names no entry."""
     values, found = check(Run, table, where, what="key")
@@ -247,5 +251,6 @@ def _plugin(name: str, table: Any, where: str, problems: list[str]) -> Plugin:
         if declared.every:
             Interval.parse(declared.every, name)
     except PluginError as error:
-        problems.append(f"{error} {where}")
+        fault = str(error).removeprefix(f"plugin {name!r}: ")
+        problems.append(f"plugin {name!r} {where}: {fault}")
     return plugin

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +16,7 @@ import torch
 
 from hatbus import __version__, discovery
 from hatbus.declare import hookimpl
-from hatbus.errors import HatbusError, JobError, PluginError, SaveError, did_you_mean
+from hatbus.errors import HatbusError, JobError, PluginError, SaveError
 from hatbus.explanation import plan_of
 from hatbus.job import PLUGIN_KEYS, parse_job
 from hatbus.options import check, schema_of
@@ -223,13 +224,22 @@ def things_of(returned: Any, entry: str) -> dict[str, Any]:
         )
     for name in _REQUIRED:
         if name not in returned:
-            hint = did_you_mean(name, map(str, returned))
-            raise JobError(f"entry {entry!r} returned no {name!r}{hint}")
+            raise JobError(f"entry {entry!r} returned {_without(name, returned)}")
     _check_kind(entry, "model", returned["model"], torch.nn.Module, "a torch.nn.Module")
     _check_kind(
         entry, "optimizer", returned["optimizer"], torch.optim.Optimizer, "a torch.optim.Optimizer"
     )
     return dict(returned)
+
+
+def _without(name: str, returned: Mapping[str, Any]) -> str:
+    """What to say of things that one is missing from."""
+    others = [other for other in map(str, returned) if other not in _TAKEN]
+    near = get_close_matches(name, others, n=1)
+    if near:
+        return f"{near[0]!r}, which the trainer does not know; did you mean {name!r}?"
+    there = f", only {', '.join(map(repr, returned))}" if returned else ""
+    return f"no {name!r}{there}; accepted: a dict with 'model', 'optimizer', 'data' and more"
 
 
 class JobFiles:

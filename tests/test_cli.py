@@ -138,10 +138,13 @@ def test_all_mistakes_of_a_job_are_told_at_once_without_a_traceback(
         ("no_such_module:build", "no module 'no_such_module'"),
         ("train", "'train' names no object; accepted: 'file.py:name', 'module:name'"),
         ("math:pi", "it is no function"),
-        ("builtins:dict", "entry 'builtins:dict' returned no 'model'"),
+        ("builtins:dict", "entry 'builtins:dict' returned no 'model'; accepted: a dict with"),
         ("builtins:print", "entry 'builtins:print' returned None; accepted: a dict"),
         ("bad.py:tuple_of_two", "returned a tuple of 2; accepted: a dict"),
-        ("bad.py:typo", "returned no 'optimizer'; did you mean 'optimiser'?"),
+        (
+            "bad.py:typo",
+            "'optimiser', which the trainer does not know; did you mean 'optimizer'?",
+        ),
         ("bad.py:strings", "returned a str as 'model'; accepted: a torch.nn.Module"),
     ],
 )

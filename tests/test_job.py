@@ -120,8 +120,9 @@ def test_every_problem_of_a_job_is_reported_at_once(tmp_path: Path) -> None:
     ]
     for line in expected:
         assert line in found
-    assert any("'reporting'" in line and "[plugins.a]" in line for line in found)
-    assert any("10 lightyears" in line and "[plugins.b]" in line for line in found)
+    stage, every = (f"plugin {name!r} in job.toml [plugins.{name}]: " for name in "ab")
+    assert any(line.startswith(f"{stage}unknown stage 'reporting'") for line in found)
+    assert any(line.startswith(f"{every}every='10 lightyears' is no interval") for line in found)
     assert len(found) == len(expected) + 2
 
 
@@ -130,6 +131,14 @@ def test_a_plugin_or_table_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
     assert "'run' is 1 in job.toml; accepted: a table [run]" in found
     assert any(line.startswith("plugin 'ema' is True in job.toml [plugins.ema]") for line in found)
     assert any(line.startswith("missing key 'entry' in job.toml [run]") for line in found)
+
+
+def test_a_job_without_run_is_told_to_put_its_keys_below_it(tmp_path: Path) -> None:
+    assert problems(tmp_path, 'entry = "train.py:build"\nnum_epochs = 0\n') == [
+        "key 'entry' in job.toml stands in no table; put it below [run]",
+        "key 'num_epochs' in job.toml stands in no table; put it below [run]",
+        "key 'num_epochs' is 0 in job.toml [run]; accepted: 1 or more",
+    ]
 
 
 def test_a_file_that_is_missing_a_folder_or_no_toml_is_said_so(tmp_path: Path) -> None:
