@@ -45,7 +45,7 @@ class Run:
         compile: ``true``, or a table of options for ``torch.compile``.
         nan: what a loss that is not finite does; plugin ``nan_guard`` looks at gradients too.
         run_dir: where the run's files go; by default ``runs/<folder of the job>``.
-        resume: ``"auto"`` or a path, for the checkpoint plugin.
+        resume: ``"auto"``, ``"last"``, ``"best"`` or a path, for the checkpoint plugin.
         args: keyword arguments of the entry function.
     """
 

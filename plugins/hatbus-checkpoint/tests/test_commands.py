@@ -87,6 +87,21 @@ def test_an_unknown_checkpoint_gets_the_closest_name(saved: Path, capsys: Any) -
     assert "did you mean 'checkpoint-step-3'?" in capsys.readouterr().err
 
 
+def test_last_and_best_stand_for_what_is_marked_so(
+    saved: Path, tmp_path: Path, capsys: Any
+) -> None:
+    for what in ("show", "verify"):
+        assert main(["checkpoints", str(saved), what, "last"]) == 0
+        assert "checkpoint-step-6" in capsys.readouterr().out
+    target = str(tmp_path / "out.safetensors")
+    assert main(["export", str(saved), "--name", "best", "--single", target]) == 4
+    expected = "no checkpoints are marked 'best'; give one by its name: 'checkpoint-step-6', "
+    assert expected in capsys.readouterr().err
+    CheckpointFolder(saved).point("best", "checkpoint-step-3")
+    assert main(["export", str(saved), "--name", "best", "--single", target]) == 0
+    assert "from checkpoint-step-3" in capsys.readouterr().out
+
+
 def test_one_file_of_weights_loads_strictly(saved: Path, tmp_path: Path) -> None:
     assert main(["export", str(saved), "--single", str(tmp_path / "out.safetensors")]) == 0
     Net().load_state_dict(load_file(tmp_path / "out.safetensors"), strict=True)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small import DATA, counting, names, tiny
+from small import DATA, counting, names, publishing, tiny
 
 sys.path.pop(0)
 
@@ -211,3 +211,24 @@ def test_a_branch_from_an_older_checkpoint_is_newer_than_what_it_left(tmp_path: 
     found = CheckpointFolder(tmp_path).latest()
     assert found is not None
     assert found.path.name == "checkpoint-step-4.2"
+
+
+def test_a_run_goes_on_from_what_is_marked_best(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    best = {"mode": "max", "monitor_metric_key": "val/acc", "interval_by": "step"}
+    values = {"values": publishing([0.1, 0.9, 0.2, 0.3])}
+    tiny(tmp_path / "a", values, **best).fit(num_steps=4)
+    for resume, place in [("best", "a"), (str(tmp_path / "a" / "best"), "b")]:
+        caplog.clear()
+        tiny(tmp_path / place, values, resume=resume, **best).fit(num_steps=4)
+        assert "epoch 0, step 2 of it, 2 steps in all" in caplog.text
+
+
+def test_what_is_not_there_gets_only_folders_with_checkpoints_as_known(tmp_path: Path) -> None:
+    tiny(tmp_path / "first").fit(num_epochs=1)
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(CheckpointError, match=r"no checkpoint '.*zzz'; known: 'first'\n"):
+        tiny(tmp_path / "b", resume=str(tmp_path / "zzz")).fit(num_epochs=2)
+    with pytest.raises(CheckpointError, match="is marked 'best'; known: 'checkpoint-epoch-0001"):
+        tiny(tmp_path / "first", resume="best").fit(num_epochs=2)

@@ -51,18 +51,20 @@ class Checkpoint:
         save_on_train_end: save when the run is over.
         strict_match: refuse a checkpoint whose names are not the model's; else load what fits.
         mode: ``"min"`` or ``"max"``: which value of the metric is best.
-        monitor_metric_key: the published value that decides on best.
+        monitor_metric_key: the published value that decides on best: the last that was published
+            before a save, of an earlier step where a save comes before the validation.
         best_refer_metric: in its place a metric object with ``compute()`` or ``get()``.
         task_sampler: its state is saved too, if it has one.
         save_hash: put the first 8 characters of the content's sha256 into the name.
         keep_last: keep the newest so many (2 or more); None: all.
         keep_best: keep the best so many besides.
         save_seconds: save also when so many seconds passed since the last save.
-        weights_only_export: also write ``{prefix}weights-last.safetensors`` at every save, and
-            ``weights-best`` when it is the best.
+        weights_only_export: also write the raw weights as ``{prefix}weights-last.safetensors`` at
+            every save, and as ``weights-best`` when it is the best.
         resume: ``"auto"``: go on from the newest good checkpoint in ``save_dir``, if there is
-            any; or the path of a checkpoint, or of a ``.pth.tar`` of HAT's (weights and optimizer).
-            ``resume`` in the job's ``[run]`` comes first.
+            any; ``"last"``, ``"best"``: from the one that is marked so; or the path of a
+            checkpoint, or of a ``.pth.tar`` of HAT's (weights and optimizer). ``resume`` in the
+            job's ``[run]`` comes first.
         async_save: write in the background; training waits only for a copy of the state. In a run
             of one process.
         drop_plugin_state: plugins whose saved state is left out.

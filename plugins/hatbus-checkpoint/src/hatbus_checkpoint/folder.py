@@ -14,6 +14,8 @@ from hatbus.control import log
 from hatbus.errors import CheckpointError, SaveError
 from hatbus_checkpoint import durable, manifest
 
+MARKS: Final = ("last", "best")
+"""What a pointer may say of a checkpoint."""
 Chunks = Callable[[], Iterable[memoryview | bytes]]
 _NAME: Final = r"checkpoint-(epoch|step)-(\d+)(-[0-9a-f]{8})?(\.\d+)?"
 _ANY: Final = re.compile(rf"(.*?){_NAME}")
@@ -84,6 +86,15 @@ class CheckpointFolder:
                 "to start anew, choose another save_dir"
             )
         return None
+
+    def pointed(self, kind: str) -> str:
+        """The name in the pointer ``kind``, which is a hint; empty where there is none."""
+        try:
+            found = json.loads((self.path / f"{self.prefix}checkpoint-{kind}.json").read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return ""
+        name = found.get("path") if isinstance(found, dict) else None
+        return name if isinstance(name, str) and self._is_mine(name) else ""
 
     def _paths(self) -> Iterator[Path]:
         with suppress(FileNotFoundError), os.scandir(self.path) as entries:
@@ -159,7 +170,7 @@ class CheckpointFolder:
         return Entry(final, json.loads(text))
 
     def point(self, kind: str, name: str, **more: Any) -> None:
-        """Writes a hint, ``checkpoint-<kind>.json``: for people and scripts; never read here."""
+        """Writes a hint, ``checkpoint-<kind>.json``: for people and scripts; no run trusts it."""
         text = json.dumps({"path": name, **more}, indent=1) + "\n"
         durable.replace_file(self.path / f"{self.prefix}checkpoint-{kind}.json", [text.encode()])
 

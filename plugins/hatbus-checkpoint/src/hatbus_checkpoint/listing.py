@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from hatbus.errors import CheckpointError, did_you_mean
 from hatbus_checkpoint import manifest
-from hatbus_checkpoint.folder import CheckpointFolder, Entry, entry_of, prefixes_in, save_dir_in
+from hatbus_checkpoint.folder import (
+    MARKS,
+    CheckpointFolder,
+    Entry,
+    entry_of,
+    prefixes_in,
+    save_dir_in,
+)
 
 
 def all_of(folder: Path) -> list[Entry]:
@@ -35,12 +41,18 @@ def all_of(folder: Path) -> list[Entry]:
 def one_of(folder: Path, name: str | None) -> Entry:
     """A checkpoint by name, or the newest good one; or the folder itself when it is one.
 
+    Args:
+        folder: as for ``all_of``.
+        name: of a checkpoint, or ``"last"`` or ``"best"``.
+
     Raises:
         CheckpointError: there is none of that name, or none that is good.
     """
     if name is None and (folder / manifest.NAME).exists():
         return entry_of(folder)
     entries = all_of(folder)
+    if name in MARKS:
+        return _marked(name, entries)
     if name is not None:
         known = {e.path.name: e for e in entries}
         if name not in known:
@@ -66,7 +78,7 @@ def row_of(entry: Entry, *, verified: bool) -> dict[str, Any]:
     fault = fault_of(entry) if verified else entry.fault
     found = entry.manifest
     progress = found.get("progress", {})
-    prefix = entry.path.name.partition("checkpoint-")[0]
+    folder = CheckpointFolder(entry.path.parent, entry.path.name.partition("checkpoint-")[0])
     return {
         "name": entry.path.name,
         "epoch": progress.get("epoch"),
@@ -76,7 +88,7 @@ def row_of(entry: Entry, *, verified: bool) -> dict[str, Any]:
         "metrics": found.get("metrics", {}),
         "best": (found.get("best") or {}).get("value"),
         "monitored": (found.get("best") or {}).get("metric"),
-        "marks": [k for k in ("last", "best") if _points(entry.path, prefix, k)],
+        "marks": [kind for kind in MARKS if folder.pointed(kind) == entry.path.name],
         "fault": fault,
         "verified": verified and not fault,
     }
@@ -115,6 +127,16 @@ def lock_differences(saved: list[dict[str, Any]], now: list[dict[str, Any]]) -> 
     return sorted(lines)
 
 
+def _marked(kind: str, entries: list[Entry]) -> Entry:
+    found = [e for e in entries if kind in row_of(e, verified=False)["marks"]]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(repr(e.path.name) for e in found or entries)
+    raise CheckpointError(
+        f"{len(found) or 'no'} checkpoints are marked {kind!r}; give one by its name: {names}"
+    )
+
+
 def _changes_of(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What is different about one plugin; options are compared where both runs had a job."""
     pairs = {k: (was.get(k), now.get(k)) for k in ("class", "source", "stage", "state_version")}
@@ -122,12 +144,3 @@ def _changes_of(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if isinstance(before, dict) and isinstance(after, dict):
         pairs |= {f"option {k!r}": (before.get(k), after.get(k)) for k in {**before, **after}}
     return [f"{k}: {a!r:.99} -> {b!r:.99}" for k, (a, b) in pairs.items() if a != b]
-
-
-def _points(path: Path, prefix: str, kind: str) -> bool:
-    """Whether a pointer names this checkpoint; pointers are hints."""
-    try:
-        found = json.loads((path.parent / f"{prefix}checkpoint-{kind}.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("path") == path.name

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from hatbus.errors import CheckpointError, did_you_mean
 from hatbus_checkpoint import manifest
-from hatbus_checkpoint.folder import CheckpointFolder, Entry, save_dir_in
+from hatbus_checkpoint.folder import MARKS, CheckpointFolder, Entry, prefixes_in, save_dir_in
 
 AUTO: Final = "auto"
 
@@ -16,8 +17,10 @@ def locate(wanted: str | Path, own: CheckpointFolder) -> Entry | None:
     """The checkpoint to resume from.
 
     Args:
-        wanted: ``"auto"`` for the newest good one of the run's own folder; else a checkpoint (no
-            other is tried in its place), or a folder of checkpoints, or a run's folder.
+        wanted: ``"auto"`` for the newest good one of the run's own folder; ``"last"`` or ``"best"``
+            for the one that is marked so there, and after a folder's path for the one there; else
+            a checkpoint (no other is tried in its place), or a folder of checkpoints, or a run's
+            folder.
         own: the run's own folder.
 
     Returns:
@@ -29,9 +32,12 @@ def locate(wanted: str | Path, own: CheckpointFolder) -> Entry | None:
     if wanted == AUTO:
         return own.latest()
     path = Path(wanted)
+    if wanted in MARKS:
+        path = _marked(str(wanted), own)
+    elif path.name in MARKS and not path.exists() and path.parent.is_dir():
+        path = _marked(path.name, CheckpointFolder(save_dir_in(path.parent), own.prefix))
     if not path.is_dir():
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, beside)
+        hint = did_you_mean(path.name, _beside(path))
         raise CheckpointError(f"resume: there is no checkpoint {str(path)!r}{hint}")
     if not (path / manifest.NAME).exists():
         inside = CheckpointFolder(save_dir_in(path), own.prefix)
@@ -44,3 +50,28 @@ def locate(wanted: str | Path, own: CheckpointFolder) -> Entry | None:
             f"checkpoint {str(path)!r} cannot be used: {error}; an explicit path has no fallback, "
             "resume = 'auto' has"
         ) from error
+
+
+def _marked(kind: str, folder: CheckpointFolder) -> Path:
+    name = folder.pointed(kind)
+    if name:
+        return folder.path / name
+    known = [e.path.name for e in folder.entries()]
+    raise CheckpointError(
+        f"resume: no checkpoint in {str(folder.path)!r} is marked {kind!r}{did_you_mean('', known)}"
+    )
+
+
+def _beside(path: Path) -> list[str]:
+    """The checkpoints, and the folders with some inside, where a path that is none points to."""
+    found = []
+    with suppress(OSError):
+        found = [p for p in path.parent.iterdir() if p.is_dir()]
+    return [p.name for p in found if _has_checkpoints(p)]
+
+
+def _has_checkpoints(path: Path) -> bool:
+    with suppress(OSError):
+        inner = [p for p in path.iterdir() if p.is_dir()]
+        return (path / manifest.NAME).exists() or any(map(prefixes_in, [path, *inner]))
+    return False
