@@ -68,7 +68,8 @@ class Plugin:
     """One ``[plugins.<instance>]`` table; what is not named here is a constructor option.
 
     Args:
-        use: the plugin, when the instance has another name.
+        use: the plugin, when the instance has another name; or its class, as
+            ``"file.py:Class"`` or ``"package.module:Class"``.
         enabled: ``false`` leaves it out.
         stage: its place among the others, in place of what its class says.
         before: names of plugins of its stage that it comes before.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from hatbus.explanation import plan_of
 from hatbus.job import PLUGIN_KEYS, parse_job
 from hatbus.options import check, schema_of
 from hatbus.profile import Profile
-from hatbus.references import References, finish
+from hatbus.references import References, finish, is_reference
 from hatbus.results import places_of, show_profile, show_results
 from hatbus.run_log import logged
 from hatbus.trainer import Trainer
@@ -47,6 +47,13 @@ _TAKEN: Final = (
 """What the trainer takes of the things that the entry function returns."""
 
 
+class Own(NamedTuple):
+    """Where a plugin comes from whose class a job names by its file or module."""
+
+    name: str
+    source: str
+
+
 class Prepared:
     """A job whose every name, option and object was checked; ready to be built.
 
@@ -57,7 +64,7 @@ class Prepared:
 
     def __init__(self, job: Job, problems: list[str] | None = None) -> None:
         self.job = job
-        self.found: dict[str, Found] = {}
+        self.found: dict[str, Found | Own] = {}
         self._plugins: dict[str, tuple[type[Any], dict[str, Any]]] = {}
         problems = list(problems or ())
         self._find = References((job.folder, Path.cwd())).find
@@ -110,9 +117,8 @@ class Prepared:
 
     def _prepare_plugin(self, name: str, plugin: Plugin, problems: list[str]) -> None:
         try:
-            found = discovery.lookup(plugin.use, plugin.where)
-            cls = found.load()
-        except PluginError as error:
+            found, cls = self._find_plugin(name, plugin)
+        except (JobError, PluginError) as error:
             problems.append(str(error))
             return
         given = with_place(name, cls, plugin.options, self.job.run_dir)
@@ -120,6 +126,33 @@ class Prepared:
         problems += wrong
         self.found[name] = found
         self._plugins[name] = (cls, options)
+
+    def _find_plugin(self, name: str, plugin: Plugin) -> tuple[Found | Own, type[Any]]:
+        """Where a plugin comes from, and its class: an installed one, or one of the user's files.
+
+        Raises:
+            JobError: a file or module has no such class.
+            PluginError: no such plugin is installed, or it cannot be loaded.
+        """
+        use, where = plugin.use, plugin.where
+        if not is_reference(use):
+            found = discovery.lookup(use, where)
+            return found, found.load()
+        if use == name:
+            raise JobError(
+                f"plugin {use!r} {where} has no name of its own; in the job, write "
+                f"[plugins.NAME] and below it use = {use!r}"
+            )
+        try:
+            cls = self._find(use)
+        except JobError as error:
+            raise JobError(f"key 'use' is {use!r} {where}: {error}") from error
+        if not isinstance(cls, type):
+            raise JobError(f"key 'use' is {use!r} {where}: it is no class")
+        own = Own(use, use.rpartition(":")[0])
+        if discovery.SOURCE not in vars(cls):
+            setattr(cls, discovery.SOURCE, own.source)
+        return own, cls
 
     def _instances(self, built: Mapping[str, Any]) -> dict[str, object]:
         """Builds every enabled plugin."""

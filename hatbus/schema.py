@@ -51,7 +51,8 @@ def job_schema() -> Json:
         {"if": {"properties": {"use": {"const": name}}}, "then": {"$ref": f"#/$defs/plugin.{name}"}}
         for name in known
     ]
-    by_use = {"properties": {"use": {"enum": [*known]}}, "required": ["use"], "allOf": chosen}
+    use = {"anyOf": [{"enum": [*known]}, {"type": "string", "pattern": ":"}]}
+    by_use = {"properties": {"use": use}, "required": ["use"], "allOf": chosen}
     return {
         "$schema": DRAFT,
         "title": "a hatbus job",

@@ -69,6 +69,7 @@ def test_every_example_fits_the_schema(job: Path, validator: Any) -> None:
         (RUN + '[plugins.mine]\nuse = "cos_lr"\nwarmup_len = 3', True),
         (RUN + '[plugins.mine]\nuse = "cos_lr"\nwarmup_length = 3', False),
         (RUN + '[plugins.mine]\nuse = "cosin_lr"', False),
+        (RUN + '[plugins.mine]\nuse = "hatbus.testing.tiny:TinyNet"', True),
         (RUN + "[plugins.mine]\nenabled = false", True),
         (RUN + '[plugins.ema]\nuse = "cos_lr"\nwarmup_len = 3', True),
         (RUN + '[plugins.freeze_module]\nmodules = [["body"]]\nstep_or_epoch = [0]\n'
