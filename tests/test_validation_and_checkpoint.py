@@ -22,6 +22,7 @@ from hatbus.callbacks import (
     MeanTeacherValidation,
     Validation,
 )
+from hatbus.cli import main
 from hatbus.data import loader
 
 ROWS = 22
@@ -296,3 +297,46 @@ def test_a_validation_makes_no_tensor_as_large_as_a_weight(average: bool) -> Non
     with NewTensors() as made:
         nn.Linear(3, 1000).weight.detach().clone()
     assert made.largest >= big
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, in half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+        self.to(torch.bfloat16)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(inputs.to(torch.bfloat16))).sum(1, keepdim=True).float()
+
+
+@pytest.mark.parametrize("model", [Net, Tied])
+def test_exported_averages_are_what_the_view_shows(
+    model: type[nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    net = model()
+    plugins = {
+        "mean": ExponentialMovingAverage(decay=0.5),
+        "checkpoint": Checkpoint(str(tmp_path / "saved")),
+    }
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    trainer = Trainer(net, optimizer, loader(rows(1), 4), nn.functional.mse_loss, plugins)
+    trainer.fit(num_epochs=1)
+    target = tmp_path / "out.safetensors"
+    export = ["export", str(tmp_path / "saved"), "--single", str(target)]
+    assert main([*export, "--weights", "mean"]) == 0
+    with trainer.ctx.weights.showing("ema"):
+        shown = {n: v.clone() for n, v in net.state_dict().items()}
+    found = load_file(target)
+    assert found.keys() == shown.keys()
+    assert all(torch.equal(found[n], v) and found[n].dtype == v.dtype for n, v in shown.items())
+    assert main(export) == 0
+    found = load_file(target)
+    assert all(torch.equal(found[n], v) for n, v in net.state_dict().items())
+    assert not all(torch.equal(found[n], v) for n, v in shown.items())
+    assert main([*export, "--weights", "ema"]) == 4
+    assert "--weights is 'ema'; " in (told := capsys.readouterr().err)
+    assert "holds 'raw', 'mean'" in told

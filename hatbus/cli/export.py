@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hatbus.errors import CheckpointError
+from hatbus.errors import CheckpointError, JobError
 
 if TYPE_CHECKING:
     import argparse
@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("dir", metavar="DIR", help="a checkpoint, or a folder of them or of a run")
-    parser.add_argument("--name", help="which checkpoint (default: the newest good one)")
+    parser.add_argument("--name", help="its name, last or best (default: the newest good)")
+    parser.add_argument(
+        "--weights",
+        metavar="NAME",
+        default="raw",
+        help="with --single: raw (default), or the plugin whose averages to write, such as ema",
+    )
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--hat", metavar="FILE", help="write HAT's file, such as out.pth.tar")
     target.add_argument("--single", metavar="FILE", help="write one file, such as out.safetensors")
@@ -25,10 +31,13 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         CheckpointError: there is none, or it is damaged.
+        JobError: other weights than the raw ones for HAT's file.
         SaveError: the file cannot be written.
     """
     from hatbus.cli.checkpoints import listing_module
 
+    if args.hat and args.weights != "raw":
+        raise JobError("--weights goes with --single; HAT's file holds the raw weights")
     listing = listing_module()
     entry = listing.one_of(Path(args.dir), args.name)
     fault = listing.fault_of(entry)
@@ -37,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
     from hatbus_checkpoint.exchange import to_hat, to_single
     from hatbus_checkpoint.restore import Saved
 
-    target = Path(args.hat or args.single)
-    (to_hat if args.hat else to_single)(Saved(entry), target)
-    print(f"wrote {target} from {entry.path.name}")
+    if args.hat:
+        to_hat(Saved(entry), Path(args.hat))
+    else:
+        to_single(Saved(entry), Path(args.single), args.weights)
+    print(f"wrote {args.hat or args.single} from {entry.path.name}, {args.weights} weights")
     return 0

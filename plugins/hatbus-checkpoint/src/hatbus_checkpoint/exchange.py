@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,22 +12,55 @@ import torch
 
 from hatbus.control import log
 from hatbus.errors import CheckpointError, SaveError
+from hatbus.weights import RAW
 from hatbus_checkpoint import durable, model_state
 from hatbus_checkpoint.restore import Saved
+from hatbus_checkpoint.snapshot import plugin_stem
 from hatbus_checkpoint.tensor_file import chunks_of
+from hatbus_checkpoint.tree import Tensors
 
 if TYPE_CHECKING:
     from hatbus.context import Context
 
 
-def to_single(saved: Saved, target: Path) -> None:
-    """Writes the raw weights as one safetensors file; shared tensors stand under every name.
+def to_single(saved: Saved, target: Path, weights: str = RAW) -> None:
+    """Writes weights as one safetensors file; shared tensors stand under every name.
+
+    Args:
+        saved: the checkpoint.
+        target: the file.
+        weights: ``"raw"``, or the plugin whose averages take the place of the raw weights.
 
     Raises:
+        CheckpointError: it holds no such averages.
         SaveError: the disk failed.
     """
     tensors = {n: v for n, v in saved.model().items() if isinstance(v, torch.Tensor)}
+    if weights != RAW:
+        tensors |= averages_of(saved, weights, tensors)
     _replace(target, chunks_of(tensors, {"format": "pt"}))
+
+
+def averages_of(saved: Saved, name: str, raw: Mapping[str, torch.Tensor]) -> Tensors:
+    """The averages that a plugin saved, by the names and in the types of the raw weights.
+
+    Raises:
+        CheckpointError: it saved none.
+    """
+    states = saved.plugins()
+    known = {n: s["averages"] for n, s in states.items() if isinstance(s, dict) and "averages" in s}
+    if name not in known:
+        offered = ", ".join(map(repr, [RAW, *known]))
+        raise CheckpointError(f"--weights is {name!r}; {saved.path.name!r} holds {offered}")
+    with saved.using(plugin_stem(name)):
+        found, updates = known[name], states[name].get("updates", 1)
+        options = next(p for p in saved.manifest["plugins"] if p["name"] == name).get("options")
+        if not found or updates < (options or {}).get("start_step", 0):
+            raise CheckpointError(
+                f"plugin {name!r} had no averages yet in {saved.path.name!r}; export another"
+            )
+        of_shared = {id(raw[n]): value for n, value in found.items() if n in raw}
+        return {n: of_shared[id(v)].to(v.dtype) for n, v in raw.items() if id(v) in of_shared}
 
 
 def to_hat(saved: Saved, target: Path) -> None:
