@@ -6,8 +6,8 @@ as one that was left alone. ``--terminate`` sends SIGTERM to the whole process g
 wants exit code 75 every time.
 
 Every life is ``hatbus run`` in a process of its own, forked from one that has run the job once, so
-that a start takes a tenth of a second. Half of the moments are random times since the start, the
-other half random times since the first step; both are measured on this very machine.
+that a start takes a tenth of a second. Three quarters of the moments are random times since the
+start, the others random times since the first step; both are measured on this very machine.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def wait(child: int, seconds: float, until: Any = None) -> int | None:
         found, status = os.waitpid(child, os.WNOHANG)
         if found:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.001)
+        time.sleep(0.002)
     return None
 
 
@@ -217,10 +217,10 @@ class Hunt:
         """Waits for a random moment; the exit code when the run was over before."""
         if sum(self.phases.values()) >= self.count:
             return wait(child, 60)
-        if not self.terminate and self.chance.random() < 0.5:
+        if not self.terminate and self.chance.random() < 0.75:
             return wait(child, self.chance.uniform(0, 1.2 * self.starting))
         code = wait(child, 60, lambda: self.lives.phase not in BEFORE)
-        more = self.chance.uniform(0, 0.1 * self.whole)
+        more = self.chance.uniform(0, 0.07 * self.whole)
         return wait(child, more) if code is None else code
 
 

@@ -47,4 +47,4 @@ def test_two_hundred_kills_of_the_digits_job_change_nothing(outside: Any, place:
 def test_the_digits_job_is_saved_whenever_its_group_is_terminated(
     outside: Any, place: Path
 ) -> None:
-    hits(outside, place, 6, 0, 2, "--terminate")
+    hits(outside, place, 3, 0, 2, "--terminate")
