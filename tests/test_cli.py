@@ -152,6 +152,7 @@ def test_an_entry_that_is_wrong_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str, message: str
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "train", raising=False)  # another test's
     monkeypatch.chdir(tmp_path)
     job = write_job(tmp_path)
     (tmp_path / "bad.py").write_text(
