@@ -2,8 +2,9 @@
 
 ::
 
-    chunks -> [copy, sha256] -> blocks -> write     the left side in a thread of its own,
-                 ^------ empty blocks <----'        once there is more than one block
+    chunks -> [copy] -> blocks -> write      copying and hashing in threads of their own,
+                 ^        `-----> [sha256]   once there is more than one block
+                 `----- empty blocks <---'
 """
 
 from __future__ import annotations
@@ -53,38 +54,52 @@ class Stream:
             return
         if len(first) < BLOCK:
             self.size += len(first)
+            self._digest.update(first)
             yield first
             return
         yield from self._ahead(first, filled)
 
     def _ahead(self, block: memoryview, filled: Iterator[memoryview]) -> Iterator[memoryview]:
-        """The same, while a thread fills the next blocks."""
+        """The same, while one thread fills the next blocks and another hashes those filled."""
         ready: SimpleQueue[memoryview | BaseException | None] = SimpleQueue()
+        unhashed: SimpleQueue[memoryview | None] = SimpleQueue()
+        hashed: SimpleQueue[None] = SimpleQueue()
 
         def fill() -> None:
+            end: BaseException | None = None
             try:
                 for one in filled:
+                    unhashed.put(one)
                     ready.put(one)
             except BaseException as error:  # noqa: BLE001 - raised again where the blocks are taken
-                ready.put(error)
-            else:
-                ready.put(None)
+                end = error
+            unhashed.put(None)
+            ready.put(end)
 
-        thread = threading.Thread(target=fill, daemon=True, name="hatbus-blocks")
-        thread.start()
+        def hash_filled() -> None:
+            while (one := unhashed.get()) is not None:
+                self._digest.update(one)
+                hashed.put(None)
+
+        threads = [threading.Thread(target=work, daemon=True) for work in (fill, hash_filled)]
+        unhashed.put(block)
+        for thread in threads:
+            thread.start()
         found: memoryview | BaseException | None = block
         try:
             while isinstance(found, memoryview):
                 self.size += len(found)
                 yield found
+                hashed.get()  # else its memory would be filled again too soon
                 self._empty.put(found)
                 found = ready.get()
             if found is not None:
                 raise found
         finally:
             self._is_over = True
-            self._empty.put(block)  # it may be waiting for one
-            thread.join()
+            self._empty.put(block)  # the first thread may be waiting for one
+            for thread in threads:
+                thread.join()
 
     def _filled(self) -> Iterator[memoryview]:
         buffer, used = self._next_empty(), 0
@@ -95,11 +110,9 @@ class Stream:
                 buffer[used : used + len(part)] = part
                 used, rest = used + len(part), rest[len(part) :]
                 if used == BLOCK:
-                    self._digest.update(buffer)
                     yield buffer
                     buffer, used = self._next_empty(), 0
         if used:
-            self._digest.update(buffer[:used])
             yield buffer[:used]
 
     def _next_empty(self) -> memoryview:
