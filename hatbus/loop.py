@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from hatbus.batch_processor import clear_gradients
 from hatbus.control import log
 from hatbus.declare import hookimpl
 
@@ -71,7 +72,7 @@ class Loop:
     def run_step(self, ctx: Context) -> bool:
         """Runs the step's batches, then makes one update."""
         emit, scopes = ctx.emit, ctx.bus.scopes
-        ctx.optimizer.zero_grad()  # type: ignore[union-attr]  # a training run has one
+        clear_gradients(ctx.optimizer)
         losses: dict[str, Any] = {}
         if ctx.bus.asks_batches:
             ctx.batches = kept_batches(ctx)

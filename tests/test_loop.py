@@ -36,6 +36,78 @@ def test_a_run_is_bit_identical_to_the_loop_written_by_hand() -> None:
     assert weights(trainer).equal(by_hand(12))
 
 
+def test_every_step_begins_without_gradients() -> None:
+    trainer = tiny_trainer()
+    found: list[Any] = []
+
+    def note(event: str, values: dict[str, Any]) -> None:
+        found.append([p.grad is None for p in values["model"].parameters()])
+
+    trainer.bus.register(hearing(["on_batch_begin", "on_backward_end"], note), "hears")
+    trainer.fit(num_steps=2)
+    assert found == [[True, True], [False, False]] * 2
+
+
+class ClearsItsOwnWay(torch.optim.SGD):
+    """Zeros gradients in place, and counts."""
+
+    cleared = 0
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        self.cleared += 1
+        super().zero_grad(set_to_none)
+
+
+class Around:
+    """An optimizer of no class of torch's, around one that is."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.cleared = inner, 0
+        self.param_groups = inner.param_groups
+
+    def step(self) -> None:
+        self.inner.step()
+
+    def zero_grad(self) -> None:
+        self.cleared += 1
+        self.inner.zero_grad()
+
+
+@pytest.mark.parametrize("kind", ["subclass", "wrapper", "instance", "everywhere"])
+def test_a_zero_grad_that_is_not_torchs_own_is_called(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = tiny_trainer()
+    parameters = trainer.ctx.model.parameters()
+    optimizer: Any = (ClearsItsOwnWay if kind == "subclass" else torch.optim.SGD)(
+        parameters, lr=0.05
+    )
+    owner: Any = optimizer
+    if kind == "wrapper":
+        optimizer = owner = Around(optimizer)
+    elif kind != "subclass":
+        owner = optimizer if kind == "instance" else torch.optim.Optimizer
+        torchs_own = owner.zero_grad
+        monkeypatch.setattr(owner, "cleared", 0, raising=False)
+
+        def zero_grad(*args: Any) -> None:
+            owner.cleared += 1
+            torchs_own(*args)
+
+        monkeypatch.setattr(owner, "zero_grad", zero_grad)
+    trainer.ctx.optimizer = optimizer
+    trainer.fit(num_steps=4)
+    assert owner.cleared == 4
+    assert weights(trainer).equal(by_hand(4))
+
+
+def test_a_profiler_sees_gradients_being_cleared() -> None:
+    with torch.profiler.profile() as seen:
+        tiny_trainer().fit(num_steps=3)
+    labels = [event.name for event in seen.events() or ()]
+    assert labels.count("Optimizer.zero_grad#SGD.zero_grad") == 3
+
+
 def test_a_plan_in_steps_stops_in_the_middle_of_an_epoch() -> None:
     trainer = tiny_trainer()
     trainer.fit(num_steps=7)

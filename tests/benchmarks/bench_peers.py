@@ -23,7 +23,7 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
-from bench_loop import Run, bare, bare_with_calls, compare, hatbus, tiny
+from bench_loop import Run, bare, bare_with_calls, bare_without_zero_grad, compare, hatbus, tiny
 
 CALLBACKS = 5
 
@@ -142,6 +142,7 @@ def runs() -> dict[str, Run]:
     """Everything that can be measured here."""
     found: dict[str, Run] = {
         "bare torch loop": bare(),
+        "with gradients set to None by hand": bare_without_zero_grad(),
         "with 5 x 10 direct calls": bare_with_calls(),
         "hatbus, no plugin": hatbus(0),
         "hatbus, no plugin, nan='ignore'": hatbus(0, nan="ignore"),
