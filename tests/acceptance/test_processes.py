@@ -124,6 +124,34 @@ def test_accumulated_gradients_are_those_of_one_process_with_the_same_global_bat
     assert norms.min() > 1e-3
 
 
+@pytest.mark.timeout(300)
+def test_a_run_goes_on_with_other_numbers_of_processes_on_the_same_global_batches(
+    outside, job
+) -> None:
+    job.write_text(JOB.replace("num_epochs = 3", "num_steps = 9") + "[plugins.checkpoint]\n")
+    parts = (outside.torchrun, 4, 4), (outside.hatbus, 7, 8), (outside.torchrun, 9, 4)
+    grads, said = [], []
+    for start, steps, batch_size in parts:
+        options = {"resume": "auto", "run_dir": "out", "num_steps": steps}
+        given = [o for k, v in options.items() for o in ("-o", f"run.{k}={v}")]
+        done = start("run", job, *given, "-o", f"run.args.batch_size={batch_size}")
+        assert done.code == 0, done.err
+        grads += seen(outside, "rank-0")["grads"]
+        said += [
+            line for line in done.err.splitlines() if "the global batches are the same" in line
+        ]
+    assert [line.split(";")[0] for line in said] == ["processes: 2 -> 1", "processes: 1 -> 2"]
+    whole = outside.hatbus("run", job, "-o", "probe.name=whole", "-o", "run.run_dir=whole")
+    assert whole.code == 0, whole.err
+    expected = seen(outside, "whole-0")["grads"]
+    assert len(expected) == 9
+    torch.testing.assert_close(torch.tensor(grads), torch.tensor(expected))
+
+    other = outside.torchrun("run", job, "-o", "run.resume=auto", "-o", "run.run_dir=out")
+    assert other.code != 0
+    assert "data.global_batch_size: 8 -> 16" in other.err
+
+
 @pytest.mark.timeout(240)
 def test_a_stop_that_one_rank_asks_for_stops_both_after_the_same_step(outside, job) -> None:
     done = outside.torchrun("run", job, "-o", "probe.stop_at=3")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.control import log
@@ -131,13 +131,14 @@ def check_same(ctx: Context, saved: Mapping[str, Any], override: Iterable[str]) 
         raise CheckpointError(
             f"the run is not the one that was saved: {what}; put it back, or go on with {ways}"
         )
+    warn = warner(ctx)
     for key, (was, now) in found.items():
         what = "going on with another %s: %s -> %s; not bit-exact"
-        log.warning(what, key, _shown(was, now), _shown(now, was))
+        warn(what, key, _shown(was, now), _shown(now, was))
     for key, (was, now) in settings.items():
         if key.startswith(_ARGUMENT):
             shown = ["its default" if value is None else f"{value!r:.99}" for value in (was, now)]
-            log.warning("since the checkpoint: %.99s: %s -> %s", key, *shown)
+            warn("since the checkpoint: %.99s: %s -> %s", key, *shown)
     plan, planned = plan_of(ctx), saved.get("plan")
     if planned not in (None, plan):
         what = (
@@ -145,12 +146,14 @@ def check_same(ctx: Context, saved: Mapping[str, Any], override: Iterable[str]) 
         )
         log.info(what, planned, plan)
     if saved["world_size"] != ctx.world_size:
-        log.warning(
-            "saved with %d processes, going on with %d: the same batches, but not bit-exact",
-            saved["world_size"],
-            ctx.world_size,
-        )
+        before, now = saved["world_size"], ctx.world_size
+        warn("processes: %d -> %d; the global batches are the same, but not bit-exact", before, now)
     return list(found)
+
+
+def warner(ctx: Context) -> Callable[..., None]:
+    """How to warn of what is so on every rank: once."""
+    return log.warning if ctx.rank == 0 else log.debug
 
 
 def _changes(

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from hatbus import rng
-from hatbus.control import log
 from hatbus.data import seed_of
 from hatbus.errors import CheckpointError, did_you_mean
 from hatbus_checkpoint import compare, model_state, optimizer_state, tensor_file
@@ -120,7 +119,7 @@ class Reading:
             del self.states[name]
         self.versions = compare.versions_of(lock)
         for line in lock_differences(lock, compare.plugins_of(ctx)):
-            log.warning("since the checkpoint: %s", line)
+            compare.warner(ctx)("since the checkpoint: %s", line)
         self.progress = saved.tree("progress")
         if self.progress is None:
             raise CheckpointError(
