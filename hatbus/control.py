@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -76,6 +77,10 @@ class Control:
     def anywhere(self, flags: list[bool]) -> list[bool]:
         """Which flags are set on any rank; every rank calls this at the same places."""
         return flags
+
+    def now(self) -> float:
+        """Seconds on the clock of intervals; every rank reads the same there."""
+        return time.monotonic()
 
     def close(self) -> None:
         """The run is over."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.declare import hookimpl
@@ -32,9 +31,10 @@ class Interval:
 
     "Every n" means ``(id + 1) % n == 0``. An interval in steps or time filters the events of a
     step and what lies inside it; one in epochs filters those and the epoch's own. Events of the
-    run, of validation, of checkpoints and of logs are never filtered. ``last`` is the last step or
-    epoch of the plan, where that can be known: a plan in steps needs a loader with a length to know
-    its last epoch. A run that is stopped earlier has no last.
+    run, of validation, of checkpoints and of logs are never filtered. Time is counted from the
+    first step on, by the clock of rank 0. ``last`` is the last step or epoch of the plan, where
+    that can be known: a plan in steps needs a loader with a length to know its last epoch. A run
+    that is stopped earlier has no last.
 
     Attributes:
         gate: open while the plugin is due.
@@ -43,7 +43,7 @@ class Interval:
     def __init__(self, n: float, unit: str, *, first: bool = False, last: bool = False) -> None:
         self.n, self.unit, self.first, self.last = n, unit, first, last
         self.gate = Gate()
-        self._next_time = time.monotonic() + n * _SECONDS.get(unit, 0.0)
+        self._last_time: float | None = None
 
     @classmethod
     def parse(cls, text: str, plugin: str) -> Interval:
@@ -74,12 +74,18 @@ class Interval:
         if self.unit == "step":
             due = (step + 1) % int(self.n) == 0
         else:
-            now = time.monotonic()
-            due = now >= self._next_time
-            if due:
-                self._next_time = now + self.n * _SECONDS[self.unit]
+            due = self._is_time(ctx.control.now())
         is_last = ctx.total_steps is not None and step + 1 == ctx.total_steps
         self.gate.is_open = due or (self.first and step == 0) or (self.last and is_last)
+
+    def _is_time(self, now: float) -> bool:
+        """Whether the time has come: that long after the first step, or after it came last."""
+        if self._last_time is None:
+            self._last_time = now
+        due = now - self._last_time >= self.n * _SECONDS[self.unit]
+        if due:
+            self._last_time = now
+        return due
 
     def set_epoch(self, ctx: Context) -> None:
         """Opens or shuts the gate for the epoch that is about to start."""

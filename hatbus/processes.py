@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -160,17 +161,21 @@ class AgreedControl(Control):
     """Requests that every rank knows: what one rank asks for, all do, at the same boundary.
 
     One small all-reduce per boundary, launched at one and read at the next, so that no rank waits
-    for it. A request is therefore served one boundary later than in a single process.
+    for it. A request is therefore served one boundary later than in a single process. Rank 0's
+    clock goes with it: plugins with an interval in seconds are due in the same steps everywhere.
     """
 
-    __slots__ = ("_counts", "_granted", "_group", "_mine", "_work")
+    __slots__ = ("_counts", "_granted", "_group", "_is_timekeeper", "_mine", "_now", "_work")
     is_shared = True
     _WISHES = ("validate", "save", "stop epoch", "stop run")
 
     def __init__(self, lines: Any = None) -> None:
         super().__init__(lines)
         self._group: Any = distributed.new_group(backend="gloo")
-        self._counts = torch.zeros(len(self._WISHES))
+        self._is_timekeeper = distributed.get_rank() == 0
+        self._counts = self._message([])
+        distributed.all_reduce(self._counts, group=self._group)
+        self._now = self._counts[-1].item()
         self._granted: list[Request] = []
         self._mine: list[Request] = []
         self._work: Any = None
@@ -179,8 +184,7 @@ class AgreedControl(Control):
         """Whether a request was agreed; every rank calls this at the same boundaries."""
         self._granted = self._agreed()
         self._mine, self.pending = self.pending, []
-        wishes = [float(any(r.wish == wish for r in self._mine)) for wish in self._WISHES]
-        self._counts = torch.tensor(wishes)
+        self._counts = self._message(self._mine)
         self._work = distributed.all_reduce(self._counts, group=self._group, async_op=True)
         return bool(self._granted)
 
@@ -189,6 +193,10 @@ class AgreedControl(Control):
         self._granted = self._agreed()
         self._work = None
         return bool(self._granted)
+
+    def now(self) -> float:
+        """Rank 0's clock at the last boundary but one."""
+        return self._now
 
     def anywhere(self, flags: list[bool]) -> list[bool]:
         """Which flags are set on any rank; the ranks wait for each other."""
@@ -202,12 +210,19 @@ class AgreedControl(Control):
             distributed.destroy_process_group(self._group)
         self._group = self._work = None
 
+    def _message(self, requests: list[Request]) -> torch.Tensor:
+        """What this rank adds to the sum over all: a number per wish, and the time on rank 0."""
+        wishes = [float(any(r.wish == wish for r in requests)) for wish in self._WISHES]
+        clock = time.monotonic() if self._is_timekeeper else 0.0
+        return torch.tensor([*wishes, clock], dtype=torch.float64)
+
     def _agreed(self) -> list[Request]:
         if self._work is None:
             return []
         self._work.wait()
         found = []
-        for wish, asked in zip(self._WISHES, self._counts.tolist(), strict=True):
+        *counts, self._now = self._counts.tolist()
+        for wish, asked in zip(self._WISHES, counts, strict=True):
             mine = [r for r in self._mine if r.wish == wish]
             if asked:
                 found.append(mine[0] if mine else Request(wish, "another rank", "see its log"))

@@ -11,7 +11,7 @@ from tiny import batches, tiny_trainer
 from two_processes import run_on_two
 
 PLAYS = """
-import json, sys
+import json, sys, time
 import torch
 from hatbus import hookimpl
 from tiny import batches, tiny_trainer, weights
@@ -57,6 +57,30 @@ trainer.fit(num_epochs=2)
 play.saves, play.stops = False, True
 trainer.fit(num_epochs=4)
 seen |= {"epochs": trainer.ctx.position.epoch, "weights": weights(trainer).tolist()}
+
+
+class Ticks:
+    def __init__(self):
+        self.heard = []
+
+    @hookimpl
+    def on_step_end(self, global_step_id):
+        self.heard.append(global_step_id)
+
+
+class Sleeps:
+    @hookimpl
+    def on_step_begin(self):
+        time.sleep(0.002)
+
+
+clock, ticks = time.monotonic, Ticks()
+time.monotonic = lambda: 1000 * rank + (1 + rank) * clock()  # another machine's
+trainer = tiny_trainer([Sleeps()], batches(8, seed=rank))
+trainer.bus.register(ticks, "ticks", overrides={"every": "0.02 s"})
+trainer.fit(num_steps=40)
+trainer.fit(num_steps=80)
+seen["ticks"] = ticks.heard
 with open(f"rank-{rank}.json", "w") as file:
     json.dump(seen, file)
 """
@@ -173,6 +197,13 @@ def test_a_second_and_a_third_fit_find_each_other_again(ranks: Any) -> None:
 
 def test_a_request_of_the_last_epochs_end_is_served(ranks: Any) -> None:
     assert [seen["saved"] for seen in ranks] == [["the end"], ["the end"]]
+
+
+def test_an_interval_in_seconds_is_by_the_first_ranks_clock_on_both(ranks: Any) -> None:
+    first, second = (seen["ticks"] for seen in ranks)
+    assert first == second
+    assert first[0] > 0
+    assert len(first) >= 4  # 80 steps of more than 2 ms hold so many intervals of 20
 
 
 def test_a_stop_of_the_epoch_in_its_last_step_does_not_end_the_run(ranks: Any) -> None:

@@ -33,7 +33,8 @@ def steps_heard(every: str, event: str = "on_step_end", **plan: int) -> list[int
         ("2 epochs", [3, 4, 5, 9, 10, 11]),
         ("1000 h", []),
         ("1000 h, first", [0]),
-        ("0.000001 s", list(range(12))),
+        ("0.000001 s", list(range(1, 12))),
+        ("0.000001 s, first", list(range(12))),
     ],
 )
 def test_a_plugin_hears_only_the_steps_it_is_due_in(every: str, steps: list[int]) -> None:
