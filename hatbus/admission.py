@@ -12,6 +12,7 @@ from hatbus.callback_mixin import CallbackMixin
 from hatbus.declare import PROJECT
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.events import EVENTS, MOMENT
+from hatbus.foreign_names import FOREIGN_NAMES, meant
 from hatbus.payload import DEPRECATED
 
 if TYPE_CHECKING:
@@ -61,9 +62,14 @@ def admit(plugin: object, name: str, *, core: bool = False) -> None:
 
 
 def misspelt(method: str) -> str:
-    """The event that an unmarked method's name is a slip of; empty if it is a name of its own."""
+    """The event that an unmarked method's name is a slip of, or is called by another trainer.
+
+    Empty if it is a name of its own.
+    """
     if not method.startswith("on") or method in EVENTS:
         return ""
+    if method in FOREIGN_NAMES:
+        return FOREIGN_NAMES[method]
     return next(iter(get_close_matches(method, _MOMENTS, n=1, cutoff=_SLIP)), "")
 
 
@@ -79,7 +85,7 @@ def without_event(methods: Iterable[str], *, is_mixin: bool) -> str:
     own = next((name for name in methods if name.startswith("on_")), None)
     if own is None:
         return "implements no event; override a method of CallbackMixin, such as on_step_end"
-    return f"implements no event: {own} is none{did_you_mean(own, _MOMENTS)}"
+    return f"implements no event: {own} is none{meant(own, _MOMENTS)}"
 
 
 def options_of(plugin: object, name: str) -> dict[str, Any] | None:
@@ -146,7 +152,7 @@ def _check_method(
 ) -> None:
     event = options.get("specname") or method
     if event not in EVENTS:
-        raise PluginError(f"{who}: unknown event {event!r}{did_you_mean(event, EVENTS)}")
+        raise PluginError(f"{who}: unknown event {event!r}{meant(event)}")
     function = getattr(plugin, method)
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise PluginError(f"{who}: {method} is async; events are plain calls, write `def {method}`")

@@ -10,6 +10,7 @@ from hatbus.declare import Declaration, names
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.events import EVENTS
 from hatbus.first_party import FIRST_PARTY, is_first_party, normalized
+from hatbus.foreign_names import meant
 from hatbus.import_time import settings_changed
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _class_problems(reading: Reading) -> Iterator[str]:
         place = f"{reading.file.name} line {method.line}: {method.name}"
         for problem in _method_problems(method, reading):
             yield f"{place} {problem}"
-    if not reading.events:
+    if not reading.events and not any(map(misspelt, reading.methods)):
         yield without_event(reading.methods, is_mixin=reading.is_mixin)
     if reading.compares:
         yield (
@@ -116,7 +117,7 @@ def _method_problems(method: Method, reading: Reading) -> Iterator[str]:
             yield no_event(event)
         return
     if method.event not in EVENTS:
-        yield f"implements unknown event {method.event!r}{did_you_mean(method.event, EVENTS)}"
+        yield f"implements unknown event {method.event!r}{meant(method.event)}"
         return
     if method.is_async:
         yield "is async; events are plain calls"

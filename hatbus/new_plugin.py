@@ -15,6 +15,7 @@ from hatbus import discovery
 from hatbus.errors import PluginError, SaveError, did_you_mean
 from hatbus.events import DECISION, EVENTS, SPAN
 from hatbus.first_party import DISTRIBUTIONS, FIRST_PARTY, normalized
+from hatbus.foreign_names import meant
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,7 +100,7 @@ def write_plugin(
         SaveError: the folder cannot be written.
     """
     if event not in EVENTS:
-        raise PluginError(f"unknown event {event!r}{did_you_mean(event, EVENTS)}")
+        raise PluginError(f"unknown event {event!r}{meant(event)}")
     known = {one.lower(): one for one in LICENSES}
     if license_name.lower() not in known:
         hint = did_you_mean(license_name, LICENSES)

@@ -13,6 +13,8 @@ from tiny import batches, hearing, tiny_trainer, weights
 from hatbus import Bus, CallbackMixin, hookimpl, plugin
 from hatbus.context import Context
 from hatbus.errors import HookError, PluginError
+from hatbus.events import EVENTS
+from hatbus.foreign_names import FOREIGN_NAMES
 
 
 class Listens:
@@ -43,6 +45,17 @@ class HatMisspelt(CallbackMixin):
     def on_step_end(self, **kwargs: Any) -> None: ...
 
     def on_epoch_edn(self, **kwargs: Any) -> None: ...
+
+
+class Foreign:
+    @hookimpl
+    def before_train_iter(self) -> None: ...
+
+
+class HatHalfForeign(CallbackMixin):
+    def on_step_end(self, **kwargs: Any) -> None: ...
+
+    def on_train_epoch_start(self, **kwargs: Any) -> None: ...
 
 
 class HatForeign(CallbackMixin):
@@ -113,7 +126,9 @@ REFUSED = [
     (Misspelt(), "unknown event 'on_step_ends'; did you mean 'on_step_end'"),
     (UnmarkedMisspelt(), "on_epoch_edn is no event; did you mean 'on_epoch_end'\\?"),
     (HatMisspelt(), "on_epoch_edn is no event; did you mean 'on_epoch_end'\\?"),
-    (HatForeign(), "no event: on_epoch_start is none; did you mean 'on_epoch_end'\\?"),
+    (HatForeign(), "on_epoch_start is no event; did you mean 'on_epoch_begin'\\?"),
+    (HatHalfForeign(), "on_train_epoch_start is no event; did you mean 'on_epoch_begin'\\?"),
+    (Foreign(), "unknown event 'before_train_iter'; did you mean 'on_batch_begin'\\?"),
     (HatNothing(), "no event; override a method of CallbackMixin, such as on_step_end"),
     (WrongArgument(), "unknown argument 'optimiser'; did you mean 'optimizer'"),
     (Nothing(), "implements no event; mark its methods with @hookimpl"),
@@ -132,6 +147,11 @@ REFUSED = [
 def test_what_cannot_be_a_plugin_is_told_why(wrong: object, message: str) -> None:
     with pytest.raises(PluginError, match=message):
         Bus({"wrong": wrong})
+
+
+def test_foreign_names_are_of_events_and_hide_none() -> None:
+    assert set(FOREIGN_NAMES.values()) <= set(EVENTS)
+    assert not set(FOREIGN_NAMES) & set(EVENTS)
 
 
 def test_methods_of_a_users_own_are_free_to_be_called_on_something() -> None:

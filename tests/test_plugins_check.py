@@ -89,7 +89,11 @@ def test_what_registration_or_the_contract_would_refuse_is_found_in_the_source(
         ("class Hat(CallbackMixin): ...\n", "implements no event; override a method of Callback"),
         (
             "class Hat(CallbackMixin):\n    def on_epoch_start(self, **kwargs): ...\n",
-            "implements no event: on_epoch_start is none; did you mean 'on_epoch_end'?",
+            "acme.py line 3: on_epoch_start is no event; did you mean 'on_epoch_begin'?",
+        ),
+        (
+            "class Hat(CallbackMixin):\n    def on_train(self, **kwargs): ...\n",
+            "implements no event: on_train is none; ",
         ),
         (
             f"{OLD}    def on_epoch_edn(self): ...\n",

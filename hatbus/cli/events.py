@@ -7,8 +7,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from hatbus.cli.display import show_rows
-from hatbus.errors import PluginError, did_you_mean
+from hatbus.errors import PluginError
 from hatbus.events import EVENTS
+from hatbus.foreign_names import meant
 from hatbus.payload import ARGUMENTS, DEPRECATED
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         PluginError: there is no such event.
     """
     if args.name is not None and args.name not in EVENTS:
-        raise PluginError(f"unknown event {args.name!r}{did_you_mean(args.name, EVENTS)}")
+        raise PluginError(f"unknown event {args.name!r}{meant(args.name)}")
     chosen = [EVENTS[args.name]] if args.name else list(EVENTS.values())
     if args.json:
         print(json.dumps([as_json(event) for event in chosen], indent=2))

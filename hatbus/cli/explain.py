@@ -6,9 +6,10 @@ import difflib
 import json
 from typing import TYPE_CHECKING, Any
 
-from hatbus.errors import JobError, did_you_mean
+from hatbus.errors import JobError
 from hatbus.events import EVENTS
 from hatbus.explanation import CORE
+from hatbus.foreign_names import meant
 
 if TYPE_CHECKING:
     import argparse
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         HatbusError: what is wrong with the job.
     """
     if args.event is not None and args.event not in EVENTS:
-        raise JobError(f"unknown event {args.event!r}{did_you_mean(args.event, EVENTS)}")
+        raise JobError(f"unknown event {args.event!r}{meant(args.event)}")
     plan = plan_of_job(args.job, args.plugins, args.options)
     if args.diff is not None:
         show_difference(plan, plan_of_job(args.diff, (), ()), args.job, args.diff)
