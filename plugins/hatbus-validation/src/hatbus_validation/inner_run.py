@@ -94,11 +94,16 @@ class InnerContext(Context):
 class PassedOn(Control):
     """Requests made inside a validation, handed to the training loop's own list."""
 
-    __slots__ = ()
+    __slots__ = ("_outer",)
 
     def __init__(self, outer: Control, lines: Any) -> None:
         super().__init__(lines)
         self.pending = outer.pending
+        self._outer = outer
+
+    def now(self) -> float:
+        """The training's clock; that of several processes stands still during a validation."""
+        return self._outer.now()
 
 
 def inner_bus(
