@@ -113,6 +113,28 @@ def test_a_resumed_run_counts_on_and_a_stopped_one_does_not_start_again() -> Non
     assert run.ctx.position.epoch == 7
 
 
+@pytest.mark.parametrize("changed", [("accuracy", "max"), ("accuracy", "min"), ("score", "max")])
+def test_a_run_resumed_with_another_monitor_or_mode_starts_anew_and_says_so(
+    changed: tuple[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    first = EarlyStopping("score", patience=2)
+    assert epochs([0.2, 0.1, 0.3, 0.3, 0.3], first) == 4
+    second = EarlyStopping(*changed, patience=2)
+    second.load_state_dict(first.state_dict())
+    run = trainer(Publishes([0.6, 0.6, 0.6], changed[0]), second)
+    run.fit(num_epochs=20)
+    assert run.ctx.position.epoch == 3
+    assert second.best == pytest.approx(0.6)
+    said = "the saved run watched 'score' (min), this one watches {!r} ({})".format(*changed)
+    assert [said in r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [True]
+
+
+def test_a_state_without_what_was_watched_is_taken_as_it_is() -> None:
+    stopping = EarlyStopping("score", patience=3)
+    stopping.load_state_dict({"best": 1.5, "wait": 2})
+    assert (stopping.best, stopping.wait) == (1.5, 2)
+
+
 def test_a_metric_that_nobody_publishes_is_an_error_with_the_known_names() -> None:
     x = torch.ones(4, 2)
     run = trainer(Validation([(x, x[:, :1])]), EarlyStopping("val/los"))

@@ -24,7 +24,8 @@ class EarlyStopping:
 
     The metric is looked at after every validation, and at an epoch's end, if it was published
     since the last look. All of it is saved: a resumed run counts on, and one that was
-    stopped here does not start again unless it is given more patience.
+    stopped here does not start again unless it is given more patience. With another ``monitor`` or
+    ``mode`` than the saved one it starts anew, and says so.
 
     Args:
         monitor: name of a published scalar, such as ``"val/loss"``.
@@ -59,11 +60,17 @@ class EarlyStopping:
         self.best: float | None = None
         self.wait = 0
         self._fresh: Any = None
+        self._replaced = ""
         self._validations = 0
 
     @hookimpl(wrapper=True)
     def run_loop(self, ctx: Context) -> Generator[None, Any, Any]:
         """Does not start a resumed run that was stopped here before."""
+        if self._replaced and ctx.rank == 0:
+            now = f"{self.monitor!r} ({self.mode})"
+            what = "early_stopping starts anew: the saved run watched %s, this one watches %s"
+            log.warning(what, self._replaced, now)
+        self._replaced = ""
         if self.wait >= self.patience:
             reason = f"{self._waited()}; give it more patience to go on"
             log.info("early_stopping: %s", reason)
@@ -99,11 +106,16 @@ class EarlyStopping:
             raise PluginError(f"early_stopping: no metric {self.monitor!r} is published{hint}")
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value, how long ago it was, and a newer one that was not looked at yet."""
-        return {"best": self.best, "wait": self.wait, "fresh": self._fresh}
+        """What is watched, its best value, how long ago it was, and one not looked at yet."""
+        watched = {"monitor": self.monitor, "mode": self.mode}
+        return {**watched, "best": self.best, "wait": self.wait, "fresh": self._fresh}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes them back."""
+        """Takes them back, unless something else is watched now."""
+        monitor, mode = state.get("monitor", self.monitor), state.get("mode", self.mode)
+        if (monitor, mode) != (self.monitor, self.mode):
+            self._replaced = f"{monitor!r:.99} ({mode!s:.9})"
+            state = {"best": None, "wait": 0}
         self.best, self.wait = state["best"], state["wait"]
         self._fresh = state.get("fresh")
 
