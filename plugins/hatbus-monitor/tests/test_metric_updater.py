@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torchmetrics
 
+from hatbus import hookimpl, plugin
 from hatbus.errors import HatbusError, PluginError
 from hatbus_monitor.metric_updater import MetricUpdater
 from hatbus_monitor.metrics import Accuracy, Mean
@@ -27,6 +29,39 @@ def close(found: list[tuple[int, float]], expected: list[tuple[int, float]]) -> 
 
 def running(losses: list[float]) -> list[float]:
     return [sum(losses[: n + 1]) / (n + 1) for n in range(len(losses))]
+
+
+@plugin(stage="checkpoint")
+class Saves:
+    """Keeps the run's state as it is at the end of a step, as a checkpoint does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    @hookimpl
+    def on_step_end(self, ctx: Any) -> None:
+        if ctx.global_step_id == self.step:
+            place = ctx.position
+            self.place = place.epoch, place.step, place.global_step
+            self.last = ctx.epoch_id, ctx.step_id, ctx.global_step_id
+            self.model = copy.deepcopy(ctx.model.state_dict())
+            self.plugins = copy.deepcopy(ctx.bus.state_dict())
+
+
+@plugin(stage="checkpoint")
+class Loads:
+    """Gives a run that state when it begins."""
+
+    def __init__(self, saved: Saves) -> None:
+        self.saved = saved
+
+    @hookimpl
+    def on_loop_begin(self, ctx: Any) -> None:
+        ctx.model.load_state_dict(self.saved.model)
+        ctx.bus.load_state_dict(self.saved.plugins)
+        place = ctx.position
+        place.epoch, place.step, place.global_step = self.saved.place
+        ctx.epoch_id, ctx.step_id, ctx.global_step_id = self.saved.last
 
 
 def test_by_epoch_each_step_shows_the_mean_of_the_epoch_so_far(trainer, events) -> None:
@@ -76,6 +111,28 @@ def test_storage_key_is_the_place(trainer) -> None:
     ctx = trainer([mean_loss(epoch_storage_freq=1, storage_key="mine")]).fit(num_epochs=2)
     assert len(ctx.storage["mine"]) == 2
     assert "monitor_obj" not in ctx.storage
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_instances_with_one_storage_key_add_to_one_list(trainer, order: str) -> None:
+    plugins = {"a": mean_loss(epoch_storage_freq=1), "b": MetricUpdater(usual, ["accuracy"])}
+    ctx = trainer({name: plugins[name] for name in order}).fit(num_epochs=2)
+    assert [set(row) - {"epoch_id", "global_step_id"} for row in ctx.storage["monitor_obj"]] == [
+        {"train/loss"},
+        {"train/loss"},
+    ]
+
+
+def test_a_resume_gives_instances_with_one_storage_key_their_rows_back(trainer) -> None:
+    def plugins() -> dict[str, Any]:
+        accuracy = MetricUpdater(usual, ["accuracy"], step_storage_freq=3, epoch_storage_freq=1)
+        return {"a": mean_loss(step_storage_freq=2), "b": accuracy, "silent": mean_loss()}
+
+    whole = trainer(plugins()).fit(num_epochs=2)
+    saves = Saves(step=6)
+    trainer({**plugins(), "saves": saves}).fit(num_steps=8)
+    resumed = trainer({**plugins(), "loads": Loads(saves)}).fit(num_epochs=2)
+    assert resumed.storage["monitor_obj"] == whole.storage["monitor_obj"]
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,8 @@ class MetricUpdater:
             < 1: never.
         epoch_storage_freq: the same in epochs.
         storage_key: where they are stored: a list of
-            ``{"epoch_id": ..., "global_step_id": ..., name: value, ...}``.
+            ``{"epoch_id": ..., "global_step_id": ..., name: value, ...}``; instances with one key
+            add to one list.
 
     Raises:
         JobError: a value that is not accepted.
@@ -129,7 +130,7 @@ class MetricUpdater:
         if ctx.position.global_step == 0:
             self._reset()
             self._stored = []
-        ctx.storage[self.storage_key] = self._stored
+        self._stored = shared_rows(ctx, self.storage_key, self._stored)
 
     @hookimpl
     def on_epoch_begin(self, ctx: Context) -> None:
@@ -191,7 +192,7 @@ class MetricUpdater:
                 log.debug("step %d: %s", ctx.global_step_id + 1, Shown(values))
 
     def state_dict(self) -> dict[str, Any]:
-        """The accumulators, and what was stored."""
+        """The accumulators, and what was stored (by all that share the list)."""
         return {
             "metrics": {name: state_of(metric) for name, metric in self.metrics.items()},
             "updates": self._updates,
@@ -248,6 +249,14 @@ class MetricUpdater:
         for metric in self.metrics.values():
             metric.reset()
         self._updates = 0
+
+
+def shared_rows(ctx: Context, key: str, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The list of all instances that store under a key; empty as yet, it takes a resume's rows."""
+    rows: list[dict[str, Any]] = ctx.storage.setdefault(key, [])
+    if not rows:
+        rows += own
+    return rows
 
 
 def prefix(log_prefix: str, instance: object, ctx: Context) -> str:
