@@ -22,7 +22,7 @@ from hatbus.declare import OVERRIDABLE, declaration_of
 from hatbus.errors import JobError, PluginError, did_you_mean
 from hatbus.intervals import Interval
 from hatbus.options import check
-from hatbus.overrides import override, switch
+from hatbus.overrides import PLANS, override, switch
 
 _TABLES: Final = ("run", "plugins")
 _META: Final = "hatbus"
@@ -225,7 +225,7 @@ def _stray(name: str, where: str) -> str:
 def _run(table: dict[str, Any], where: str, problems: list[str]) -> Run | None:
     """The ``[run]`` table, as far as its keys can be used; None when it names no entry."""
     values, found = check(Run, table, where, what="key")
-    plans = [name for name in ("num_epochs", "num_steps") if table.get(name) is not None]
+    plans = [name for name in PLANS if table.get(name) is not None]
     if len(plans) != 1:
         given = "both" if plans else "neither"
         found.append(f"{given} of num_epochs and num_steps {where}; give exactly one of the two")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import tomllib
-from typing import Any
+from typing import Any, Final
 
 from hatbus.errors import did_you_mean
+
+PLANS: Final = ("num_epochs", "num_steps")
+"""The keys of ``[run]`` that say how long it is, of which a job has one."""
 
 
 def switch(tables: dict[str, Any], words: tuple[str, ...], problems: list[str]) -> set[str]:
@@ -43,6 +46,16 @@ def override(tables: dict[str, Any], words: tuple[str, ...], problems: list[str]
             table[inner[-1]] = parse_value(text.strip())
         else:
             problems.append(f"-o {word}: {key.rpartition('.')[0]!r} is no table")
+    _keep_one_plan(tables["run"], words)
+
+
+def _keep_one_plan(run: dict[str, Any], words: tuple[str, ...]) -> None:
+    """A number of steps takes the place of the job's number of epochs, and the other way round."""
+    keys = {word.partition("=")[0].strip() for word in words}
+    given = [name for name in PLANS if f"run.{name}" in keys]
+    for name in PLANS if len(given) == 1 else ():
+        if name not in given:
+            run.pop(name, None)
 
 
 def parse_value(text: str) -> Any:

@@ -73,6 +73,18 @@ def test_o_sets_options_keys_and_nested_tables(tmp_path: Path) -> None:
     assert job.plugins["det_metrics"].filters["tasks"] == ["a", "b"]
 
 
+def test_a_length_that_is_overridden_takes_the_place_of_the_jobs_in_the_other_unit(
+    tmp_path: Path,
+) -> None:
+    run = read_job(write(tmp_path, GOOD), (), ("run.num_steps=3",)).run
+    assert (run.num_epochs, run.num_steps) == (None, 3)
+    steps = write(tmp_path, GOOD.replace("num_epochs", "num_steps"))
+    run = read_job(steps, (), ("run.num_epochs=2",)).run
+    assert (run.num_epochs, run.num_steps) == (2, None)
+    (found,) = problems(tmp_path, GOOD, (), ("run.num_steps=3", "run.num_epochs=2"))
+    assert found.startswith("both of num_epochs and num_steps in job.toml [run]")
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
