@@ -292,6 +292,15 @@ def test_a_resumed_run_publishes_what_one_that_never_stopped_does(trainer, stop:
     assert resumed.storage["monitor_obj"] == stored
 
 
+def test_a_run_resumed_at_an_epochs_last_step_publishes_its_value_once(trainer, events) -> None:
+    saves = Saves(step=5)
+    trainer([mean_loss(step_log_freq=3), saves, events]).fit(num_epochs=1)
+    later = type(events)()
+    trainer([mean_loss(step_log_freq=3), Loads(saves), later]).fit(num_epochs=2)
+    assert [step for step, _ in events.of("train/loss")] == [2, 5]
+    assert [step for step, _ in later.of("train/loss")] == [8, 11]
+
+
 def bad_update(metrics: Any, batch: Any, model_outs: Any, logits: Any) -> None:
     """Asks for an argument that does not exist."""
 

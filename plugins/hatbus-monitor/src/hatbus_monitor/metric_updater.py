@@ -123,13 +123,12 @@ class MetricUpdater:
             if type(metric) in OWN_KINDS
         )
         self._are_own = len(self._own) == len(self.metrics)
-        self._published_at = None
         self._log_every = NEVER if self._leaves_it_to_the_end(ctx) else interval(self.step_log_freq)
         self._store_every = interval(self.step_storage_freq)
         self._says_steps = log.isEnabledFor(logging.DEBUG)
         if ctx.position.global_step == 0:
             self._reset()
-            self._stored = []
+            self._stored, self._published_at = [], None
         self._stored = shared_rows(ctx, self.storage_key, self._stored)
 
     @hookimpl
@@ -192,11 +191,12 @@ class MetricUpdater:
                 log.debug("step %d: %s", ctx.global_step_id + 1, Shown(values))
 
     def state_dict(self) -> dict[str, Any]:
-        """The accumulators, and what was stored (by all that share the list)."""
+        """The accumulators, rows stored under the key, the step last published."""
         return {
             "metrics": {name: state_of(metric) for name, metric in self.metrics.items()},
             "updates": self._updates,
             "stored": copied(self._stored),
+            "published_at": self._published_at,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -208,6 +208,7 @@ class MetricUpdater:
                 log.warning("metric %r is not in the checkpoint; it starts anew", name)
         self._updates = state["updates"]
         self._stored[:] = copied(state["stored"])
+        self._published_at = state.get("published_at")
 
     def _leaves_it_to_the_end(self, ctx: Context) -> bool:
         """Whether ranks must not meet in a step: they may have unlike numbers of batches."""
