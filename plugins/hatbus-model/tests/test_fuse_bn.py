@@ -102,6 +102,15 @@ def trainer_of(
     return Trainer(model, made, batches(), nn.functional.mse_loss, list(plugins), **more)
 
 
+class SkipUpdate:
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    @hookimpl
+    def skip_update(self, ctx: object) -> str | None:
+        return "for the test" if ctx.global_step_id == self.step else None
+
+
 class OutputsAround:
     """Eval outputs just before and just after the step begins."""
 
@@ -276,6 +285,16 @@ def test_a_resumed_run_is_in_the_same_condition(
 
     _, again = continues_exactly(build, 9, at)
     assert isinstance(again.ctx.model.block[2], nn.Identity)
+
+
+def test_a_run_resumes_from_a_folding_step_whose_update_was_skipped(
+    continues_exactly: Callable[..., object],
+) -> None:
+    def build(more: list[object]) -> Trainer:
+        plugins = (FuseBN([["block"]], [3], "step"), ExponentialMovingAverage(0.9, 2))
+        return trainer_of(net(), *plugins, SkipUpdate(3), *more)
+
+    continues_exactly(build, 6, 3)
 
 
 def test_the_average_is_folded_alike() -> None:

@@ -101,6 +101,11 @@ class ExponentialMovingAverage:
         self._follow(ctx)
 
     @hookimpl
+    def on_step_begin(self, ctx: Context) -> None:
+        """Follows what changed the model, also in a step that will make no update."""
+        self._follow(ctx)
+
+    @hookimpl
     def on_optimizer_step_end(self, ctx: Context) -> None:
         """Moves the average, if the update was committed."""
         if not ctx.committed or ctx.exception is not None:
