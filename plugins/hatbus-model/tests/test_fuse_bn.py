@@ -28,6 +28,23 @@ class Attributes(nn.Module):
         return self.bn(self.conv(x))
 
 
+class Activated(nn.BatchNorm2d):
+    """A batch norm with an activation in it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).relu()
+
+
+class Named(nn.BatchNorm2d):
+    """A batch norm by another name."""
+
+
+def activated_by_hand() -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(4)
+    norm.forward = lambda x: nn.BatchNorm2d.forward(norm, x).relu()
+    return norm
+
+
 class Listed(nn.Module):
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__()
@@ -55,6 +72,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "nested": lambda: nn.Sequential(
         nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
     ),
+    "subclass": lambda: nn.Sequential(nn.Conv2d(4, 4, 1), Named(4)),
     "sync": lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.SyncBatchNorm(4)),
 }
 
@@ -197,6 +215,14 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
             nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), nn.BatchNorm2d(4)
         ),
         "ParametrizedConv2d",
+    ),
+    "a norm that does more": (
+        lambda: nn.Sequential(nn.Conv2d(4, 4, 1), Activated(4)),
+        "the Activated has forward hooks or a forward of its own",
+    ),
+    "a norm made to do more": (
+        lambda: nn.Sequential(nn.Conv2d(4, 4, 1), activated_by_hand()),
+        "the BatchNorm2d has forward hooks or a forward of its own",
     ),
     "norm first": (lambda: nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)), "directly before"),
 }

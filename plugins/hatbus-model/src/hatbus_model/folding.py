@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _FOLDS: Final = "model.folds"
 CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORM_FORWARDS: Final = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +93,17 @@ def why_not(conv: nn.Module, norm: _BatchNorm) -> str | None:
     if norm.num_features != channels:
         return f"it has {norm.num_features} channels, the convolution {channels}"
     for module in (conv, norm):
-        if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001 - torch has no other way
-            return f"the {type(module).__name__} has forward hooks"
+        if _does_more(module):
+            return f"the {type(module).__name__} has forward hooks or a forward of its own"
     return None
+
+
+def _does_more(module: nn.Module) -> bool:
+    """Whether a convolution or batch norm does more than torch's own of its kind."""
+    if isinstance(module, _BatchNorm) and type(module).forward not in _NORM_FORWARDS:
+        return True
+    hooked = module._forward_hooks or module._forward_pre_hooks  # noqa: SLF001 - torch has no other way
+    return bool(hooked) or "forward" in vars(module)
 
 
 def folded_pair(conv: nn.Module, norm: _BatchNorm, fold: Fold) -> tuple[Tensor, Tensor]:
