@@ -252,6 +252,16 @@ def test_a_convolution_used_twice_is_left() -> None:
     assert "shares parameters" in FuseBN([], [], "step").process(model, "").left["block.1"]
 
 
+def test_a_batch_norm_whose_weight_another_one_shares_is_left() -> None:
+    model = Net(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4)))
+    model.block[3].weight = model.block[1].weight
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    fusion = FuseBN([], [], "step").process(model, "", optimizer=optimizer)
+    assert "shares parameters" in fusion.left["block.1"]
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()}
+
+
 def test_other_norms_are_kept() -> None:
     model = Net(nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4)))
     fusion = FuseBN([], [], "step").process(model, "")

@@ -62,8 +62,8 @@ def candidates(model: nn.Module, name: str) -> tuple[list[Fold], dict[str, str]]
         reason = ALONE if conv is None else why_not(conv, norm)  # type: ignore[arg-type]  # batch norms
         if reason is None and max(holders[id(conv)], holders[id(norm)]) > 1:
             reason = "it or its convolution stands in more than one place"
-        if reason is None and max(tied[id(p)] for p in conv.parameters()) > 1:
-            reason = "its convolution shares parameters with another module"
+        if reason is None and max(tied[id(p)] for m in (conv, norm) for p in m.parameters()) > 1:
+            reason = "it or its convolution shares parameters with another module"
         if reason is None:
             folds.append(_fold(names[id(conv)], names[id(norm)], conv, norm))
         else:
