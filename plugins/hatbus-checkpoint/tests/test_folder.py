@@ -24,9 +24,15 @@ from hatbus_checkpoint.lock import FolderLock
 from hatbus_checkpoint.retention import superfluous
 from hatbus_checkpoint.tensor_file import chunks_of
 
+LOSS = ("val/loss", "min")
+
 
 def fields(
-    step: int, run: str = "me", lineage: int = 1, best: float | None = None
+    step: int,
+    run: str = "me",
+    lineage: int = 1,
+    best: float | None = None,
+    metric: str = "val/loss",
 ) -> dict[str, Any]:
     return {
         "run": run,
@@ -36,7 +42,7 @@ def fields(
         "settings": {},
         "metrics": {},
         "world_size": 1,
-        "best": None if best is None else {"value": best},
+        "best": None if best is None else {"metric": metric, "mode": "min", "value": best},
     }
 
 
@@ -243,15 +249,39 @@ def test_removal_touches_only_the_own_run_and_keeps_newest_and_best(
     save(folder, 1, run="other", best=0.0)
     for step, value in ((2, 0.1), (9, 0.5), (10, 0.2), (100, 0.9), (200, None)):
         save(folder, step, best=value)
-    gone = superfluous(folder.entries(), "me", 2, 2, "min")
+    gone = superfluous(folder.entries(), "me", 2, 2, LOSS)
     assert [e.manifest["progress"]["global_step"] for e in gone] == [9]
-    assert superfluous(folder.entries(), "me", None, None, "min") == []
+    assert superfluous(folder.entries(), "me", None, None, LOSS) == []
+
+
+def test_only_checkpoints_with_the_metric_of_now_are_ranked_and_the_marked_one_stays(
+    folder: CheckpointFolder,
+) -> None:
+    for step, metric, value in (
+        (1, "val/error", 0.1),
+        (2, "val/loss", 0.5),
+        (3, "val/loss", 0.6),
+        (4, "val/error", 0.2),
+        (5, "val/loss", 0.7),
+        (6, "val/loss", 0.8),
+    ):
+        save(folder, step, best=value, metric=metric)
+
+    def gone(metric: tuple[str, str | None], marked: str = "") -> list[int]:
+        found = superfluous(folder.entries(), "me", 2, 1, metric, marked)
+        return [e.manifest["progress"]["global_step"] for e in found]
+
+    assert gone(LOSS) == [1, 3, 4]
+    assert gone(LOSS, "checkpoint-step-1") == [3, 4]
+    assert gone(("val/error", "min")) == [2, 3, 4]
+    assert gone(("val/loss", "max"), "checkpoint-step-2") == [1, 3, 4]
+    assert gone(("NoneType", None)) == [1, 2, 3, 4]
 
 
 def test_fewer_than_two_are_never_kept(folder: CheckpointFolder) -> None:
     for step in (1, 2, 3):
         save(folder, step)
-    gone = superfluous(folder.entries(), "me", 1, None, "min")
+    gone = superfluous(folder.entries(), "me", 1, None, LOSS)
     assert [e.path.name for e in gone] == ["checkpoint-step-1"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ sys.path.pop(0)
 from hatbus import Trainer, hookimpl
 from hatbus.declare import plugin
 from hatbus.errors import CheckpointError
+from hatbus_checkpoint import Checkpoint
 from hatbus_checkpoint.folder import CheckpointFolder
 
 
@@ -225,6 +227,36 @@ def test_a_run_goes_on_from_what_is_marked_best(
         assert "epoch 0, step 2 of it, 2 steps in all" in caplog.text
 
 
+@pytest.mark.parametrize(("metric", "mode"), [("val/error", "min"), ("val/acc", "min")])
+def test_a_run_resumed_with_another_metric_or_mode_begins_a_new_best_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, metric: str, mode: str
+) -> None:
+    options = {"interval_by": "step", "save_hash": False, "keep_best": 1, "resume": "auto"}
+    before = {"values": publishing([0.2, 0.9, 0.3, 0.3])}
+    was = {"mode": "max", "monitor_metric_key": "val/acc"}
+    tiny(tmp_path, before, **was, **options).fit(num_steps=4)
+    after = {"values": publishing([0.0] * 4 + [math.nan, math.nan, 0.95, 0.92, 0.96, 0.97], metric)}
+    now = {"mode": mode, "monitor_metric_key": metric}
+
+    tiny(tmp_path, after, **now, **options).fit(num_steps=6)
+    said = f"starts anew: it was by 'val/acc' (max) in the saved run, is by {metric!r} ({mode}) in"
+    assert said in caplog.text
+    assert names(tmp_path) == [f"checkpoint-step-{n}" for n in (2, 5, 6)]
+    assert marked_best(tmp_path) == "checkpoint-step-2"
+
+    caplog.clear()
+    tiny(tmp_path, after, **now, **options).fit(num_steps=10)
+    assert "starts anew" not in caplog.text
+    assert names(tmp_path) == [f"checkpoint-step-{n}" for n in (10, 8, 9)]
+    assert marked_best(tmp_path) == "checkpoint-step-8"
+
+
+def test_a_state_that_does_not_say_what_its_best_is_of_is_taken_as_it_is(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(str(tmp_path), mode="min", monitor_metric_key="val/loss")
+    checkpoint.load_state_dict({"best": 1.5, "task_sampler": None})
+    assert checkpoint.best.value == 1.5
+
+
 def test_what_is_not_there_gets_only_folders_with_checkpoints_as_known(tmp_path: Path) -> None:
     tiny(tmp_path / "first").fit(num_epochs=1)
     (tmp_path / "notes").mkdir()
@@ -232,3 +264,7 @@ def test_what_is_not_there_gets_only_folders_with_checkpoints_as_known(tmp_path:
         tiny(tmp_path / "b", resume=str(tmp_path / "zzz")).fit(num_epochs=2)
     with pytest.raises(CheckpointError, match="is marked 'best'; known: 'checkpoint-epoch-0001"):
         tiny(tmp_path / "first", resume="best").fit(num_epochs=2)
+
+
+def marked_best(path: Path) -> str:
+    return CheckpointFolder(path).pointed("best")

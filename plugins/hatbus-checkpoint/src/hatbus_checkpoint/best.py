@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -28,7 +28,7 @@ class Best:
 
     Attributes:
         value: the best so far; None before there is one.
-        name: of the best checkpoint's folder.
+        replaced: what the state that was loaded went by, when that is not what this one goes by.
 
     Raises:
         JobError: the three do not go together.
@@ -59,13 +59,35 @@ class Best:
             raise JobError("checkpoint: give monitor_metric_key or best_refer_metric, not both")
         self.mode, self.key, self._metric = mode, key, metric
         self.value: float | None = None
-        self.name = ""
+        self.replaced = ""
         self._warned = False
 
     @property
     def label(self) -> str:
         """What the value is called."""
         return self.key or type(self._metric).__name__
+
+    def state(self) -> dict[str, Any]:
+        """The best value, and what it is of."""
+        return {"best": self.value, "metric": self.label, "mode": self.mode}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on comparing; anew when the saved value is of another metric or mode."""
+        metric, mode = state.get("metric", self.label), state.get("mode", self.mode)
+        is_same = (metric, mode) == (self.label, self.mode)
+        self.value = state["best"] if is_same else None
+        if not is_same and state["best"] is not None and self.mode is not None:
+            self.replaced = f"{metric!r:.99} ({mode!s:.9})"
+
+    def tell_replaced(self, warn: Callable[..., None]) -> None:
+        """Says after a resume that the best is another from now on."""
+        if self.replaced:
+            now = f"{self.label!r} ({self.mode})"
+            what = (
+                "the best checkpoint starts anew: it was by %s in the saved run, is by %s in this"
+            )
+            warn(what, self.replaced, now)
+            self.replaced = ""
 
     def current(self, ctx: Context) -> float | None:
         """The value now; None when there is none, or it is NaN or infinite."""

@@ -27,7 +27,7 @@ from hatbus_checkpoint.folder import CheckpointFolder, Entry
 from hatbus_checkpoint.locate import AUTO, locate
 from hatbus_checkpoint.lock import FolderLock
 from hatbus_checkpoint.restore import Reading, Saved
-from hatbus_checkpoint.retention import FEWEST, superfluous
+from hatbus_checkpoint.retention import check_kept, superfluous
 from hatbus_checkpoint.tensor_file import chunks_of
 from hatbus_checkpoint.versions import versions
 from hatbus_checkpoint.writer import Writer
@@ -235,6 +235,7 @@ class Checkpoint:
             return False
         reading = Reading(ctx, Saved(entry), self.drop_plugin_state, self.override)
         self._random = reading.give(ctx, strict=self.strict_match)
+        self.best.tell_replaced(compare.warner(ctx))
         position = ctx.position
         self._saved_at, self._path = position.global_step, entry.path
         log.info(
@@ -257,11 +258,11 @@ class Checkpoint:
     def state_dict(self) -> dict[str, Any]:
         """The best value, and the task sampler's state."""
         get = getattr(self.task_sampler, "state_dict", None)
-        return {"best": self.best.value, "task_sampler": get() if get else None}
+        return {**self.best.state(), "task_sampler": get() if get else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on comparing."""
-        self.best.value = state["best"]
+        self.best.load(state)
         if state["task_sampler"] is not None and hasattr(self.task_sampler, "load_state_dict"):
             self.task_sampler.load_state_dict(state["task_sampler"])
 
@@ -334,7 +335,7 @@ class Checkpoint:
 
     def _follow_up(self, entry: Entry, taken: Snapshot, *, is_best: bool) -> None:
         """Pointers, weights for others, and retention; the checkpoint is safe by now."""
-        folder, mode = self.folder, self.best.mode or "min"
+        folder, best = self.folder, self.best
         for kind in ("last", "best") if is_best else ("last",):
             folder.point(kind, entry.path.name, progress=entry.manifest["progress"])
             if self.weights_only_export:
@@ -342,7 +343,9 @@ class Checkpoint:
                 durable.replace_file(path, chunks_of(taken.parts["model"][1], {"format": "pt"}))
         if self.keep_last is None and self.keep_best is None:
             return
-        for old in superfluous(folder.entries(), self._run, self.keep_last, self.keep_best, mode):
+        metric, marked = (best.label, best.mode), folder.pointed("best")
+        kept = self.keep_last, self.keep_best
+        for old in superfluous(folder.entries(), self._run, *kept, metric, marked):
             folder.remove(old.path)
 
     # ---- lines of runs in one folder ----------------------------------------------------------
@@ -381,16 +384,3 @@ def check_options(prefix: Any, interval: Any, unit: Any, seconds: Any) -> None:
             f"checkpoint: name_prefix is {prefix!r:.80}; accepted: a text without '/', and without "
             "'.' at its start"
         )
-
-
-def check_kept(keep_last: Any, keep_best: Any, mode: str | None) -> None:
-    """Refuses retention that would leave too little."""
-    if keep_last is not None and not (isinstance(keep_last, int) and keep_last >= FEWEST):
-        raise JobError(
-            f"checkpoint: keep_last is {keep_last!r}; accepted: a whole number of at least "
-            f"{FEWEST}, so that there is another when the newest is damaged"
-        )
-    if keep_best is not None:
-        accepted.whole("checkpoint: keep_best", keep_best, 1)
-    if keep_best is not None and mode is None:
-        raise JobError("checkpoint: keep_best needs mode ('min' or 'max') and monitor_metric_key")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+from hatbus import accepted
+from hatbus.errors import JobError
 from hatbus_checkpoint.folder import Entry
 
 FEWEST = 2
@@ -11,7 +14,12 @@ FEWEST = 2
 
 
 def superfluous(
-    entries: Iterable[Entry], run: str, keep_last: int | None, keep_best: int | None, mode: str
+    entries: Iterable[Entry],
+    run: str,
+    keep_last: int | None,
+    keep_best: int | None,
+    metric: tuple[str, str | None],
+    marked: str = "",
 ) -> list[Entry]:
     """The checkpoints to remove, oldest first.
 
@@ -20,25 +28,41 @@ def superfluous(
         run: id of the run.
         keep_last: newest ones to keep; None: all, or as few as allowed beside ``keep_best``.
         keep_best: best ones to keep; None: those that are kept anyway.
-        mode: ``"min"`` or ``"max"``: what is best.
+        metric: name and mode of what decides on best; only checkpoints with that are ranked.
+        marked: name of the one that is called best, which is kept: where the metric was changed,
+            none has the new one yet.
     """
     if keep_last is None and keep_best is None:
         return []
     mine = [e for e in entries if not e.fault and e.manifest["run"] == run]
     mine.sort(key=lambda e: e.age)
     newest = mine[-max(keep_last or FEWEST, FEWEST) :]
-    ranked = sorted((e for e in mine if value_of(e) is not None), key=lambda e: _rank(e, mode))
-    kept = {e.path for e in [*newest, *ranked[: max(keep_best or 0, 1)]]}
-    return [e for e in mine if e.path not in kept]
+    ranked = sorted((e for e in mine if _metric_of(e) == metric), key=_rank)
+    kept = {e.path.name for e in [*newest, *ranked[: max(keep_best or 0, 1)]]} | {marked}
+    return [e for e in mine if e.path.name not in kept]
 
 
-def value_of(entry: Entry) -> float | None:
-    """The value that decides on best, when the checkpoint has one."""
+def check_kept(keep_last: Any, keep_best: Any, mode: str | None) -> None:
+    """Refuses retention that would leave too little."""
+    if keep_last is not None and not (isinstance(keep_last, int) and keep_last >= FEWEST):
+        raise JobError(
+            f"checkpoint: keep_last is {keep_last!r}; accepted: a whole number of at least "
+            f"{FEWEST}, so that there is another when the newest is damaged"
+        )
+    if keep_best is not None:
+        accepted.whole("checkpoint: keep_best", keep_best, 1)
+    if keep_best is not None and mode is None:
+        raise JobError("checkpoint: keep_best needs mode ('min' or 'max') and monitor_metric_key")
+
+
+def _metric_of(entry: Entry) -> tuple[str, str] | None:
+    """Name and mode of what decided on best when a checkpoint was saved; None: nothing did."""
     best = entry.manifest.get("best")
-    return None if best is None else best["value"]
+    return None if best is None else (best.get("metric"), best.get("mode"))
 
 
-def _rank(entry: Entry, mode: str) -> tuple[float, int]:
+def _rank(entry: Entry) -> tuple[float, int]:
     """Sorts best first; of equals the earlier one."""
-    value = value_of(entry) or 0.0
-    return (value if mode == "min" else -value, entry.manifest["progress"]["global_step"])
+    best = entry.manifest["best"]
+    value = best["value"] if best["mode"] == "min" else -best["value"]
+    return (value, entry.manifest["progress"]["global_step"])
