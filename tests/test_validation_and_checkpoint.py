@@ -340,3 +340,20 @@ def test_exported_averages_are_what_the_view_shows(
     assert main([*export, "--weights", "ema"]) == 4
     assert "--weights is 'ema'; " in (told := capsys.readouterr().err)
     assert "holds 'raw', 'mean'" in told
+
+
+def test_averages_that_have_not_begun_are_not_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = Net()
+    plugins = {
+        "ema": ExponentialMovingAverage(start_step=100),
+        "checkpoint": Checkpoint(str(tmp_path / "saved")),
+    }
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    Trainer(net, optimizer, loader(rows(1), 4), nn.functional.mse_loss, plugins).fit(num_epochs=1)
+    target = tmp_path / "out.safetensors"
+    export = ["export", str(tmp_path / "saved"), "--single", str(target), "--weights", "ema"]
+    assert main(export) == 4
+    assert "'ema' had no averages yet" in capsys.readouterr().err
+    assert not target.exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -127,6 +127,16 @@ def test_before_the_start_the_view_shows_the_raw_weights() -> None:
     trainer = run(SetTo(), ExponentialMovingAverage(0.9, 2, start_step=50))
     with trainer.ctx.weights.showing("ema"):
         assert trainer.ctx.model.weight.item() == 6
+
+
+@pytest.mark.parametrize("at", [0, 2, 3, 4])
+def test_a_run_cut_around_the_start_continues_exactly(
+    continues_exactly: Callable[..., object], at: int
+) -> None:
+    def build(more: list[object]) -> Trainer:
+        return trainer_of(network(), ExponentialMovingAverage(0.9, 2, start_step=4), *more)
+
+    continues_exactly(build, 8, at)
 
 
 def test_interval_keeps_the_time_over_which_is_averaged() -> None:

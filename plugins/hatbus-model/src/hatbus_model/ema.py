@@ -124,7 +124,7 @@ class ExponentialMovingAverage:
 
     def shown(self) -> AbstractContextManager[None]:
         """Opens the view: the model shows the average until it is closed."""
-        if self._ctx is None or self.updates < self.start_step:
+        if self._ctx is None or not self._has_begun:
             return nullcontext()
         self._follow(self._ctx)
         return shown(self._ctx.model, self._values, self._followed)
@@ -134,8 +134,9 @@ class ExponentialMovingAverage:
         return dict(self._values)
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of updates and the averages."""
-        return {"updates": self.updates, "averages": dict(self._values)}
+        """Number of updates and the averages; none before the first one of ``start_step``."""
+        averages = dict(self._values) if self._has_begun else {}
+        return {"updates": self.updates, "averages": averages}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the averages; changes of the model's structure were replayed before.
@@ -149,6 +150,10 @@ class ExponentialMovingAverage:
             _check_same(self._values, places(self._ctx.model))
             self._folds = len(folds_of(self._ctx))
             self._structure = -1
+
+    @property
+    def _has_begun(self) -> bool:
+        return self.updates >= self.start_step
 
     def _follow(self, ctx: Context) -> None:
         """Finds the tensors to follow, at the start and after every change of structure."""
