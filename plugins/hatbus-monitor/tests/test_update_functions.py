@@ -94,3 +94,11 @@ def test_usual_gives_means_the_loss_and_others_outputs_and_target() -> None:
     batch = (None, torch.tensor([1, 0]))
     usual([total, aux, accuracy], batch, torch.tensor([[0.0, 1.0], [0.0, 1.0]]), losses)
     assert [m.compute().item() for m in (total, aux, accuracy)] == [4.0, 3.0, 0.5]
+
+
+def test_usual_counts_a_loss_once_per_sample_of_its_batch() -> None:
+    mean = Mean("loss")
+    for size, loss in ((4, 1.0), (1, 6.0)):
+        usual([mean], (torch.zeros(size, 3), torch.zeros(size)), None, {"loss": torch.tensor(loss)})
+    usual([mean], ("no tensor", None), None, {"loss": torch.tensor(2.0)})
+    assert mean.compute().item() == (4 * 1 + 6 + 2) / 6

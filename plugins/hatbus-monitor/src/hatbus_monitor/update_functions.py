@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from hatbus.batch_size import samples_in
 from hatbus.errors import PluginError, did_you_mean
 from hatbus_monitor.metrics import Accuracy, Mean
 
@@ -19,14 +20,20 @@ Path = int | str | Sequence[int | str] | None
 
 
 def usual(metrics: Any, batch: Any, model_outs: Any, losses: Mapping[str, Any]) -> None:
-    """Gives a ``Mean`` the loss of its name (else the sum), any other metric outputs and target."""
+    """Gives a ``Mean`` the loss of its name (else the sum), any other metric outputs and target.
+
+    A batch's loss counts as often as the batch has samples, which is exact for losses that are a
+    mean over the batch. A batch without any tensor that has a length counts as one sample.
+    """
+    found = samples_in(batch)
+    size = 1 if found is None else found
     for metric in metrics.values() if isinstance(metrics, dict) else metrics:
         if isinstance(metric, Accuracy) or not isinstance(metric, Mean):
             metric.update(model_outs, batch[1])
         elif metric.name in losses:
-            metric.update(losses[metric.name])
+            metric.update(losses[metric.name], size)
         else:
-            metric.update(sum(losses.values()))
+            metric.update(sum(losses.values()), size)
 
 
 def by_index(pred: Any = None, label: Any = 1) -> UpdateFunction:
