@@ -252,6 +252,19 @@ def length_of(loader: Any) -> int | None:
         return None
 
 
+def apart(loader: Any) -> Any:
+    """The loader, to be iterated while another iteration over it is under way.
+
+    A ``DataLoader`` with persistent workers has one iterator, which begins anew for whoever asks;
+    of such a one this is a copy, with the same data set and samplers, and workers of its own.
+    """
+    if not getattr(loader, "persistent_workers", False):
+        return loader
+    other = copy.copy(loader)
+    other._iterator = None  # noqa: SLF001 - torch has no other way
+    return other
+
+
 def moved(batch: Any, device: Any) -> Any:
     """A batch with every tensor in it on the device, without waiting for it.
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from validated import Batches, Draws, batches, mean_loss, shuffled, trainer
 
+from hatbus.data import loader
 from hatbus.errors import DataError, PluginError
 from hatbus_validation.validation import Validation
 
@@ -99,6 +100,21 @@ def test_an_empty_loader_is_an_error_that_names_it() -> None:
 
     with pytest.raises(DataError, match="the validation loader 'b' gave no batch"):
         trainer(Validation({"a": batches(1), "b": Nothing()})).fit(num_epochs=1)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("build", [loader, DataLoader])
+def test_validating_on_the_training_loader_leaves_its_epoch_whole(
+    build: Any, persistent: bool
+) -> None:
+    rows = TensorDataset(torch.arange(12.0).reshape(12, 1).expand(12, 3), torch.ones(12, 1))
+    data = build(rows, 2, shuffle=True, num_workers=1, persistent_workers=persistent)
+    trained, validated = Batches(), Batches()
+    validation = Validation(data, callbacks=[validated], val_interval=2, interval_by="step")
+    trainer(validation, trained, data=data).fit(num_epochs=1)
+    for seen, times in ((trained, 1), (validated, 3)):
+        samples = sorted(int(x) for _, inputs in seen.seen for x in inputs[:, 0])
+        assert samples == sorted([*range(12)] * times)
 
 
 def test_samples_that_a_distributed_sampler_repeats_are_named(

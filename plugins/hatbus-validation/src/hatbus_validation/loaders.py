@@ -11,7 +11,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from hatbus.control import log
 from hatbus.errors import DataError, PluginError
-from hatbus.feed import generators_of, length_of, moved
+from hatbus.feed import apart, generators_of, length_of, moved
 from hatbus.steps import timed
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class Passes:
         device: where batches are moved.
         equal: every rank has to have equally many batches, because the model's forward pass is a
             common one (its parameters are sharded).
+        training: the loaders of the training, whose iterations go on after a validation.
 
     Attributes:
         tasks: of the loaders, in their order; empty without tasks.
@@ -92,10 +93,21 @@ class Passes:
         DataError: something is no loader, or its length is 0.
     """
 
-    def __init__(self, source: Source, device: torch.device, *, equal: bool = False) -> None:
+    def __init__(
+        self,
+        source: Source,
+        device: torch.device,
+        *,
+        equal: bool = False,
+        training: Iterable[Any] = (),
+    ) -> None:
         self.tasks = tuple(task for task in source.loaders if task is not None)
         self.loader: Any = dict(source.loaders) if self.tasks else source.loaders[None]
         self.times_waits = False
+        trained = {id(one) for one in training}
+        self._loaders = {
+            task: apart(one) if id(one) in trained else one for task, one in source.loaders.items()
+        }
         self._source, self._equal = source, equal
         self._device = device
         self._lengths = [length_of(one) for one in source.loaders.values()]
@@ -114,7 +126,7 @@ class Passes:
     @contextmanager
     def fenced(self) -> Iterator[None]:
         """The loaders' own random generators are afterwards as before: training may share them."""
-        loaders = self._source.loaders.values()
+        loaders = self._loaders.values()
         kept = [(one, one.get_state()) for loader in loaders for one in generators_of(loader)]
         try:
             yield
@@ -131,7 +143,7 @@ class Passes:
         return timed(self._steps(), ctx) if self.times_waits else self._steps()
 
     def _steps(self) -> Iterator[Batches]:
-        for task, loader in self._source.loaders.items():
+        for task, loader in self._loaders.items():
             batches: Batches = []
             for batch in self._batches(loader):
                 batches = [(task, batch, 1.0)]

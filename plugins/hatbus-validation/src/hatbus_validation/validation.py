@@ -169,8 +169,9 @@ class Validation:
         if self.val_model is not None:
             self.val_model.to(ctx.device)
         self._runs = []
+        training = [feed.loader for feed in getattr(ctx.data, "feeds", {}).values()]
         for source, callbacks in zip(given, lists, strict=True):
-            data = Passes(source, ctx.device, equal=is_sharded(ctx.model))
+            data = Passes(source, ctx.device, equal=is_sharded(ctx.model), training=training)
             if callbacks:
                 inner = [*callbacks, *self._own_callbacks(source)]
                 bus = inner_bus(inner, processor, ctx, data.tasks)
