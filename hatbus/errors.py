@@ -45,7 +45,7 @@ class CheckpointError(HatbusError):
 
 
 class DataError(HatbusError):
-    """A loader that is empty, has the wrong length, or gives other data than before."""
+    """A loader that is empty, cannot be passed over again, or gives other data than before."""
 
     exit_code = 5
 

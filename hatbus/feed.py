@@ -50,6 +50,7 @@ class Feed:
         self._left = False
         self._resumed: dict[str, Any] | None = None
         self._rest = ""
+        self._is_told = False
 
     def start(self, epoch: int, behind: int, group: int) -> None:
         """Goes to a place in an epoch; once after ``load_state_dict``, to the place in the state.
@@ -81,6 +82,20 @@ class Feed:
         """Ends the present iteration."""
         self._iterator = None
 
+    def end_pass(self) -> None:
+        """The present pass is at its end; says so once where it was not of the loader's length."""
+        if self.length in (None, self.taken) or self._is_told:
+            return
+        self._is_told = True
+        log.warning(
+            "%s gave %d batches in epoch %d, but its length is %d, which schedules and the planned "
+            "number of steps go by",
+            self.name,
+            self.taken,
+            self._epoch,
+            self.length,
+        )
+
     def open_again(self) -> None:
         """Goes on in the pass that a resumed run was in; nothing if it was in none."""
         if self._resumed is not None and self._resumed["open"]:
@@ -102,6 +117,7 @@ class Feed:
             self._iterator = self.fetch()
         found = list(islice(self._iterator, size))
         if not found and endless:
+            self.end_pass()
             self._pass, self.taken = self._pass + 1, 0
             self._iterator = self.fetch()
             found = list(islice(self._iterator, size))

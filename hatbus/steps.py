@@ -159,6 +159,7 @@ class Steps:
         for batch in batches:
             feed.taken = step = step + 1
             yield [(task, batch, 1.0)]
+        feed.end_pass()
         self._check_not_empty(step)
 
     # ---- state --------------------------------------------------------------------------------

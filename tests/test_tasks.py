@@ -157,6 +157,21 @@ def test_a_loader_without_a_length_ends_the_epoch_when_it_ends() -> None:
     assert trainer.ctx.global_step_id == 5
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("length", [3, 5, 8])
+def test_a_loader_of_another_length_than_it_says_is_warned_of_once(
+    length: int, accumulate: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Says(list[Any]):
+        def __len__(self) -> int:
+            return length
+
+    tiny_trainer(data=Says(batches(5)), accumulate=accumulate).fit(num_epochs=2)
+    told = f"the loader gave 5 batches in epoch 0, but its length is {length}"
+    is_read_on = length > 5 or (length < 5 and accumulate == 1)
+    assert caplog.text.count(told) == caplog.text.count("its length is") == is_read_on
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
