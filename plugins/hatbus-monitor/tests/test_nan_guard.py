@@ -122,6 +122,34 @@ def test_hooks_and_context_are_as_before(trainer) -> None:
     assert run.ctx.emit is run.bus.emitter()
 
 
+class Counts(nn.Module):
+    """Replaces its buffer, where batch norm changes its own in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls = self.calls + 1
+        return x
+
+
+def test_a_search_leaves_the_training_as_it_is(trainer) -> None:
+    def trained(*plugins: object) -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        norm, chance = nn.BatchNorm1d(8), nn.Dropout(0.5)
+        model = nn.Sequential(nn.Linear(5, 8), norm, Counts(), chance, nn.Linear(8, 3))
+
+        def loss(outs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            bad = NAN if model[2].calls % 2 else 0.0
+            return nn.functional.cross_entropy(outs, target) + bad
+
+        trainer(plugins, model=model, loss=loss, nan="skip_step").fit(num_epochs=1)
+        return dict(model.state_dict())
+
+    torch.testing.assert_close(trained(NanGuard(action="log")), trained(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("options", [{"check_every": 0}, {"action": "warn"}])
 def test_wrong_values_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(JobError, match="accepted: "):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from hatbus.rng import fenced
 from hatbus_monitor.update_functions import flatten
 
 if TYPE_CHECKING:
@@ -67,20 +69,44 @@ def _in_batches(ctx: Context) -> str | None:
 
 
 def _in_outputs(ctx: Context) -> str | None:
-    """Runs the step's batches forward once more, on the raw model, watching every module."""
+    """Runs the step's batches forward once more, on the raw model, watching every module.
+
+    The training goes on as if that had not happened: random state and buffers are put back.
+    """
     before = ctx.task, ctx.batch, ctx.model_outs, ctx.wrapped_model, ctx.emit
     ctx.wrapped_model = ctx.model  # a wrapper would wait for processes that do not search
     try:
-        for task, batch, _ in ctx.batches:
-            ctx.task, ctx.batch = task, batch
-            ctx.emit = ctx.bus.emitter(task)
-            with _Watch(ctx.model) as watch, torch.no_grad():
-                ctx.emit.forward(ctx)
-            if watch.found:
-                return f"{watch.found}{_of(task)}"
-        return None
+        with fenced(), torch.no_grad(), _same_buffers(ctx.model):
+            return _first_bad_output(ctx)
     finally:
         ctx.task, ctx.batch, ctx.model_outs, ctx.wrapped_model, ctx.emit = before
+
+
+def _first_bad_output(ctx: Context) -> str | None:
+    for task, batch, _ in ctx.batches:
+        ctx.task, ctx.batch = task, batch
+        ctx.emit = ctx.bus.emitter(task)
+        with _Watch(ctx.model) as watch:
+            ctx.emit.forward(ctx)
+        if watch.found:
+            return f"{watch.found}{_of(task)}"
+    return None
+
+
+@contextmanager
+def _same_buffers(model: nn.Module) -> Iterator[None]:
+    """Buffers, such as running statistics, are afterwards what they were, changed or replaced."""
+    kept = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, value in kept:
+            buffer.copy_(value)
+            setattr(module, name, buffer)
 
 
 def _of(task: str | None) -> str:
