@@ -10,7 +10,7 @@ import pytest
 
 from hatbus import discovery
 from hatbus.cli import main
-from hatbus.cli.explain import plan_of_job
+from hatbus.cli.explain import column_widths, plan_of_job, show
 from hatbus.explanation import CORE
 
 MULTITASK = "docs/examples/multitask/job.toml"
@@ -83,6 +83,37 @@ def test_the_tables_say_why_each_stands_where_it_does_and_what_is_off(
     assert "tasks turn; every 2 epochs" in shown
     assert "optimizer.lr" in shown
     assert "installed but off: " in shown
+
+
+@pytest.mark.parametrize("job", ["digits", "multitask"])
+def test_nothing_is_cut_off_however_narrow_the_terminal_is(
+    job: str, checkout: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["tensorboard", "nan_guard", "freeze_bn_statistics", "jsonl_log", "csv_log", "ema"]
+    plan = plan_of_job(str(checkout / f"docs/examples/{job}/job.toml"), more, ("ema.decay=0.9",))
+    letters = set()
+    for width in (40, 60, 72, 80, 88, 100, 120, 400):
+        monkeypatch.setenv("COLUMNS", str(width))
+        for event in (None, "on_step_end"):
+            show(plan, event, everything=True)
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= width
+        letters.add("".join(sorted("".join(lines).replace(" ", ""))))
+    assert len(letters) == 1
+
+
+@pytest.mark.parametrize(
+    ("room", "widths"),
+    [
+        (100, [9, 30, 20]),
+        (41, [9, 16, 16]),  # the widest first
+        (30, [9, 6, 15]),  # no narrower than a word
+        (20, [7, 6, 7]),  # but where there is no room, anywhere
+        (0, [1, 1, 1]),
+    ],
+)
+def test_columns_are_narrowed_to_the_room_there_is(room: int, widths: list[int]) -> None:
+    assert column_widths([9, 30, 20], [9, 6, 15], room) == widths
 
 
 def test_one_event_can_be_asked_for_with_hatbus_s_own_parts(

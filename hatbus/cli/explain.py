@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.errors import JobError
 from hatbus.events import EVENTS
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hatbus.explanation import Entry, Plan
+
+_PADDING: Final = 2
+"""Columns of the terminal that lie beside the text of a cell."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,22 +76,21 @@ def show(plan: Plan, event: str | None, *, everything: bool) -> None:
     if event is not None:
         entries = plan.events.get(event, ())
         if entries:
-            console.print(_table(f"{event}, outermost first", entries, roles=True))
+            title = f"{event}, outermost first"
+            console.print(_table(title, entries, console.width, roles=True))
         else:
             console.print(f"nobody takes part in {event}")
         return
-    console.print(_table("plugins, in the order they have in every event", plan.plugins))
+    title = "plugins, in the order they have in every event"
+    console.print(_table(title, plan.plugins, console.width))
     console.print()
-    console.print(_events(plan, everything=everything))
+    console.print(_events(plan, console.width, everything=everything))
     if plan.off:
         console.print(Text("installed but off: " + ", ".join(plan.off), "dim"))
 
 
-def _table(title: str, entries: Sequence[Entry], *, roles: bool = False) -> Table:
+def _table(title: str, entries: Sequence[Entry], width: int, *, roles: bool = False) -> Table:
     """A row per implementation, or per plugin."""
-    from rich.table import Table
-    from rich.text import Text
-
     heads = ["plugin", *(["does"] if roles else []), "why there", "only", "writes", "from"]
     rows = [
         [
@@ -97,25 +99,15 @@ def _table(title: str, entries: Sequence[Entry], *, roles: bool = False) -> Tabl
         ]
         for e in entries
     ]
-    table = Table(title=title, title_justify="left", title_style="bold", box=None)
     filled = [i for i in range(len(heads)) if any(row[i] for row in rows)]
-    for i in filled:
-        words = [word for row in rows for word in row[i].split()]
-        table.add_column(heads[i], min_width=max(map(len, words)), overflow="fold")
-    for entry, row in zip(entries, rows, strict=True):
-        style = "dim" if entry.source == CORE else ""
-        table.add_row(*(Text(row[i], style) for i in filled))
-    return table
+    styles = ["dim" if e.source == CORE else "" for e in entries]
+    cells = [[row[i] for i in filled] for row in rows]
+    return _fitted(title, [heads[i] for i in filled], cells, styles, width)
 
 
-def _events(plan: Plan, *, everything: bool) -> Table:
+def _events(plan: Plan, width: int, *, everything: bool) -> Table:
     """A row per event: what wraps it, and what runs inside."""
-    from rich.table import Table
-    from rich.text import Text
-
-    title = "events, in the order of the loop"
-    table = Table("event", "wrapped by", "runs", title=title, title_justify="left", box=None)
-    table.title_style = "bold"
+    rows = []
     for name, entries in plan.events.items():
         if not everything and all(e.source == CORE for e in entries):
             continue
@@ -124,12 +116,44 @@ def _events(plan: Plan, *, everything: bool) -> Table:
         inside = [
             e for e in entries if e.does != "wraps" and not (replaced and e.does == "default")
         ]
-        table.add_row(
-            name,
-            Text(" > ".join(_name(e) for e in wrapping)),
-            Text(", ".join(_name(e) for e in inside)),
-        )
+        rows.append([name, " > ".join(map(_name, wrapping)), ", ".join(map(_name, inside))])
+    title = "events, in the order of the loop"
+    return _fitted(title, ["event", "wrapped by", "runs"], rows, [""] * len(rows), width)
+
+
+def _fitted(
+    title: str, heads: list[str], rows: list[list[str]], styles: list[str], width: int
+) -> Table:
+    """A table inside the terminal's width; cells are folded, and nothing is cut off."""
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None)
+    columns = list(zip(heads, *rows, strict=True))
+    widest = [max(map(cell_len, cells)) for cells in columns]
+    words = [max(cell_len(w) for cell in cells for w in cell.split()) for cells in columns]
+    room = width - len(heads) * _PADDING
+    for head, own in zip(heads, column_widths(widest, words, room), strict=True):
+        table.add_column(head, width=own, overflow="fold")
+    for row, style in zip(rows, styles, strict=True):
+        table.add_row(*(Text(cell, style) for cell in row))
     return table
+
+
+def column_widths(widest: Sequence[int], words: Sequence[int], room: int) -> list[int]:
+    """The columns' widths, the widest narrowed until all fit; words are broken only at the last.
+
+    Args:
+        widest: the longest cell of each column.
+        words: the longest word of each column.
+        room: for all columns together.
+    """
+    widths = list(widest)
+    while sum(widths) > max(room, len(widths)):
+        with_spare = [i for i, word in enumerate(words) if widths[i] > word]
+        widths[max(with_spare or range(len(widths)), key=widths.__getitem__)] -= 1
+    return widths
 
 
 def _name(entry: Entry) -> str:
