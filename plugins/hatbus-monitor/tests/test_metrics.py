@@ -110,6 +110,13 @@ def test_scores_of_the_targets_shape_are_compared_with_the_threshold() -> None:
     assert accuracy.compute().item() == pytest.approx(2 / 3)
 
 
+def test_a_single_score_per_target_is_compared_with_the_threshold() -> None:
+    accuracy = Accuracy()
+    accuracy.update(torch.tensor([[5.0], [5.0], [-5.0], [-5.0]]), torch.tensor([1, 1, 0, 1]))
+    accuracy.update(torch.full((1, 1, 2), 0.9), torch.tensor([[1, 0]]))
+    assert accuracy.compute().item() == pytest.approx(4 / 6)
+
+
 def test_shapes_that_do_not_belong_together_are_named() -> None:
     with pytest.raises(PluginError, match=r"\(4, 3\) and targets of shape \(5,\); accepted"):
         Accuracy().update(torch.zeros(4, 3), torch.zeros(5))

@@ -119,7 +119,8 @@ class Accuracy(Mean):
         """Adds a batch.
 
         Args:
-            preds: scores ``(N, C, ...)``, or classes (integers) or scores of the target's shape.
+            preds: scores ``(N, C, ...)``; or classes (integers) or scores of the target's shape,
+                which may also be ``(N, 1, ...)``.
             target: class numbers ``(N, ...)``.
         """
         right = correct(preds, target, self.top_k, self.threshold)
@@ -148,6 +149,8 @@ def correct(preds: Tensor, target: Tensor, top_k: int = 1, threshold: float = 0.
         PluginError: the shapes do not belong together.
     """
     if preds.dim() == target.dim() + 1 and preds.shape[:1] + preds.shape[2:] == target.shape:
+        if preds.shape[1] == 1:  # one score, not a choice of one class
+            return correct(preds.squeeze(1), target, top_k, threshold)
         if top_k == 1:
             return preds.argmax(1) == target
         return (preds.topk(top_k, 1).indices == target.unsqueeze(1)).any(1)
