@@ -79,10 +79,11 @@ class BatchOrder(Sampler[list[Any]]):
         return mine // self.batch_size if self.drop_last else -(-mine // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        """The index batches of the epoch, from the set position on."""
-        epoch = self.epoch
-        for found in self.batches()[self.first :]:
-            yield [(epoch, i) for i in found] if self.with_epoch else found
+        """The index batches of the epoch, from the position on that is set just now."""
+        epoch, rest = self.epoch, self.batches()[self.first :]
+        if not self.with_epoch:
+            return iter(rest)
+        return ([(epoch, i) for i in found] for found in rest)
 
     def batches(self) -> list[list[int]]:
         """This rank's sample indices in this epoch, batch by batch."""

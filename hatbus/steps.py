@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hatbus import rng
 from hatbus.errors import DataError, JobError
-from hatbus.feed import Feed
+from hatbus.feed import Feed, apart
 from hatbus.task_sampler import AllTasks, TaskSampler
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ class Steps:
         times_waits: whether ``ctx.data_wait`` is kept; a plugin that reads it says so.
 
     Raises:
-        JobError: ``accumulate`` < 1, no tasks, or a sampler that names an unknown task.
+        JobError: ``accumulate`` < 1, no tasks, a sampler that names an unknown task, or tasks that
+            share a loader which cannot be.
     """
 
     def __init__(
@@ -62,7 +63,8 @@ class Steps:
             raise JobError("data is an empty mapping; accepted: a loader, or {task: loader}")
         self.tasks: tuple[str, ...] = tuple(data) if isinstance(data, Mapping) else ()
         self.accumulate = accumulate
-        self.feeds: dict[Any, Feed] = {t: Feed(d, t, device) for t, d in loaders.items()}
+        each = each_its_own(loaders)
+        self.feeds: dict[Any, Feed] = {t: Feed(d, t, device) for t, d in each.items()}
         self._sampler = sampler or AllTasks()
         self._sampler.bind(tuple(loaders))
         self.times_waits = False
@@ -207,6 +209,24 @@ class Steps:
         if steps == 0:
             names = ", ".join(f.name for f in self.feeds.values())
             raise DataError(f"{names} gave no batch; check its data set, batch size and drop_last")
+
+
+def each_its_own(loaders: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The loaders by task, so that each can be iterated beside the others, also where two are one.
+
+    Raises:
+        JobError: two tasks have one loader that keeps its place itself.
+    """
+    found: dict[Any, Any] = {}
+    for task, loader in loaders.items():
+        others = [other for other in found if loaders[other] is loader]
+        if others and hasattr(loader, "state_dict"):
+            raise JobError(
+                f"tasks {others[0]!r} and {task!r} share one loader, which keeps its place itself "
+                "(state_dict); give each a loader of its own"
+            )
+        found[task] = apart(loader) if others else loader
+    return found
 
 
 def timed(steps: Iterator[Batches], ctx: Context) -> Iterator[Batches]:

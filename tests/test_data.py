@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from hatbus import BatchProcessor, Trainer, hookimpl
 from hatbus.data import BatchOrder, ExactLoader, loader
-from hatbus.errors import DataError
+from hatbus.errors import DataError, JobError
 from hatbus.feed import Feed, moved
+from hatbus.task_sampler import AllTasks
 
 
 class Noisy(Dataset[Any]):
@@ -214,6 +215,10 @@ LOADERS: dict[str, Callable[[], Any]] = {
         "a": DataLoader(Drawing(), 1, shuffle=True),
         "b": DataLoader(Drawing(), 2, shuffle=True),
     },
+    "two tasks, one loader": lambda: dict.fromkeys("ab", loader(Noisy(), 2)),
+    "two tasks, one loader of torch": lambda: dict.fromkeys(
+        "ab", DataLoader(Drawing(), 2, shuffle=True)
+    ),
     "two tasks, one generator": lambda: {
         task: DataLoader(Drawing(), 2, shuffle=True, generator=g)
         for g in [torch.Generator().manual_seed(2)]
@@ -251,6 +256,31 @@ def seen_in_fits(build: Callable[[], Any], *ends: int, **options: Any) -> list[A
     for end in ends:
         trainer.fit(num_steps=end)
     return seen
+
+
+def test_a_second_fit_finds_the_place_of_each_task_in_a_loader_of_two() -> None:
+    def build() -> dict[str, Any]:
+        return dict.fromkeys("ab", loader(Noisy(), 1))
+
+    def sampler() -> AllTasks:
+        return AllTasks({"a": 2})
+
+    at_once = seen_in_fits(build, 8, task_sampler=sampler())
+    assert seen_in_fits(build, 3, 8, task_sampler=sampler()) == at_once
+
+
+@pytest.mark.parametrize("build", [loader, DataLoader])
+def test_two_tasks_read_all_of_a_loader_with_persistent_workers(build: Any) -> None:
+    data = build(Drawing(), 5, num_workers=1, persistent_workers=True)
+    seen = seen_in_fits(lambda: dict.fromkeys("ab", data), 2)
+    for task in "ab":
+        assert sorted(x for t, batch, _ in seen for x in batch if t == task) == list(range(10))
+
+
+def test_a_loader_that_keeps_its_place_itself_cannot_serve_two_tasks() -> None:
+    message = "tasks 'a' and 'b' share one loader, which keeps its place itself"
+    with pytest.raises(JobError, match=message):
+        tiny_trainer(data=dict.fromkeys("ab", Keeping()))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
