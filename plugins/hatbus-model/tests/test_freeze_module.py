@@ -70,7 +70,8 @@ def build(
         for _ in range(batches)
     ]
     made = OPTIMIZERS[optimizer](model.parameters())
-    return Trainer(model, made, data, nn.functional.mse_loss, list(plugins), accumulate=accumulate)
+    named = {f"plugin_{number}": plugin for number, plugin in enumerate(plugins)}
+    return Trainer(model, made, data, nn.functional.mse_loss, named, accumulate=accumulate)
 
 
 def run(*plugins: object, steps: int = 8, **options: object) -> History:
@@ -130,6 +131,56 @@ def test_unfreezing_leaves_alone_what_did_not_train_before() -> None:
     trainer.fit(num_steps=5)
     assert not trainer.ctx.model.backbone[0].bias.requires_grad
     assert trainer.ctx.model.backbone[0].weight.requires_grad
+
+
+def nested() -> list[FreezeModule]:
+    """Two parts of one instance, the inner one for longer."""
+    return [FreezeModule([["backbone"], ["backbone.0"]], [0, 1], "step", unfreeze_at=[2, 4])]
+
+
+def two_instances() -> list[FreezeModule]:
+    """The same by two instances."""
+    return [
+        FreezeModule([["backbone"]], [0], "step", unfreeze_at=[2]),
+        FreezeModule([["backbone.0"]], [1], "step", unfreeze_at=[4]),
+    ]
+
+
+def inner_first() -> list[FreezeModule]:
+    """The inner part is frozen first."""
+    return [
+        FreezeModule([["backbone"]], [1], "step", unfreeze_at=[2]),
+        FreezeModule([["backbone.0"]], [0], "step", unfreeze_at=[4]),
+    ]
+
+
+@pytest.mark.parametrize("plugins", [nested, two_instances, inner_first])
+def test_what_is_frozen_twice_goes_on_when_the_last_one_lets_it(
+    plugins: Callable[[], list[FreezeModule]],
+) -> None:
+    history = History()
+    trainer = build(*plugins(), history)
+    trainer.ctx.model.backbone[0].bias.requires_grad_(False)
+    trainer.fit(num_steps=6)
+    inner = ["backbone.0.weight" in moved for moved in history.moved]
+    outer = ["backbone.1.weight" in moved for moved in history.moved]
+    assert inner == [False] * 4 + [True] * 2
+    assert outer == [plugins is inner_first, False] + [True] * 4
+    assert [training["backbone.0"] for training in history.training] == inner
+    assert not trainer.ctx.model.backbone[0].bias.requires_grad
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("plugins", [nested, two_instances, inner_first])
+def test_a_run_with_parts_frozen_twice_resumes_exactly(
+    continues_exactly: Callable[..., object], plugins: Callable[[], list[FreezeModule]], at: int
+) -> None:
+    def again(more: list[object]) -> Trainer:
+        trainer = build(*plugins(), *more)
+        trainer.ctx.model.backbone[2].p = 0.0
+        return trainer
+
+    continues_exactly(again, 7, at)
 
 
 def test_until_its_mark_training_is_the_same_bits() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from hatbus import hookimpl, plugin
 from hatbus.errors import JobError
 from hatbus.module_names import find_module, structure_of
-from hatbus_model.freezing import batch_norms, freeze, keep_in_eval, unfreeze
+from hatbus_model.freezing import batch_norms, freeze, held, keep_in_eval, unfreeze
 from hatbus_model.milestones import check_names, due, previewed, read_marks
 from hatbus_model.surgery import wrap_anew
 
@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 
     from hatbus.context import Context
 
+_FREEZERS: Final = "model.freezers"
+
 
 @plugin(stage="train")
 class FreezeModule:
     """Freezes modules: eval mode, no gradients, so that no momentum or weight decay moves them.
 
     A frozen module stays so after ``model.train()`` and after a resume. A mark is reached at the
-    first step or epoch whose index is not less. Source: ``hat.callbacks.FreezeModule``.
+    first step or epoch whose index is not less. What several marks or instances freeze goes on when
+    the last of them lets it. Source: ``hat.callbacks.FreezeModule``.
 
     Args:
         modules: lists of module names; a name stands for the module and all below it, ``""`` for
@@ -51,6 +54,7 @@ class FreezeModule:
         self.ends = read_marks("freeze_module", modules, ends, update_by, "unfreeze_at")
         self.frozen: dict[str, list[str]] = {}
         self._begun = self._ended = 0
+        self._freezers = [self]
         self._kept: list[nn.Module] = []
         self._structure = -1
         self._ctx: Context | None = None
@@ -60,6 +64,9 @@ class FreezeModule:
         """Checks the module names."""
         check_names("freeze_module", self.marks, ctx)
         self._ctx = ctx
+        self._freezers = ctx.storage.setdefault(_FREEZERS, [])
+        if self not in self._freezers:
+            self._freezers.append(self)
 
     @hookimpl
     def on_epoch_begin(self, ctx: Context) -> None:
@@ -87,7 +94,7 @@ class FreezeModule:
             keep_in_eval(batch_norms(module))
             self.frozen.setdefault(name, [])
         elif name not in self.frozen:
-            self.frozen[name] = freeze(module)
+            self.frozen[name] = freeze(module, self._held(model))
 
     def preview_marks(self, ctx: Context) -> list[tuple[int, str]]:
         """``(global step, label)`` of everything this will do."""
@@ -137,9 +144,11 @@ class FreezeModule:
             for norm in batch_norms(module):
                 norm.train()
         else:
-            unfreeze(module, stopped)
-            for other in self.frozen:
-                freeze(find_module(model, other, "freeze_module: modules"))
+            unfreeze(module, stopped, self._held(model))
+
+    def _held(self, model: nn.Module) -> dict[nn.Parameter, bool]:
+        """What this and other instances of the run have frozen."""
+        return held(model, (f.frozen for f in self._freezers if not f.only_batchnorm))
 
     def _changed(self, ctx: Context) -> None:
         if not self.only_batchnorm:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from hatbus.module_names import find_module
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,13 +25,33 @@ def keep_in_eval(modules: Iterable[nn.Module]) -> None:
             module.training = False
 
 
-def freeze(module: nn.Module) -> list[str]:
+def held(
+    model: nn.Module, freezes: Iterable[Mapping[str, Iterable[str]]]
+) -> dict[nn.Parameter, bool]:
+    """The parameters that are frozen, each with whether it trained before.
+
+    Args:
+        model: the raw model.
+        freezes: names of frozen modules, to the names in them of parameters that did not train.
+    """
+    found: dict[nn.Parameter, bool] = {}
+    for name, stopped in ((n, set(s)) for frozen in freezes for n, s in frozen.items()):
+        module = find_module(model, name, "freeze_module: modules")
+        found.update({p: n not in stopped for n, p in module.named_parameters()})
+    return found
+
+
+def freeze(module: nn.Module, others: Mapping[nn.Parameter, bool]) -> list[str]:
     """Stops a module's parameters: no gradient, so no optimizer touches them any more.
 
+    Args:
+        module: what to stop.
+        others: what is frozen by other names, as ``held`` gives it.
+
     Returns:
-        Names of the parameters that were stopped already.
+        Names of the parameters that did not train before anything froze them.
     """
-    stopped = [name for name, p in module.named_parameters() if not p.requires_grad]
+    stopped = [n for n, p in module.named_parameters() if not others.get(p, p.requires_grad)]
     for parameter in module.parameters():
         parameter.requires_grad_(False)
         parameter.grad = None  # an optimizer goes on moving a parameter by momentum if it has one
@@ -37,9 +59,18 @@ def freeze(module: nn.Module) -> list[str]:
     return stopped
 
 
-def unfreeze(module: nn.Module, stopped: Iterable[str]) -> None:
-    """Lets a module's parameters move again, but for the ones that did not before."""
+def unfreeze(
+    module: nn.Module, stopped: Iterable[str], others: Mapping[nn.Parameter, bool]
+) -> None:
+    """Lets a module's parameters move again.
+
+    Args:
+        module: what to let go.
+        stopped: names of the parameters that did not train before, and do not now.
+        others: what is frozen by other names and stays so, as ``held`` gives it.
+    """
     left = set(stopped)
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(name not in left)
+        if parameter not in others:
+            parameter.requires_grad_(name not in left)
     module.train()
