@@ -10,7 +10,7 @@ import torch
 
 from hatbus import hookimpl, plugin
 from hatbus.errors import JobError, PluginError
-from hatbus_monitor.grad_monitor import GradMonitor
+from hatbus_monitor.grad_monitor import GradMonitor, each_norm
 
 
 @plugin(stage="setup")
@@ -81,6 +81,32 @@ def test_steps_in_between_compute_nothing(trainer, events, monkeypatch) -> None:
     monkeypatch.setattr(torch, "_foreach_norm", lambda *a: calls.append(1) or foreach(*a))
     trainer([GradMonitor(log_freq=4), events]).fit(num_steps=11)
     assert len(calls) == 2
+
+
+def words() -> torch.nn.Module:
+    """A model whose first weight has sparse gradients, of rows that stand in them twice, too."""
+    embedding = torch.nn.Embedding(10, 4, sparse=True)
+    return torch.nn.Sequential(embedding, torch.nn.Flatten(), torch.nn.Linear(12, 3))
+
+
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, float("inf")])
+def test_a_sparse_gradient_has_the_norm_of_a_dense_one(trainer, events, norm_type: float) -> None:
+    dense = type(events)()
+    inputs = torch.tensor([[1, 2, 2], [7, 1, 0]])
+    for is_sparse, seen in ((True, events), (False, dense)):
+        torch.manual_seed(0)
+        model = words()
+        model[0].sparse = is_sparse
+        monitor = GradMonitor(log_freq=1, norm_type=norm_type)
+        data = [(inputs, torch.tensor([0, 2]))] * 2
+        trainer([monitor, seen], data, model=model, accumulate=2).fit(num_epochs=1)
+    ((_, norm),) = events.of("grad_norm/0")
+    assert norm == pytest.approx(dense.of("grad_norm/0")[0][1])
+
+
+def test_a_sparse_gradient_of_nothing_has_no_norm() -> None:
+    gradient = torch.zeros(10, 4).to_sparse(1)
+    assert each_norm([gradient], float("inf")) == [0.0]
 
 
 @pytest.mark.parametrize("options", [{"log_freq": 0}, {"norm_type": 0}])

@@ -87,6 +87,29 @@ def test_bad_gradient_is_named_in_the_order_of_the_backward_pass(trainer) -> Non
     assert "is the gradient of 'stem.bias'" in text
 
 
+class Hurts(torch.autograd.Function):
+    """Hands on what it gets; its gradient is infinite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * float("inf")
+
+
+def test_bad_sparse_gradient_is_named(trainer) -> None:
+    model = nn.Embedding(10, 3, sparse=True)
+    data = [(torch.tensor([4, 4]), torch.tensor([0, 1]))]
+
+    def loss(outs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(Hurts.apply(outs), target)
+
+    text = said(trainer([NanGuard()], data, model=model, loss=loss))
+    assert "is the gradient of 'weight' of shape (10, 3): 3 of 30 entries are" in text
+
+
 @plugin(stage="setup")
 class Poisons:
     @hookimpl

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hatbus.rng import fenced
+from hatbus_monitor.grad_monitor import stored
 from hatbus_monitor.update_functions import flatten
 
 if TYPE_CHECKING:
@@ -49,12 +50,13 @@ def bad_count(value: Any) -> int:
     local: Any = value.detach()
     if hasattr(local, "to_local"):
         local = local.to_local()
-    return int((~torch.isfinite(local)).sum())
+    return int((~torch.isfinite(stored(local))).sum())
 
 
 def described(value: Tensor, bad: int) -> str:
     """``(8, 3), 5 of 24 entries, nan``."""
-    kinds = ["nan"] * bool(value.isnan().any()) + ["inf"] * bool(value.isinf().any())
+    found = stored(value.detach())
+    kinds = ["nan"] * bool(found.isnan().any()) + ["inf"] * bool(found.isinf().any())
     where = f"of shape {tuple(value.shape)}: " if value.dim() else ""
     share = f"{bad} of {value.numel()} entries are " if value.dim() else "= "
     return f"{where}{share}{' or '.join(kinds)}"

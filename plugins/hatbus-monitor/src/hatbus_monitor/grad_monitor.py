@@ -110,7 +110,7 @@ def parameters_of(model: nn.Module, chosen: Sequence[str] | None) -> dict[str, l
 def each_norm(tensors: Sequence[Tensor | None], norm_type: float) -> list[Tensor]:
     """The norm of every tensor, 0-d, computed together."""
     by_kind: dict[Any, list[int]] = defaultdict(list)
-    given = [tensor.detach() for tensor in tensors if tensor is not None]
+    given = [stored(tensor.detach()) for tensor in tensors if tensor is not None]
     for index, tensor in enumerate(given):
         by_kind[tensor.device, tensor.dtype].append(index)
     norms = given[:]
@@ -119,6 +119,14 @@ def each_norm(tensors: Sequence[Tensor | None], norm_type: float) -> list[Tensor
         for index, norm in zip(indices, group, strict=True):
             norms[index] = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     return norms
+
+
+def stored(tensor: Tensor) -> Tensor:
+    """What a sparse tensor stores, or a zero if that is nothing; a dense tensor as it is."""
+    if not tensor.is_sparse:
+        return tensor
+    values = tensor.coalesce().values()
+    return values if values.numel() else values.new_zeros(1)
 
 
 def joint_norm(norms: Sequence[Tensor], norm_type: float) -> Tensor:
