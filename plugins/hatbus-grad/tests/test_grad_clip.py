@@ -8,6 +8,7 @@ from torch import nn
 
 from hatbus import Trainer, hookimpl
 from hatbus.errors import JobError, PluginError
+from hatbus_grad.clipping import clip_norm
 from hatbus_grad.grad_clip import GradClip
 
 torch.set_num_threads(1)
@@ -44,6 +45,28 @@ def test_by_norm_equals_torch(norm_type: float) -> None:
 def test_by_value_equals_torch() -> None:
     expected = fit([], lambda parameters: nn.utils.clip_grad_value_(parameters, 0.1))
     assert all(map(torch.equal, fit([GradClip(max_value=0.1)]), expected))
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_norm": 0.1}, {"max_norm": 0.1, "norm_type": "inf"}, {"max_value": 0.01}]
+)
+def test_sparse_gradients_are_clipped_as_dense_ones(options: dict[str, object]) -> None:
+    def embedding(*, sparse: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Embedding(9, 4, sparse=sparse), nn.Flatten(), nn.Linear(12, 3))
+        data = [(torch.tensor([[1, 2, 2], [7, 1, 0]]), torch.tensor([0, 2]))] * 4
+        optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+        loss, clip = nn.functional.cross_entropy, GradClip(**options)
+        Trainer(net, optimizer, data, loss, [clip], accumulate=2).fit(num_epochs=1)
+        return net[0].weight.detach()
+
+    torch.testing.assert_close(embedding(sparse=True), embedding(sparse=False))
+
+
+def test_a_sparse_gradient_of_nothing_is_no_fault() -> None:
+    weight = nn.Parameter(torch.ones(9, 4))
+    weight.grad = torch.zeros(9, 4).to_sparse(1)
+    assert clip_norm(torch.optim.SGD([weight]), 0.1, float("inf")) == 0
 
 
 def test_the_norm_is_published_every_n_steps_and_as_it_was_before_clipping() -> None:

@@ -10,6 +10,8 @@ from hatbus.accepted import is_number
 from hatbus.errors import JobError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import nn
 
 
@@ -61,4 +63,35 @@ def clip_norm(
     Source: Pascanu et al., On the difficulty of training recurrent neural networks, 2013;
     ``torch.nn.utils.clip_grad_norm_``.
     """
-    return torch.nn.utils.clip_grad_norm_(trained_parameters(optimizer), max_norm, norm_type)
+    parameters = trained_parameters(optimizer)
+    try:
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+    except NotImplementedError:  # of a sparse gradient; to ask each one first costs every step
+        return torch.nn.utils.clip_grad_norm_(by_values(parameters), max_norm, norm_type)
+
+
+def clip_values(optimizer: torch.optim.Optimizer, limit: float) -> None:
+    """Moves every gradient's entries to the range from ``-limit`` to ``limit``."""
+    parameters = trained_parameters(optimizer)
+    try:
+        torch.nn.utils.clip_grad_value_(parameters, limit)
+    except NotImplementedError:
+        torch.nn.utils.clip_grad_value_(by_values(parameters), limit)
+
+
+def by_values(parameters: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """The parameters; in place of one with a sparse gradient, one whose gradient is its values.
+
+    torch does not clip sparse gradients. The entries that they do not store are 0 and stay so.
+    """
+    found = []
+    for parameter in parameters:
+        if parameter.grad is None or not parameter.grad.is_sparse:
+            found.append(parameter)
+            continue
+        parameter.grad = parameter.grad.coalesce()
+        values = parameter.grad.values()  # the gradient's own memory
+        if values.numel():
+            found.append(torch.empty_like(values))
+            found[-1].grad = values
+    return found

@@ -9,7 +9,7 @@ import torch
 from hatbus import hookimpl, plugin
 from hatbus.errors import JobError
 from hatbus.sharding import whole
-from hatbus_grad.clipping import check_limit, check_norm_type, clip_norm, trained_parameters
+from hatbus_grad.clipping import check_limit, check_norm_type, clip_norm, clip_values
 
 if TYPE_CHECKING:
     from hatbus.context import Context
@@ -56,8 +56,7 @@ class GradClip:
     def clip_gradients(self, ctx: Context, optimizer: torch.optim.Optimizer) -> bool:
         """Clips."""
         if self.max_norm is None:
-            limit = self.max_value or 0.0
-            torch.nn.utils.clip_grad_value_(trained_parameters(optimizer), limit)
+            clip_values(optimizer, self.max_value or 0.0)
             return True
         norm = clip_norm(optimizer, self.max_norm, self.norm_type)
         if self.log_interval > 0 and (ctx.global_step_id + 1) % self.log_interval == 0:
