@@ -21,7 +21,7 @@ from hatbus.errors import CheckpointError, PluginError, did_you_mean
 from hatbus.events import DECISION, EVENTS, SPAN, Event
 from hatbus.intervals import Interval, Intervals
 from hatbus.order import Place, Placed, resolve
-from hatbus.plugin_state import give_state
+from hatbus.plugin_state import give_state, how_to_drop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -342,7 +342,7 @@ class Bus:
             if name not in takers:
                 raise CheckpointError(
                     f"there is saved state of plugin {name!r}, which is not in this run or takes "
-                    f"none; add the plugin, or leave its state out: --drop-plugin-state {name}"
+                    f"none; add the plugin, or leave its state out: {how_to_drop(name)}"
                 )
         for member in self._in_order():
             if member.name in state:

@@ -31,8 +31,7 @@ def give_state(name: str, plugin: Any, state: Any, saved: int) -> None:
     except Exception as error:
         raise CheckpointError(
             f"plugin {name!r} cannot take its saved state back: {type(error).__name__}: "
-            f"{error!s:.200}; --traceback shows where; to go on without it: "
-            f"--drop-plugin-state {name}"
+            f"{error!s:.200}; --traceback shows where; to go on without it: {how_to_drop(name)}"
         ) from error
 
 
@@ -50,6 +49,11 @@ def migrated(name: str, plugin: Any, state: Any, saved: int) -> Any:
         raise CheckpointError(
             f"the saved state of plugin {name!r} is of version {saved}, this one reads "
             f"version {now} and cannot migrate; install the version that saved it, or leave its "
-            f"state out: --drop-plugin-state {name}"
+            f"state out: {how_to_drop(name)}"
         )
     return migrate(state, saved)
+
+
+def how_to_drop(name: str) -> str:
+    """How to resume without the saved state of a plugin, from the command line and without."""
+    return f"--drop-plugin-state {name}, or checkpoint's option drop_plugin_state = [{name!r}]"

@@ -11,8 +11,6 @@ from hatbus.errors import JobError
 if TYPE_CHECKING:
     import argparse
 
-    from hatbus.job import Job
-
 JOB_FILE = "job.json"
 
 
@@ -21,20 +19,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     from hatbus.cli import run as run_command
 
     parser.add_argument("dir", metavar="DIR", help="the run's folder (run_dir), with its job.json")
-    parser.add_argument(
-        "--drop-plugin-state",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="leave out the saved state of a plugin",
-    )
-    parser.add_argument(
-        "--override",
-        metavar="KEY",
-        action="append",
-        default=[],
-        help="go on although this differs from the run that saved; 'all' for everything",
-    )
     run_command.change_options(parser)
     run_command.training_options(parser)
 
@@ -45,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         HatbusError: there is no run to resume, or what went wrong in it.
     """
-    from hatbus.cli.run import show_log
+    from hatbus.cli.run import checkpoint_options, show_log
     from hatbus.job import read_job
     from hatbus.signals import ignore_saves
 
@@ -54,27 +38,15 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.dir) / JOB_FILE
     if not path.is_file():
         raise JobError(f"no {JOB_FILE} in {args.dir!r}; give the folder of a run (its run_dir)")
-    name = checkpoint_of(read_job(path))
+    plugins = tuple(args.plugins)
+    job = read_job(path, plugins)
     options = [
         "run.resume=auto",
         f"run.run_dir={json.dumps(args.dir)}",
-        f"{name}.drop_plugin_state={json.dumps(args.drop_plugin_state)}",
-        f"{name}.override={json.dumps(args.override)}",
+        *checkpoint_options(job, args.drop_plugin_state or [], args.override or []),
         *args.options,
     ]
     from hatbus import jobrun
 
-    prepared = jobrun.prepare(path, tuple(args.plugins), tuple(options))
+    prepared = jobrun.prepare(path, plugins, tuple(options))
     return jobrun.run(prepared, quiet=args.quiet, profile=args.profile)
-
-
-def checkpoint_of(job: Job) -> str:
-    """The instance name of the job's checkpoint plugin.
-
-    Raises:
-        JobError: it has none.
-    """
-    for name, plugin in job.enabled.items():
-        if plugin.use == "checkpoint":
-            return name
-    raise JobError(f"{job.name} has no plugin 'checkpoint', so nothing was saved to go on from")

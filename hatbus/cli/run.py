@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
+from hatbus.errors import JobError
+
 if TYPE_CHECKING:
     import argparse
+
+    from hatbus.job import Job
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +56,18 @@ def training_options(parser: argparse.ArgumentParser) -> None:
         "--profile", action="store_true", help="measure what each plugin costs per event"
     )
     parser.add_argument("--quiet", action="store_true", help="show warnings and errors only")
+    parser.add_argument(
+        "--drop-plugin-state",
+        metavar="NAME",
+        action="append",
+        help="in a resume: leave out the saved state of a plugin",
+    )
+    parser.add_argument(
+        "--override",
+        metavar="KEY",
+        action="append",
+        help="in a resume: go on although this differs from the run that saved; 'all' for all",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,11 +81,54 @@ def run(args: argparse.Namespace) -> int:
 
     ignore_saves()
     show_log(quiet=args.quiet)
-    words = (args.job, tuple(args.plugins), tuple(args.options))
-    parse_job(*words)  # a missing file is told before torch is imported
+    plugins, options = tuple(args.plugins), tuple(args.options)
+    job, _ = parse_job(args.job, plugins, options)  # what is missing is told before torch is there
+    if job is not None and (args.drop_plugin_state or args.override):
+        refuse_without_resume(job)
+        options = (*checkpoint_options(job, args.drop_plugin_state, args.override), *options)
     from hatbus import jobrun
 
-    return jobrun.run(jobrun.prepare(*words), quiet=args.quiet, profile=args.profile)
+    prepared = jobrun.prepare(args.job, plugins, options)
+    return jobrun.run(prepared, quiet=args.quiet, profile=args.profile)
+
+
+def refuse_without_resume(job: Job) -> None:
+    """Refuses what is meant for a resume in a job that would start anew.
+
+    Raises:
+        JobError: it would.
+    """
+    saving = [job.plugins[name] for name in checkpoints_of(job)]
+    if not job.run.resume and not any(plugin.options.get("resume") for plugin in saving):
+        raise JobError(
+            "--drop-plugin-state and --override are for a resume, and the job starts anew; "
+            "add -o run.resume=auto"
+        )
+
+
+def checkpoint_options(
+    job: Job, drop: list[str] | None = None, override: list[str] | None = None
+) -> list[str]:
+    """``--drop-plugin-state`` and ``--override`` as words of ``-o``; None: as the job says.
+
+    Raises:
+        JobError: the job has no checkpoint plugin.
+    """
+    values = {"drop_plugin_state": drop, "override": override}
+    given = [f"{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
+    return [f"{name}.{word}" for name in checkpoints_of(job) for word in given]
+
+
+def checkpoints_of(job: Job) -> list[str]:
+    """The instance names of the job's checkpoint plugins.
+
+    Raises:
+        JobError: it has none.
+    """
+    names = [name for name, plugin in job.enabled.items() if plugin.use == "checkpoint"]
+    if not names:
+        raise JobError(f"{job.name} has no plugin 'checkpoint', so nothing was saved to go on from")
+    return names
 
 
 def show_log(*, quiet: bool) -> None:

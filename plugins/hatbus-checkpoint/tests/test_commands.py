@@ -33,6 +33,22 @@ def build(lr: float = 0.1):
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     return model, optimizer, data, torch.nn.functional.mse_loss
 """
+COUNTING = """
+from hatbus import hookimpl
+
+class Counting:
+    count = 0
+
+    @hookimpl
+    def on_step_end(self):
+        self.count += 1
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+"""
 JOB = """
 [run]
 entry = "train.py:build"
@@ -171,6 +187,31 @@ def test_a_run_is_resumed_from_its_folder(
     assert main(["resume", "here", "-o", "run.num_epochs=5", "-o", "run.args.lr=0.2"]) == 0
     assert "since the checkpoint" not in capsys.readouterr().err
     assert json.loads(Path("here/job.json").read_text())["run"]["num_epochs"] == 5
+
+
+def test_a_run_that_resumes_takes_what_a_refusal_recommends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(ENTRY + COUNTING)
+    job = JOB.replace("[plugins.checkpoint]", '[plugins.safe]\nuse = "checkpoint"')
+    (tmp_path / "job.toml").write_text(job + '[plugins.counting]\nuse = "train.py:Counting"\n')
+    assert main(["run", "job.toml"]) == 0
+    again = ["run", "job.toml", "-o", "run.num_epochs=2", "-p", "no:counting"]
+    faster = ["-o", "run.args.lr=0.2", "--override", "optimizer.lr"]
+    assert main([*again, *faster]) == 2
+    assert "for a resume, and the job starts anew; add -o run.resume" in capsys.readouterr().err
+    again += ["-o", "run.resume=auto"]
+    assert main([*again, *faster[:2]]) == 4
+    way = "--override optimizer.lr, or checkpoint's option override = ['optimizer.lr']"
+    assert way in capsys.readouterr().err
+    assert main([*again, *faster]) == 4
+    way = "--drop-plugin-state counting, or checkpoint's option drop_plugin_state = ['counting']"
+    assert way in capsys.readouterr().err
+    assert main([*again, *faster, "--drop-plugin-state", "counting"]) == 0
+    assert "resumed from" in capsys.readouterr().err
+    assert main([*again, *faster, "-p", "no:safe"]) == 2
+    assert "job.toml has no plugin 'checkpoint'" in capsys.readouterr().err
 
 
 def test_a_signal_to_save_before_the_loop_is_passed_over(

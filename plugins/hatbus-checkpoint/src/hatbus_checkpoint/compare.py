@@ -127,9 +127,11 @@ def check_same(ctx: Context, saved: Mapping[str, Any], override: Iterable[str]) 
             f"{key:.99}: {_shown(was, now)} -> {_shown(now, was)}"
             for key, (was, now) in refused.items()
         )
-        ways = " ".join(f"--override {key:.99}" for key in refused)
+        keys = [f"{key:.99}" for key in refused]
+        ways = " ".join(f"--override {key}" for key in keys)
         raise CheckpointError(
-            f"the run is not the one that was saved: {what}; put it back, or go on with {ways}"
+            f"the run is not the one that was saved: {what}; put it back, or go on with {ways}, "
+            f"or checkpoint's option override = {keys}"
         )
     warn = warner(ctx)
     for key, (was, now) in found.items():
