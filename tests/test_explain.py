@@ -43,7 +43,7 @@ ORDER = {
     "on_validation_end": ["early_stopping", "stats_monitor", "progress"],
     "save_checkpoint": ["stats_monitor", "checkpoint"],
     "load_checkpoint": ["checkpoint"],
-    "on_log": ["early_stopping"],
+    "on_log": ["early_stopping", "checkpoint"],
 }
 """The multitask example: who takes part in each event that a plugin uses, in order."""
 

@@ -19,6 +19,7 @@ from small import names, publishing, tiny
 sys.path.pop(0)
 
 from hatbus import hookimpl
+from hatbus.declare import plugin
 from hatbus.errors import JobError, SaveError
 from hatbus.preview import preview
 from hatbus_checkpoint import Checkpoint, durable
@@ -73,6 +74,26 @@ def test_retention_keeps_newest_and_best(tmp_path: Path, mode: str, kept: str) -
     plugins = {"publishes": publishing([0.1, 0.7, 0.6, 0.5, 0.2, 0.3])}
     tiny(tmp_path, plugins, **best, **options).fit(num_steps=6)
     assert names(tmp_path) == [f"checkpoint-{kept}", "checkpoint-step-5", "checkpoint-step-6"]
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_value_ranks_the_first_save_after_it_and_none_that_only_repeats_it(
+    tmp_path: Path, mode: str
+) -> None:
+    better = {2: 0.10, 4: 0.11, 6: 0.3, 8: 0.4}
+
+    class Publishes:
+        @hookimpl
+        def on_step_end(self, ctx: Any) -> None:
+            if ctx.global_step_id + 1 in better:
+                sign = 1 if mode == "min" else -1
+                ctx.log({"val/loss": sign * better[ctx.global_step_id + 1]})
+
+    best = {"mode": mode, "monitor_metric_key": "val/loss", "keep_last": 2, "keep_best": 2}
+    options = {"interval_by": "step", "save_hash": False}
+    plugins = {"publishes": plugin(stage="validate")(Publishes)()}
+    tiny(tmp_path, plugins, **best, **options).fit(num_steps=8)
+    assert names(tmp_path) == [f"checkpoint-step-{n}" for n in (2, 4, 7, 8)]
 
 
 @pytest.mark.parametrize(

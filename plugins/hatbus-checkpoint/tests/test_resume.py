@@ -251,6 +251,24 @@ def test_a_run_resumed_with_another_metric_or_mode_begins_a_new_best_and_says_so
     assert marked_best(tmp_path) == "checkpoint-step-8"
 
 
+def test_a_value_of_before_the_resume_makes_no_checkpoint_after_it_the_best(
+    tmp_path: Path,
+) -> None:
+    @plugin(stage="validate")
+    class PublishesOnce:
+        @hookimpl
+        def on_step_end(self, ctx: Any) -> None:
+            if ctx.global_step_id == 1:
+                ctx.log({"val/acc": 0.9, "val/loss": 0.1})
+
+    options = {"interval_by": "step", "save_hash": False, "resume": "auto"}
+    for (mode, key), steps in (("max", "val/acc"), 2), (("min", "val/loss"), 4):
+        plugins = {"publishes": PublishesOnce()}
+        run = tiny(tmp_path, plugins, mode=mode, monitor_metric_key=key, **options)
+        run.fit(num_steps=steps)
+    assert marked_best(tmp_path) == "checkpoint-step-2"
+
+
 def test_a_state_that_does_not_say_what_its_best_is_of_is_taken_as_it_is(tmp_path: Path) -> None:
     checkpoint = Checkpoint(str(tmp_path), mode="min", monitor_metric_key="val/loss")
     checkpoint.load_state_dict({"best": 1.5, "task_sampler": None})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -60,6 +60,7 @@ class Best:
         self.mode, self.key, self._metric = mode, key, metric
         self.value: float | None = None
         self.replaced = ""
+        self._is_fresh = key is None
         self._warned = False
 
     @property
@@ -76,6 +77,7 @@ class Best:
         metric, mode = state.get("metric", self.label), state.get("mode", self.mode)
         is_same = (metric, mode) == (self.label, self.mode)
         self.value = state["best"] if is_same else None
+        self._is_fresh = self.key is None
         if not is_same and state["best"] is not None and self.mode is not None:
             self.replaced = f"{metric!r:.99} ({mode!s:.9})"
 
@@ -89,6 +91,24 @@ class Best:
             warn(what, self.replaced, now)
             self.replaced = ""
 
+    def hear(self, names: Container[str]) -> None:
+        """Takes note of what is published: a value counts for one save, the first after it."""
+        self._is_fresh = self._is_fresh or self.key in names
+
+    def weigh(self, ctx: Context) -> tuple[dict[str, Any] | None, bool]:
+        """What a save says of the value, and whether it is the best so far, as it is from now on.
+
+        Only a value that is new since the save before can be: else it is of other weights.
+        """
+        value, is_fresh = self.current(ctx), self._is_fresh
+        self._is_fresh = self.key is None
+        if value is None:
+            return None, False
+        is_best = is_fresh and self.wins(value)
+        if is_best:
+            self.value = value
+        return {"metric": self.label, "mode": self.mode, "value": value, "fresh": is_fresh}, is_best
+
     def current(self, ctx: Context) -> float | None:
         """The value now; None when there is none, or it is NaN or infinite."""
         if self.mode is None:
@@ -98,10 +118,8 @@ class Best:
             return None
         return found
 
-    def wins(self, value: float | None) -> bool:
+    def wins(self, value: float) -> bool:
         """Whether a value is better than the best."""
-        if value is None:
-            return False
         if self.value is None:
             return True
         return value < self.value if self.mode == "min" else value > self.value

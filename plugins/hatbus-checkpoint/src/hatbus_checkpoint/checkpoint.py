@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,8 @@ class Checkpoint:
         strict_match: refuse a checkpoint whose names are not the model's; else load what fits.
         mode: ``"min"`` or ``"max"``: which value of the metric is best.
         monitor_metric_key: the published value that decides on best: the last that was published
-            before a save, of an earlier step where a save comes before the validation.
+            before a save, of an earlier step where a save comes before the validation. A save
+            without a new value since the one before is not compared.
         best_refer_metric: in its place a metric object with ``compute()`` or ``get()``.
         task_sampler: its state is saved too, if it has one.
         save_hash: put the first 8 characters of the content's sha256 into the name.
@@ -182,6 +183,11 @@ class Checkpoint:
             self._save(ctx, f"every {self.save_interval} epochs")
 
     @hookimpl
+    def on_log(self, logs: Mapping[str, Any]) -> None:
+        """Notes that the metric that decides on best was published."""
+        self.best.hear(logs)
+
+    @hookimpl
     def on_loop_end(self, ctx: Context) -> None:
         """Saves the end, waits until all is on the disk, and gives the folder free."""
         try:
@@ -209,12 +215,9 @@ class Checkpoint:
         if step == self._saved_at:
             return self._path
         self._tell(ctx)
-        value = self.best.current(ctx)
-        is_best = self.best.wins(value)
-        if is_best:
-            self.best.value = value
+        best, is_best = self.best.weigh(ctx)
         taken = snapshot.take(ctx)
-        fields = self._fields(ctx, reason, value)
+        fields = {**self._fields(ctx, reason), "best": best}
         if self._writer.is_background:
             taken = taken.copied(self._kept)
         self._path = self.folder.path / f"{self.folder.prefix}{self._stem(ctx)}"
@@ -292,11 +295,9 @@ class Checkpoint:
             return f"checkpoint-epoch-{position.epoch:04d}"
         return f"checkpoint-step-{position.global_step}"
 
-    def _fields(self, ctx: Context, reason: str, value: float | None) -> dict[str, Any]:
-        """The manifest, without the files."""
-        position, best = ctx.position, None
-        if value is not None:
-            best = {"metric": self.best.label, "mode": self.best.mode, "value": value}
+    def _fields(self, ctx: Context, reason: str) -> dict[str, Any]:
+        """The manifest, without the files and what decides on best."""
+        position = ctx.position
         return {
             "run": self._run,
             "lineage": self._lineage,
@@ -315,7 +316,6 @@ class Checkpoint:
             "settings": compare.settings_of(ctx),
             "plugins": compare.plugins_of(ctx),
             "metrics": snapshot.scalars(ctx.latest),
-            "best": best,
         }
 
     def _write(self, stem: str, taken: Snapshot, fields: dict[str, Any], *, is_best: bool) -> Path:

@@ -56,9 +56,11 @@ def check_kept(keep_last: Any, keep_best: Any, mode: str | None) -> None:
 
 
 def _metric_of(entry: Entry) -> tuple[str, str] | None:
-    """Name and mode of what decided on best when a checkpoint was saved; None: nothing did."""
+    """Name and mode of what decided on best when a checkpoint was saved; None: nothing new did."""
     best = entry.manifest.get("best")
-    return None if best is None else (best.get("metric"), best.get("mode"))
+    if best is None or not best.get("fresh", True):
+        return None
+    return best.get("metric"), best.get("mode")
 
 
 def _rank(entry: Entry) -> tuple[float, int]:
