@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 PLUGINS: Final = "a list of instances, as [EMA()], or a mapping from names, as {'ema': EMA()}"
+STATE: Final = ("state_dict", "load_state_dict")
+"""Methods of a plugin that keeps something in checkpoints: both, or neither."""
 _MARK: Final = f"{PROJECT}_impl"
 _UNMARKED: Final[dict[str, Any]] = {
     "wrapper": False,
@@ -47,6 +49,7 @@ def admit(plugin: object, name: str, *, core: bool = False) -> None:
         how = f"plugins takes {PLUGINS}"
         raise PluginError(f"{plugin!r:.80} is no plugin but a {type(plugin).__name__}; {how}")
     _check_identity(plugin, who)
+    _check_state(plugin, who)
     unmarked = []
     marked = 0
     for method, options in _methods(plugin):
@@ -134,6 +137,13 @@ def _check_identity(plugin: object, who: str) -> None:
             f"{who} compares by value, so two of them cannot be told apart; "
             "remove __eq__ (for a dataclass: @dataclass(eq=False))"
         )
+
+
+def _check_state(plugin: object, who: str) -> None:
+    has = [name for name in STATE if hasattr(plugin, name)]
+    if len(has) == 1:
+        (other,) = set(STATE) - set(has)
+        raise PluginError(f"{who} has {has[0]} and no {other}; define both, or neither")
 
 
 def _check_unmarked(method: str, who: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 Loss = Callable[[Any, Any], Any]
 _LOSS_NAME: Final = re.compile("^.*loss.*", re.IGNORECASE)
-_ZERO_GRAD: Final = torch.optim.Optimizer.zero_grad
 _is_profiled: Final = getattr(torch.autograd, "_profiler_enabled", lambda: True)
 
 
@@ -121,6 +121,16 @@ class BatchProcessor:
         return found
 
 
+def _torchs_own(function: Any) -> Any:
+    """A function of torch's; something else in the place of one that somebody has replaced."""
+    code = getattr(function, "__code__", None)
+    is_its_own = code is not None and Path(torch.__file__).parent in Path(code.co_filename).parents
+    return function if is_its_own else object()
+
+
+_TORCHS_OWN: Final = _torchs_own(torch.optim.Optimizer.zero_grad)
+
+
 def clear_gradients(optimizer: Any) -> None:
     """Sets the gradient of every parameter to None: what ``optimizer.zero_grad()`` does.
 
@@ -128,10 +138,10 @@ def clear_gradients(optimizer: Any) -> None:
     while a profiler is on; and so is whatever an optimizer has in the place of torch's own.
     """
     clear = optimizer.zero_grad
-    if getattr(clear, "__func__", None) is not _ZERO_GRAD or _is_profiled():
+    if getattr(clear, "__func__", None) is not _TORCHS_OWN or _is_profiled():
         clear()
         return
-    for group in optimizer.param_groups:
+    for group in clear.__self__.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
 

@@ -95,6 +95,7 @@ class Bus:
         self._strict: Final = strict
         self.scopes: dict[str | None, Emitter] = {None: Emitter()}
         self._intervals: list[Interval] = []
+        self._tasks: list[str] | None = None
         self._positions = 0
         self._manager = _new_manager()
         self._is_frozen = False
@@ -144,9 +145,10 @@ class Bus:
         admit(plugin, name, core=core)
         declared = declaration_of(plugin, overrides)
         interval = Interval.parse(declared.every, name) if declared.every else None
+        member = Member(name, plugin, declared, self._positions, core, interval, kind)
+        self._check_tasks(member)
         if interval is not None:
             self._watch(interval)
-        member = Member(name, plugin, declared, self._positions, core, interval, kind)
         self.members = (
             {name: member, **self.members} if outermost else {**self.members, name: member}
         )
@@ -182,15 +184,10 @@ class Bus:
         Raises:
             PluginError: a plugin is bound to a task that the run does not have.
         """
-        known = list(tasks)
+        self._tasks = list(tasks)
         for member in self.members.values():
-            for task in member.declared.tasks:
-                if task not in known:
-                    raise PluginError(
-                        f"plugin {member.name!r} is bound to task {task!r}, which the run does not "
-                        f"have{did_you_mean(task, known) or '; it has no tasks'}"
-                    )
-        scopes = [None, *known]
+            self._check_tasks(member)
+        scopes = [None, *self._tasks]
         if list(self.scopes) != scopes:  # else everything is frozen as it has to be
             self.scopes = {task: self.scopes.get(task, Emitter()) for task in scopes}
             self._changed()
@@ -275,6 +272,18 @@ class Bus:
     def _gate_applies(self, name: str, event: Event) -> bool:
         interval = self.members[name].interval
         return interval is not None and interval.applies_to(event)
+
+    def _check_tasks(self, member: Member) -> None:
+        """Refuses a binding to a task that the run does not have, once its tasks are known."""
+        known = self._tasks
+        if known is None:
+            return
+        for task in member.declared.tasks:
+            if task not in known:
+                raise PluginError(
+                    f"plugin {member.name!r} is bound to task {task!r}, which the run does not "
+                    f"have{did_you_mean(task, known) or '; it has no tasks'}"
+                )
 
     # ---- rules over all plugins ---------------------------------------------------------------
 

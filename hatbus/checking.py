@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from hatbus.admission import admit, misspelt, no_event, without_event
+from hatbus.admission import STATE, admit, misspelt, no_event, without_event
 from hatbus.declare import Declaration, names
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.events import EVENTS
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from hatbus.discovery import Found
     from hatbus.reading import Method, Reading, Sources
 
-_STATE: Final = ("state_dict", "load_state_dict")
 _LISTS: Final = ("before", "after", "tasks", "writes", "shares")
 
 
@@ -93,9 +92,9 @@ def _class_problems(reading: Reading) -> Iterator[str]:
             "compares by value, so two of it cannot be told apart; "
             "remove __eq__ (for a dataclass: @dataclass(eq=False))"
         )
-    has = [name for name in _STATE if name in reading.methods]
+    has = [name for name in STATE if name in reading.methods]
     if len(has) == 1 and reading.is_whole:
-        (lacks,) = set(_STATE) - set(has)
+        (lacks,) = set(STATE) - set(has)
         yield f"has {has[0]} and no {lacks}; define both, or neither"
 
 

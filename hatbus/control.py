@@ -86,8 +86,16 @@ class Control:
         """The run is over."""
 
     def is_owed(self) -> bool:
-        """Whether requests of the last boundary are still to be served at the end of the run."""
-        return False
+        """Whether requests are still to be served at the end of the run."""
+        return self.due()
+
+    def tell_late(self) -> None:
+        """Says what was asked for when nothing could be done any more: the run is over."""
+        for request in self.pending:
+            if request.wish in ("validate", "save"):
+                log.warning(
+                    "%s: asked for by %s too late: the run is over", request.wish, request.by
+                )
 
     def _taken(self) -> list[Request]:
         taken, self.pending = self.pending, []

@@ -161,9 +161,21 @@ def _write_calls(event: Event, impls: list[HookImpl], rules: Rules) -> Frozen:
     return _finish(source, rules)
 
 
+_MAY_CHANGE: Final = {
+    "on_batch_begin": ("batch",),
+    "on_forward_begin": ("batch",),
+    "on_forward_end": ("model_outs",),
+}
+"""What an implementation may put another in the place of, for those that come after it."""
+
+
 def _write_call(source: _Source, indent: int, index: int, impl: HookImpl, *, strict: bool) -> None:
     call = f"f{index}({_arguments(source.event, impl)})"
     kind = source.event.kind
+    if index:
+        for name in _MAY_CHANGE.get(source.event.name, ()):
+            if name in _wanted(source.event, impl):
+                source.add(indent, f"{name} = ctx.{name}")
     if kind == SPAN:
         source.add(indent, f"result = {call}", impl)
         source.add(indent, "if result is not None:")
@@ -249,21 +261,34 @@ def _write_wrapper(event: Event, impl: HookImpl, body: Frozen, rules: Rules) -> 
     source.add(3, f"result = body(ctx{passed})")
     inside = len(source.lines), body
     source.add(2, "except BaseException as error:")
-    source.add(3, "return leave(generator, error)", impl)
+    source.add(3, "result = leave(generator, error)", impl)
+    _write_check(source, impl, "result")
+    source.add(3, "return result")
     source.add(2, "try:")
     source.add(3, "generator.send(result)", impl)
     source.add(2, "except StopIteration as stop:")
-    if event.kind == SPAN and not impl.plugin_name.startswith("core."):
-        source.add(3, "if stop.value is None:")
-        source.add(4, "refuse_none(0)", impl)
+    _write_check(source, impl, "stop.value")
     source.add(3, "return stop.value")
     source.add(2, "second_yield(generator)", impl)
     source.names.update(
+        refuse_answers=lambda found: _refuse_answers(event, impl, found),
         no_yield=lambda: _wrong_yields(event, impl, "did not yield"),
         second_yield=lambda generator: _second_yield(event, impl, generator),
     )
     _write_failure(source, [impl], rules, inside)
     return _finish(source, rules)
+
+
+def _write_check(source: _Source, impl: HookImpl, value: str) -> None:
+    """Refuses what a plugin's wrapper may not return."""
+    if impl.plugin_name.startswith("core."):
+        return
+    if source.event.kind == SPAN:
+        source.add(3, f"if {value} is None:")
+        source.add(4, "refuse_none(0)", impl)
+    elif source.event.kind == DECISION:
+        source.add(3, f"if not isinstance({value}, list):")
+        source.add(4, f"refuse_answers({value})", impl)
 
 
 def _leave_with(generator: Any, error: BaseException) -> Any:
@@ -364,6 +389,13 @@ def _answer(event: Event, impl: HookImpl, result: Any) -> tuple[str, str]:
             "accepted: a reason (a string) for yes, or None for no"
         )
     return impl.plugin_name, result
+
+
+def _refuse_answers(event: Event, impl: HookImpl, found: Any) -> None:
+    raise HookError(
+        f"{_who(impl, event)} is a decision and its wrapper returned {found!r}; return the list "
+        "that `yield` gave, or another list of (name, reason)"
+    )
 
 
 def _wrong_yields(event: Event, impl: HookImpl, fault: str) -> None:

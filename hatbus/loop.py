@@ -28,14 +28,18 @@ class Loop:
         """Runs epochs until the plan is fulfilled or a stop was granted."""
         position = ctx.position
         while not is_done(ctx):
-            ctx.epoch_id, ctx.step_id = position.epoch, position.step
+            ctx.epoch_id = position.epoch
+            if position.step != ctx.steps_per_epoch:  # else none is left: the last counts
+                ctx.step_id, ctx.global_step_id = position.step, position.global_step
             ctx.emit.run_epoch(ctx)
             ctx.control.withdraw("stop epoch")  # it is over
             if ctx.control.due():
                 serve_requests(ctx)
             if ctx.control.stopped is not None and ctx.control.stopped.wish == "stop epoch":
                 ctx.control.stopped = None
-        if ctx.control.is_owed():
+        for _ in _SERVED:  # what serving the last requests asks for is served too, but no circle
+            if not ctx.control.is_owed():
+                break
             serve_requests(ctx)
         return position.global_step
 
@@ -49,7 +53,7 @@ class Loop:
             ctx.step_id, ctx.global_step_id = position.step, position.global_step
             position.step += 1
             position.global_step += 1
-            ctx.committed = False
+            ctx.committed, ctx.losses = False, {}
             emit.run_step(ctx)
             if (control.pending or control.is_shared) and control.due():
                 serve_requests(ctx)
@@ -77,7 +81,7 @@ class Loop:
         if ctx.bus.asks_batches:
             ctx.batches = kept_batches(ctx)
         for ctx.task, ctx.batch, ctx.weight in ctx.batches:  # noqa: B020 - and each of them
-            ctx.model_outs = None
+            ctx.model_outs, ctx.losses = None, {}
             found = scopes[ctx.task].run_batch(ctx)
             found = found if ctx.task is None else prefixed(found, ctx.task)
             is_all = ctx.weight == 1.0 and not losses
@@ -128,7 +132,9 @@ def serve_requests(ctx: Context) -> None:
         elif request.wish == "save":
             served = ctx.save(request.reason)
         else:
-            ctx.control.stopped = served = request
+            served = request
+            if ctx.control.stopped is None or ctx.control.stopped.wish != "stop run":
+                ctx.control.stopped = request  # the end of the run is not taken back
         if served is False:
             log.warning("%s: asked for by %s, but nothing did it", request.wish, request.by)
 

@@ -74,7 +74,7 @@ def emitting(
     wrapper.__doc__ = f"Emits {begin} and {end}."
     wrapper.around = lambda _, body: compiled(passed, f"body({passed})", body=body)
     heard = (begin, end) if failing is None else (begin, end, failing)
-    wrapper.moments = heard if keep == "pass" or value != "value" else ()
+    wrapper.moments = heard if keep == "pass" else ()
     marked: Wrapper = hookimpl(wrapper=True, tryfirst=True)(wrapper)
     return marked
 

@@ -74,8 +74,9 @@ class LossScaling:
         """Updates unless a gradient overflowed; returns whether it did."""
         if not self._unscaled:  # nothing was differentiated
             return False
-        self._unscaled = False
-        return scaled_step(ctx.scaler, ctx.optimizer)
+        committed = scaled_step(ctx.scaler, ctx.optimizer)
+        self._unscaled = False  # not after an error: on_step_end closes the scaler's step then
+        return committed
 
     @hookimpl
     def on_step_end(self, ctx: Context) -> None:

@@ -183,14 +183,18 @@ class AgreedControl(Control):
     def due(self) -> bool:
         """Whether a request was agreed; every rank calls this at the same boundaries."""
         self._granted = self._agreed()
-        self._mine, self.pending = self.pending, []
-        self._counts = self._message(self._mine)
-        self._work = distributed.all_reduce(self._counts, group=self._group, async_op=True)
+        self._ask_all()
         return bool(self._granted)
 
     def is_owed(self) -> bool:
-        """Whether a request of the last boundary was agreed; every rank calls this at the end."""
+        """Whether a request was agreed that was made since; every rank calls this at the end.
+
+        The first time that is a request of the last boundary; then the ranks wait for each other.
+        """
         self._granted = self._agreed()
+        if not self._granted:
+            self._ask_all()
+            self._granted = self._agreed()
         self._work = None
         return bool(self._granted)
 
@@ -209,6 +213,12 @@ class AgreedControl(Control):
         if self._group is not None:
             distributed.destroy_process_group(self._group)
         self._group = self._work = None
+
+    def _ask_all(self) -> None:
+        """Sends what was asked for here; the answer is there at the next boundary."""
+        self._mine, self.pending = self.pending, []
+        self._counts = self._message(self._mine)
+        self._work = distributed.all_reduce(self._counts, group=self._group, async_op=True)
 
     def _message(self, requests: list[Request]) -> torch.Tensor:
         """What this rank adds to the sum over all: a number per wish, and the time on rank 0."""

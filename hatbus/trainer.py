@@ -156,6 +156,7 @@ class Trainer:
                 raise
             finally:
                 ctx.data.leave(ctx)
+            ctx.control.tell_late()
             let_go(ctx)
             self._signals.leave(ctx)
         return ctx

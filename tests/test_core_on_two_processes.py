@@ -59,6 +59,20 @@ trainer.fit(num_epochs=4)
 seen |= {"epochs": trainer.ctx.position.epoch, "weights": weights(trainer).tolist()}
 
 
+class EndsBoth:
+    @hookimpl
+    def on_step_end(self, ctx, epoch_id, step_id):
+        if step_id == 1:
+            ctx.control.stop("run", "enough")
+        if step_id == 2:
+            ctx.control.stop("epoch", "enough of it")
+
+
+trainer = tiny_trainer([EndsBoth()], batches(8, seed=rank))
+trainer.fit(num_epochs=3)
+seen["ended"] = trainer.ctx.position.global_step
+
+
 class Ticks:
     def __init__(self):
         self.heard = []
@@ -197,6 +211,10 @@ def test_a_second_and_a_third_fit_find_each_other_again(ranks: Any) -> None:
 
 def test_a_request_of_the_last_epochs_end_is_served(ranks: Any) -> None:
     assert [seen["saved"] for seen in ranks] == [["the end"], ["the end"]]
+
+
+def test_the_end_of_the_run_is_not_taken_back_by_an_end_of_the_epoch(ranks: Any) -> None:
+    assert [seen["ended"] for seen in ranks] == [3, 3]
 
 
 def test_an_interval_in_seconds_is_by_the_first_ranks_clock_on_both(ranks: Any) -> None:
