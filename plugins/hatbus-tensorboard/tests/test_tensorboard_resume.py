@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from hatbus import Context, hookimpl, plugin
 from hatbus_tensorboard.tensorboard import TensorBoard
@@ -103,21 +104,58 @@ def test_the_file_is_complete_and_closed_when_the_run_fails(
     assert not any(t.name == "tensorboard" for t in __import__("threading").enumerate())
 
 
-def test_everything_is_in_the_file_before_a_checkpoint_is_written(tmp_path: Path) -> None:
-    found: list[list[int]] = []
+@plugin(stage="checkpoint")
+class SavesEach:
+    """Finds out which steps are in the file when a checkpoint is written."""
 
-    @plugin(stage="checkpoint")
-    class Saves:
-        @hookimpl
-        def on_step_end(self, ctx: Context) -> None:
+    def __init__(self, folder: Path, unit: str = "step") -> None:
+        self.folder, self.unit = folder, unit
+        self.found: list[list[int]] = []
+
+    @hookimpl
+    def on_step_end(self, ctx: Context) -> None:
+        if self.unit == "step":
             ctx.save("every step")
 
-        @hookimpl
-        def save_checkpoint(self) -> bool:
-            found.append(raw_steps(tmp_path, "loss"))
-            return True
+    @hookimpl
+    def on_epoch_end(self, ctx: Context) -> None:
+        if self.unit == "epoch":
+            ctx.save("every epoch")
 
+    @hookimpl
+    def save_checkpoint(self) -> bool:
+        self.found.append(raw_steps(self.folder, "loss"))
+        return True
+
+
+def test_everything_is_in_the_file_before_a_checkpoint_is_written(tmp_path: Path) -> None:
+    saves = SavesEach(tmp_path)
     board = TensorBoard(str(tmp_path), flush_secs=1000)
-    trainer(Saves(), board).fit(num_steps=3)
-    assert found == [[0], [0, 1], [0, 1, 2]]
+    trainer(saves, board).fit(num_steps=3)
+    assert saves.found == [[0], [0, 1], [0, 1, 2]]
     assert raw_steps(tmp_path, "loss") == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("unit", "found"),
+    [("step", [[], [], [], [3], [3], [3], [3], [3, 7]]), ("epoch", [[3], [3, 7]])],
+)
+def test_by_epoch_the_last_steps_losses_are_in_the_file_before_its_checkpoint(
+    tmp_path: Path, unit: str, found: list[list[int]]
+) -> None:
+    saves = SavesEach(tmp_path, unit)
+    board = TensorBoard(str(tmp_path), update_by="epoch", flush_secs=1000)
+    trainer(saves, board).fit(num_epochs=2)
+    assert saves.found == found
+    assert raw_steps(tmp_path, "loss") == [3, 7]
+
+
+def test_a_run_resumed_at_an_epochs_end_calls_no_function_without_outputs(tmp_path: Path) -> None:
+    seen = []
+
+    def by_epoch(epoch_id: int, model_outs: torch.Tensor) -> None:
+        seen.append((epoch_id, tuple(model_outs.shape)))
+
+    board = TensorBoard(str(tmp_path), update_by="epoch", tb_update_funcs=[by_epoch])
+    trainer(board, Resumes(0, 4)).fit(num_epochs=3)
+    assert seen == [(1, (4, 1)), (2, (4, 1))]

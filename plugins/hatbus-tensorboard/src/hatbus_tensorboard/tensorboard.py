@@ -152,7 +152,8 @@ class TensorBoard:
         if self._by_step or (ctx.epoch_id + 1) % self.update_freq or ctx.exception is not None:
             return
         self._write_losses(ctx)
-        self._call_functions(ctx)
+        if self._losses_of >= 0:  # else a resumed run has no outputs of the epoch that it ends
+            self._call_functions(ctx)
 
     @hookimpl
     def on_log(self, ctx: Context, logs: Mapping[str, Any], kind: str) -> None:
@@ -173,7 +174,8 @@ class TensorBoard:
     def save_checkpoint(self, ctx: Context) -> Generator[None, Any, Any]:
         """Everything up to a checkpoint is in the file before the checkpoint is."""
         if self._record is not None:
-            if self._by_step:
+            is_epoch_over = ctx.position.step in (0, ctx.steps_per_epoch)
+            if self._by_step or is_epoch_over:
                 self._write_losses(ctx)
             self._record.flush()
         return (yield)
