@@ -51,6 +51,7 @@ class Feed:
         self._resumed: dict[str, Any] | None = None
         self._rest = ""
         self._is_told = False
+        self._started: bool | None = None
 
     def start(self, epoch: int, behind: int, group: int) -> None:
         """Goes to a place in an epoch; once after ``load_state_dict``, to the place in the state.
@@ -83,8 +84,11 @@ class Feed:
         self._iterator = None
 
     def end_pass(self) -> None:
-        """The present pass is at its end; says so once where it was not of the loader's length."""
-        if self.length in (None, self.taken) or self._is_told:
+        """The present pass is at its end; says so once where it was not of the loader's length.
+
+        With a state of its own a loader may go on with a pass that was left: that one is shorter.
+        """
+        if self.length in (None, self.taken) or self._stateful or self._is_told:
             return
         self._is_told = True
         log.warning(
@@ -141,7 +145,7 @@ class Feed:
             state["loader"] = self.loader.state_dict()
             state["left"] = self._is_left()
         elif not self._positions:
-            state["began"] = self._began if is_open else {"generators": self._generator_states()}
+            state["began"] = self._began if is_open else self._now()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -154,6 +158,7 @@ class Feed:
                 self._rest = "left" if self._left else "over"
         elif "began" in state:
             self._set_generators(state["began"]["generators"])
+            self._started = state["began"].get("starts_workers")
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when a run is resumed."""
@@ -176,6 +181,11 @@ class Feed:
     def _generator_states(self) -> list[torch.Tensor]:
         return [generator.get_state() for generator in generators_of(self.loader)]
 
+    def _now(self) -> dict[str, Any]:
+        """What a pass that begins now depends on, beside the random state of the process."""
+        starts = starts_workers(self.loader)
+        return {"generators": self._generator_states(), "starts_workers": starts}
+
     def _open(self) -> Iterator[Any]:
         """A new iteration over the loader, the batches behind us left out."""
         key = self._epoch + self._pass * PASS_STRIDE
@@ -191,12 +201,30 @@ class Feed:
             self._began = {"stateful": True}
             return self._new_pass() if self._rest else self._iterated()
         self._began = resumed.get("began") or {}
+        self._start_workers_as_before()
         if "rng" in self._began:
             rng.restore(self._began["rng"])
             self._set_generators(self._began["generators"])  # another loader may share them
         else:
-            self._began = {"rng": rng.capture(), "generators": self._generator_states()}
+            self._began = {"rng": rng.capture(), **self._now()}
         return self._replayed(self._iterated())
+
+    def _start_workers_as_before(self) -> None:
+        """The next pass starts persistent workers if it did so in the run that is gone on with.
+
+        torch draws a random number more in that pass than in later ones.
+        """
+        wanted, self._started = self._started, None
+        starts = starts_workers(self.loader)
+        if wanted is None or wanted == starts:
+            return
+        if wanted:
+            self.loader._iterator = None  # noqa: SLF001 - torch has no other way
+            return
+        generators = self._generator_states()
+        with rng.fenced():
+            self._iterated()
+        self._set_generators(generators)
 
     def _iterated(self) -> Iterator[Any]:
         """``iter(loader)``; worker processes that it forks are deaf to the signals we serve."""
@@ -266,6 +294,13 @@ def length_of(loader: Any) -> int | None:
         return len(loader)
     except TypeError:  # torch raises it for an IterableDataset without a length
         return None
+
+
+def starts_workers(loader: Any) -> bool:
+    """Whether the next pass over a loader starts workers that later passes keep."""
+    if not getattr(loader, "persistent_workers", False):
+        return False
+    return getattr(loader, "_iterator", None) is None
 
 
 def apart(loader: Any) -> Any:

@@ -14,7 +14,7 @@ from tiny import tiny_trainer
 from torch.nn.utils import rnn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from hatbus import BatchProcessor, Trainer, hookimpl
+from hatbus import BatchProcessor, Trainer, hookimpl, rng
 from hatbus.data import BatchOrder, ExactLoader, loader
 from hatbus.errors import DataError, JobError
 from hatbus.feed import Feed, moved
@@ -182,6 +182,34 @@ def test_a_loader_that_cannot_be_positioned_is_replayed_with_a_note(
     assert "the loader cannot be positioned: replaying 2 batches" in caplog.text
 
 
+@pytest.mark.parametrize("own_generator", [False, True])
+@pytest.mark.parametrize("behind", [0, 2])
+def test_an_epoch_of_persistent_workers_is_gone_on_with_in_its_own_order(
+    behind: int, own_generator: bool
+) -> None:
+    def build() -> DataLoader[Any]:
+        generator = torch.Generator().manual_seed(2) if own_generator else None
+        workers = {"num_workers": 1, "persistent_workers": True}
+        return DataLoader(Drawing(), 2, shuffle=True, generator=generator, **workers)  # type: ignore[arg-type]
+
+    torch.manual_seed(0)
+    feed = Feed(build(), None)
+    feed.start(0, 0, 1)
+    assert len(feed.group(9, endless=False)) == 5
+    feed.start(1, 0, 1)
+    if behind:
+        feed.group(behind, endless=False)
+    state, random_state = feed.state_dict(inside=behind > 0), rng.capture()
+    rest = [batch.tolist() for batch in feed.group(9, endless=False)]
+    again = Feed(build(), None)
+    again.load_state_dict(state)
+    rng.restore(random_state)
+    again.start(1, behind, 1)
+    again.open_again()
+    assert [batch.tolist() for batch in again.group(9, endless=False)] == rest
+    assert len(rest) == 5 - behind
+
+
 class Keeping:
     """A loader that says and takes back where it stands."""
 
@@ -209,6 +237,17 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "shuffling": lambda: DataLoader(Drawing(), 2, shuffle=True),
     "own generator": lambda: DataLoader(
         Drawing(), 2, shuffle=True, generator=torch.Generator().manual_seed(2)
+    ),
+    "persistent workers": lambda: DataLoader(
+        Drawing(), 2, shuffle=True, num_workers=1, persistent_workers=True
+    ),
+    "persistent workers, own generator": lambda: DataLoader(
+        Drawing(),
+        2,
+        shuffle=True,
+        num_workers=1,
+        persistent_workers=True,
+        generator=torch.Generator().manual_seed(2),
     ),
     "stateful": Keeping,
     "two tasks": lambda: {
@@ -256,6 +295,18 @@ def seen_in_fits(build: Callable[[], Any], *ends: int, **options: Any) -> list[A
     for end in ends:
         trainer.fit(num_steps=end)
     return seen
+
+
+def test_a_loader_that_goes_on_with_a_pass_that_was_left_is_not_called_too_short(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Sized(Keeping):
+        def __len__(self) -> int:
+            return 5
+
+    seen = seen_in_fits(Sized, 6, task_sampler=AllTasks(steps=2))
+    assert sorted(x for _, batch, _ in seen[:5] for x in batch) == list(range(10))
+    assert "its length is" not in caplog.text
 
 
 def test_a_second_fit_finds_the_place_of_each_task_in_a_loader_of_two() -> None:
