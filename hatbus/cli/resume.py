@@ -11,6 +11,8 @@ from hatbus.errors import JobError
 if TYPE_CHECKING:
     import argparse
 
+    from hatbus.job import Job
+
 JOB_FILE = "job.json"
 
 
@@ -24,13 +26,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the folder's job again with ``resume = "auto"``.
+    """Runs the folder's job again from its newest good checkpoint.
 
     Raises:
         HatbusError: there is no run to resume, or what went wrong in it.
     """
     from hatbus.cli.run import checkpoint_options, show_log
-    from hatbus.job import read_job
+    from hatbus.job import parse_job, read_job
     from hatbus.signals import ignore_saves
 
     ignore_saves()
@@ -38,15 +40,27 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.dir) / JOB_FILE
     if not path.is_file():
         raise JobError(f"no {JOB_FILE} in {args.dir!r}; give the folder of a run (its run_dir)")
-    plugins = tuple(args.plugins)
-    job = read_job(path, plugins)
-    options = [
-        "run.resume=auto",
-        f"run.run_dir={json.dumps(args.dir)}",
-        *checkpoint_options(job, args.drop_plugin_state or [], args.override or []),
-        *args.options,
-    ]
+    plugins, here = tuple(args.plugins), f"run.run_dir={json.dumps(args.dir)}"
+    saved = read_job(path, plugins, (here,))
+    saving = checkpoint_options(saved, args.drop_plugin_state or [], args.override or [])
+    options = (here, *saving, *args.options)
+    job, _ = parse_job(path, plugins, options)
+    options = (f"run.resume={json.dumps(origin(saved, job or saved))}", *options)
     from hatbus import jobrun
 
-    prepared = jobrun.prepare(path, plugins, tuple(options))
+    prepared = jobrun.prepare(path, plugins, options)
     return jobrun.run(prepared, quiet=args.quiet, profile=args.profile)
+
+
+def origin(saved: Job, job: Job) -> str:
+    """What to resume from: the run's own checkpoints, or those of the folder that it leaves."""
+    place = place_of_checkpoints(saved)
+    return "auto" if place.resolve() == place_of_checkpoints(job).resolve() else str(place)
+
+
+def place_of_checkpoints(job: Job) -> Path:
+    """The folder that a job saves its checkpoints in."""
+    from hatbus.cli.run import checkpoints_of
+
+    name = checkpoints_of(job)[0]
+    return Path(job.plugins[name].options.get("save_dir") or job.run_dir / name)

@@ -214,6 +214,38 @@ def test_a_run_that_resumes_takes_what_a_refusal_recommends(
     assert "job.toml has no plugin 'checkpoint'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("moved", ["run.run_dir=there", "checkpoint.save_dir=there/checkpoint"])
+def test_a_run_goes_on_in_another_folder_and_leaves_its_own_as_it_is(
+    moved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(ENTRY)
+    (tmp_path / "job.toml").write_text(JOB.replace('save_dir = "checkpoints"\n', ""))
+    assert main(["run", "job.toml", "-o", "run.run_dir=here"]) == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("here/checkpoint").rglob("*")}
+    assert main(["resume", "here", "-o", "run.num_epochs=2", "-o", moved]) == 0
+    assert "resumed from 'here/checkpoint/checkpoint-epoch-0001'" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in Path("here/checkpoint").rglob("*")} == before
+    assert [p.name for p in Path("there/checkpoint").glob("*-0*")] == ["checkpoint-epoch-0002"]
+    if moved.startswith("run."):
+        assert main(["resume", "there", "-o", "run.num_epochs=3"]) == 0
+        assert "resumed from 'there/checkpoint/checkpoint-epoch-0002'" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_in_its_own_folder_however_that_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(ENTRY)
+    (tmp_path / "job.toml").write_text(JOB.replace('save_dir = "checkpoints"\n', ""))
+    assert main(["run", "job.toml", "-o", "run.run_dir=here"]) == 0
+    same = ["-o", f"run.run_dir={tmp_path / 'here'}"]
+    assert main(["resume", "here", "-o", "run.num_epochs=2", *same]) == 0
+    assert json.loads(Path("here/job.json").read_text())["run"]["resume"] == "auto"
+    assert main(["resume", "here", "-p", "no:checkpoint"]) == 2
+    assert "has no plugin 'checkpoint', so nothing was saved" in capsys.readouterr().err
+
+
 def test_a_signal_to_save_before_the_loop_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
