@@ -38,11 +38,11 @@ class BatchOrder(Sampler[list[Any]]):
         length: samples in the data set.
         batch_size: samples per batch of one rank.
         shuffle: another order in every epoch; else the order of the data set.
-        drop_last: leave out a last batch that is not full.
+        drop_last: leave out a last batch that is not full on every rank.
         seed: of the order; None: the run's.
         rank, world: this process and how many there are. Every rank gets equally many samples;
             the last ones are filled up from the front. The samples of one step over all ranks
-            depend on batch_size * world alone.
+            depend on batch_size * world alone, those that fill up the last one apart.
         with_epoch: give ``(epoch, index)`` in place of ``index``, as ``SeededSamples`` wants it.
 
     Attributes:
@@ -75,8 +75,8 @@ class BatchOrder(Sampler[list[Any]]):
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
-        mine = -(-self.length // self.world)
-        return mine // self.batch_size if self.drop_last else -(-mine // self.batch_size)
+        everywhere = self.batch_size * self.world
+        return self.length // everywhere if self.drop_last else -(-self.length // everywhere)
 
     def __iter__(self) -> Iterator[list[Any]]:
         """The index batches of the epoch, from the position on that is set just now."""

@@ -101,6 +101,21 @@ def test_the_samples_of_a_step_do_not_depend_on_the_number_of_processes(world: i
         assert sorted(whole) == sorted(i for part in parts for i in part)
 
 
+@pytest.mark.parametrize("length", [14, 15, 16, 17])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_the_steps_of_an_epoch_do_not_depend_on_the_number_of_processes(
+    length: int, drop_last: bool
+) -> None:
+    found = []
+    for world in (1, 2, 4):
+        options: dict[str, Any] = {"drop_last": drop_last, "world": world}
+        ranks = [list(BatchOrder(length, 8 // world, rank=r, **options)) for r in range(world)]
+        full = [sorted(i for part in parts for i in part) for parts in zip(*ranks, strict=True)]
+        found.append((len(full), full[: length // 8]))
+    assert found[1:] == found[:1] * 2
+    assert found[0][0] == (length // 8 if drop_last else -(-length // 8))
+
+
 def data_of(length: int, batch_size: int, rank: int, world: int) -> ExactLoader:
     """The loader that a rank has of so many samples."""
     with pytest.MonkeyPatch.context() as patch:
