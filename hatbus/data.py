@@ -148,16 +148,23 @@ class SeededSamples(Dataset[Any]):
 class ExactLoader(DataLoader[Any]):
     """A ``DataLoader`` that can be told where to start; see ``loader``."""
 
+    _seedless: tuple[Any, ...] | None = None
+    _adopted: int | None = None
+
     @property
     def order(self) -> BatchOrder:
         """The order of the samples."""
         return cast(BatchOrder, self.batch_sampler)
 
     def adopt_seed(self, seed: int) -> None:
-        """Takes the run's seed, unless it was given one of its own."""
-        for part in (self.order, self.dataset):
-            if getattr(part, "seed", 0) is None:
-                part.seed = seed  # type: ignore[union-attr]
+        """Takes the run's seed, unless it was given one of its own; the next run's in its turn."""
+        if self._seedless is None:
+            parts = (self.order, self.dataset)
+            self._seedless = tuple(part for part in parts if getattr(part, "seed", 0) is None)
+        for part in self._seedless:
+            part.seed = seed
+        if self._seedless and self._adopted != seed:  # persistent workers have the old one
+            self._adopted, self._iterator = seed, None
 
     def set_position(self, epoch: int, batch: int) -> None:
         """The next iteration gives the batches of ``epoch`` from number ``batch`` on."""

@@ -164,6 +164,7 @@ class Trainer:
     def _prepare(self) -> None:
         """What has to be made anew for every ``fit``: requests and the model's wrappers."""
         ctx = self.ctx
+        ctx.data.adopt_seed(ctx.seed)  # another trainer may have the same loader
         ctx.control = (AgreedControl if ctx.world_size > 1 else Control)(self.bus.callers)
         model: Any = ctx.model
         model.train()

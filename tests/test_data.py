@@ -93,6 +93,16 @@ def test_a_loader_without_a_seed_takes_the_runs() -> None:
     assert equal(epoch_of(data, 0), epoch_of(loader(Noisy(), 3, seed=8), 0))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_of_two_trainers_reads_a_common_loader_by_its_own_seed(workers: int) -> None:
+    def samples(data: Any, seed: int) -> list[list[float]]:
+        return [batch for _, batch, _ in seen_in_fits(lambda: data, 4, seed=seed)]
+
+    data = loader(Noisy(), 3, num_workers=workers, persistent_workers=workers > 0)
+    for seed in (0, 1, 0):
+        assert samples(data, seed) == samples(loader(Noisy(), 3), seed)
+
+
 @pytest.mark.parametrize("world", [2, 4])
 def test_the_samples_of_a_step_do_not_depend_on_the_number_of_processes(world: int) -> None:
     one = BatchOrder(16, 8, seed=3)
