@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from hatbus import Context, hookimpl, plugin
+from hatbus import Context, Trainer, hookimpl, plugin
+from hatbus.task_sampler import ListedTasks
 from hatbus_tensorboard.tensorboard import TensorBoard
 
 sys.path.insert(0, str(Path(__file__).parent))
-from boards import Logs, Resumes, curve, raw_steps, trainer
+from boards import Heads, Logs, Resumes, batches, curve, raw_steps, trainer
 
 sys.path.pop(0)
 
@@ -102,6 +103,53 @@ def test_the_file_is_complete_and_closed_when_the_run_fails(
     assert [step for step, _ in curve(tmp_path, "loss")] == [0, 1]
     assert board.writer is None
     assert not any(t.name == "tensorboard" for t in __import__("threading").enumerate())
+
+
+@plugin(stage="checkpoint")
+class Keeps:
+    """Keeps the board's state as it is at the end of a step."""
+
+    def __init__(self, board: TensorBoard, step: int) -> None:
+        self.board, self.step = board, step
+
+    @hookimpl
+    def on_step_end(self, global_step_id: int) -> None:
+        if global_step_id == self.step:
+            self.state = self.board.state_dict()
+
+
+@pytest.mark.parametrize("last", range(12))
+def test_a_tasks_turns_are_those_of_a_run_that_never_stopped(tmp_path: Path, last: int) -> None:
+    def run(board: TensorBoard, *more: object) -> Trainer:
+        data = {"det": batches(9), "seg": batches(9)}
+        order = ListedTasks(["det", "det", "det", "seg"])
+        return trainer(board, *more, data=data, model=Heads(), task_sampler=order)
+
+    def steps(name: str) -> list[list[int]]:
+        tags = ("det/loss", "seg/loss")
+        return [[step for step, _ in curve(tmp_path / name, tag)] for tag in tags]
+
+    whole, first, second = (
+        TensorBoard(str(tmp_path / name), update_freq=3) for name in ("whole", "parts", "parts")
+    )
+    run(whole).fit(num_steps=14)
+    keeps = Keeps(first, last)
+    run(first, keeps).fit(num_steps=last + 2)
+    second.load_state_dict(keeps.state)
+    run(second, Resumes(0, last + 1)).fit(num_steps=14)
+    assert steps("parts") == steps("whole") == [[2, 5, 8, 12], [3, 7, 11]]
+
+
+def test_turns_go_on_in_a_second_fit(tmp_path: Path) -> None:
+    run = trainer(
+        TensorBoard(str(tmp_path), update_freq=3),
+        data={"det": batches(9), "seg": batches(9)},
+        model=Heads(),
+        task_sampler=ListedTasks(["det", "det", "det", "seg"]),
+    )
+    run.fit(num_steps=3)
+    run.fit(num_steps=7)
+    assert [step for step, _ in curve(tmp_path, "seg/loss")] == [3]
 
 
 @plugin(stage="checkpoint")

@@ -90,9 +90,9 @@ class TensorBoard:
         self._early: list[tuple[dict[str, Any], str, int]] = []
         self._losses: dict[str, list[Any]] = {}
         self._losses_of = -1
-        self._first_turn = 0
-        self._served: dict[str | None, int] = {}
-        self._serving: dict[str | None, int] = {}
+        self._first: int | None = None
+        self._served: dict[str, int] = {}
+        self._serving: dict[str, int] = {}
 
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
@@ -101,7 +101,8 @@ class TensorBoard:
 
         first = ctx.position.global_step
         self._is_over, self._losses, self._losses_of = False, {}, -1
-        self._first_turn, self._served = first // self.update_freq, {}
+        if first == 0 or self._first is None:
+            self._first, self._served = first, {}
         if self.overwrite and first == 0:
             clear(self.save_dir)
         purge = self._options.get("purge_step")
@@ -194,6 +195,14 @@ class TensorBoard:
         finally:
             record.close()
 
+    def state_dict(self) -> dict[str, Any]:
+        """How many steps there were when each task was last written, and when all began."""
+        return {"first": self._first, "served": {**self._served, **self._serving}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes them back."""
+        self._first, self._served = state["first"], dict(state["served"])
+
     def _is_due(self, ctx: Context) -> bool:
         """Whether this batch is written: every n-th step, or a task's first batch from there on.
 
@@ -202,10 +211,10 @@ class TensorBoard:
         n = self.update_freq
         if not self._by_step:
             return (ctx.epoch_id + 1) % n == 0
-        turn = (ctx.global_step_id + 1) // n
-        if turn <= self._served.get(ctx.task, self._first_turn):
+        task, done = ctx.task or "", ctx.global_step_id + 1
+        if done // n <= self._served.get(task, self._first or 0) // n:
             return False
-        self._serving[ctx.task] = turn
+        self._serving[task] = done
         return True
 
     def _write_losses(self, ctx: Context) -> None:
