@@ -9,6 +9,13 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    WeightedRandomSampler,
+)
 
 from hatbus import rng, signals
 from hatbus.control import log
@@ -276,6 +283,20 @@ def generators_of(loader: Any) -> list[torch.Generator]:
     )
     found = [getattr(part, "generator", None) for part in parts]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+def gives_all_to_each(loader: Any) -> bool:
+    """Whether every process that has this loader reads all samples of its data set.
+
+    That is so of a ``DataLoader`` with torch's own samplers, which know of no other process.
+    """
+    if not isinstance(loader, DataLoader):
+        return False
+    batch_sampler = loader.batch_sampler
+    if type(batch_sampler) not in {BatchSampler, type(None)}:
+        return False
+    sampler = loader.sampler if batch_sampler is None else getattr(batch_sampler, "sampler", None)
+    return type(sampler) in {SequentialSampler, RandomSampler, WeightedRandomSampler}
 
 
 def length_of(loader: Any) -> int | None:

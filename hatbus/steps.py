@@ -17,8 +17,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hatbus import rng
+from hatbus.control import log
 from hatbus.errors import DataError, JobError
-from hatbus.feed import Feed, apart
+from hatbus.feed import Feed, apart, gives_all_to_each
 from hatbus.task_sampler import AllTasks, TaskSampler
 
 if TYPE_CHECKING:
@@ -187,6 +188,17 @@ class Steps:
     def identity(self) -> dict[str, Any]:
         """What must be the same when a run is resumed, by task ("" in a run without tasks)."""
         return {task or "": feed.identity() for task, feed in self.feeds.items()}
+
+    def warn_of_copies(self, world: int) -> None:
+        """Says which loaders give each of ``world`` processes all samples, not a part of them."""
+        for feed in self.feeds.values():
+            if gives_all_to_each(feed.loader):
+                log.warning(
+                    "%s gives all its samples to each of the %d processes; use hatbus.data.loader "
+                    "or a DistributedSampler, unless its data set is this process's part already",
+                    feed.name,
+                    world,
+                )
 
     def adopt_seed(self, seed: int) -> None:
         """Gives the run's seed to loaders that have none of their own."""

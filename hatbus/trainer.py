@@ -93,6 +93,8 @@ class Trainer:
         place = own_device(device, rank)
         steps = Steps(data, task_sampler, accumulate, place)
         steps.adopt_seed(seed)
+        if world > 1 and rank == 0:
+            steps.warn_of_copies(world)
         self._signals = Signals()
         processor = batch_processor or BatchProcessor(loss)
         self.bus = Bus(rank=rank)

@@ -12,7 +12,13 @@ import pytest
 import torch
 from tiny import tiny_trainer
 from torch.nn.utils import rnn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from hatbus import BatchProcessor, Trainer, hookimpl, rng
 from hatbus.data import BatchOrder, ExactLoader, loader
@@ -166,6 +172,36 @@ def test_training_is_given_equally_many_samples_on_every_rank_after_such_a_pass(
     order.fills = True
     assert list(order) == before
     assert sum(map(len, order)) == 5
+
+
+SPLIT: dict[str, Callable[[], Any]] = {
+    "hatbus": lambda: loader(Noisy(), 2),
+    "distributed": lambda: DataLoader(Noisy(), 2, sampler=DistributedSampler(Noisy(), 2, 0)),
+    "own batches": lambda: DataLoader(Noisy(), batch_sampler=BatchOrder(10, 2, world=2)),
+    "list": lambda: [torch.ones(2)],
+}
+WHOLE: dict[str, Callable[[], Any]] = {
+    "in order": lambda: DataLoader(Noisy(), 2),
+    "shuffling": lambda: DataLoader(Noisy(), 2, shuffle=True),
+    "by weight": lambda: DataLoader(Noisy(), 2, sampler=WeightedRandomSampler([1.0] * 10, 10)),
+    "no batches": lambda: DataLoader(Noisy(), None, shuffle=True),
+}
+
+
+@pytest.mark.parametrize("kind", [*SPLIT, *WHOLE])
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (0, 2), (1, 2)])
+def test_a_loader_that_gives_all_to_every_process_is_warned_of_once(
+    kind: str,
+    rank: int,
+    world: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    tiny_trainer(data={"a": (SPLIT | WHOLE)[kind]()})
+    told = "the loader of task 'a' gives all its samples to each of the 2 processes"
+    assert caplog.text.count(told) == (kind in WHOLE and (rank, world) == (0, 2))
 
 
 def test_an_empty_data_set_is_refused() -> None:
