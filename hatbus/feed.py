@@ -16,6 +16,7 @@ from torch.utils.data import (
     SequentialSampler,
     WeightedRandomSampler,
 )
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from hatbus import rng, signals
 from hatbus.control import log
@@ -307,14 +308,27 @@ def length_of(loader: Any) -> int | None:
     """
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         raise DataError(f"{loader!r} is no loader; accepted: an iterable of batches")
-    if inspect.isgenerator(loader):
+    if is_used_up(loader):
         raise DataError(
-            "a generator can be passed over only once; give an object whose __iter__ starts anew"
+            f"a {type(loader).__name__} can be passed over only once; give an object whose "
+            "__iter__ starts anew"
         )
     try:
         return len(loader)
     except TypeError:  # torch raises it for an IterableDataset without a length
         return None
+
+
+def is_used_up(loader: Any) -> bool:
+    """Whether a pass uses a loader up: a generator, ``zip``, ``map``, ``iter(...)`` and their like.
+
+    A class in Python may return itself from ``__iter__`` and begin anew by that.
+    """
+    if isinstance(loader, _BaseDataLoaderIter):
+        return True
+    own = getattr(type(loader), "__iter__", None)
+    is_of_python = inspect.isfunction(own)
+    return hasattr(loader, "__next__") and not is_of_python and iter(loader) is loader
 
 
 def starts_workers(loader: Any) -> bool:

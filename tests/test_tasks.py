@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import batches, hearing, tiny_trainer
+from torch.utils.data import DataLoader, TensorDataset
 
 from hatbus import Trainer
 from hatbus.errors import DataError, JobError
@@ -178,12 +179,30 @@ def test_a_loader_of_another_length_than_it_says_is_warned_of_once(
         ([], "the loader has length 0"),
         ({"det": batches(1), "seg": []}, "the loader of task 'seg' has length 0"),
         ((x for x in batches(1)), "a generator can be passed over only once"),
+        (zip(batches(1), [0], strict=True), "a zip can be passed over only once"),
+        (map(str, batches(1)), "a map can be passed over only once"),
+        (iter(batches(1)), "a list_iterator can be passed over only once"),
+        (iter(DataLoader(TensorDataset(torch.ones(2)))), "can be passed over only once"),
         (3, "3 is no loader"),
     ],
 )
 def test_a_loader_that_cannot_be_used_is_named(data: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         tiny_trainer(data=data)
+
+
+def test_a_loader_that_is_its_own_iterator_and_begins_anew_is_taken() -> None:
+    class Counts:
+        def __iter__(self) -> Counts:
+            self.left = batches(3)
+            return self
+
+        def __next__(self) -> Any:
+            if not self.left:
+                raise StopIteration
+            return self.left.pop()
+
+    assert tiny_trainer(data=Counts()).fit(num_epochs=2).global_step_id == 5
 
 
 def test_an_empty_loader_without_a_length_is_an_error_not_an_endless_loop() -> None:
