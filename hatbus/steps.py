@@ -46,8 +46,8 @@ class Steps:
         times_waits: whether ``ctx.data_wait`` is kept; a plugin that reads it says so.
 
     Raises:
-        JobError: ``accumulate`` < 1, no tasks, a sampler that names an unknown task, or tasks that
-            share a loader which cannot be.
+        JobError: ``accumulate`` < 1, no tasks, a sampler that names an unknown task, tasks that
+            share a loader which cannot be, or nobody knows when their epoch ends.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Steps:
         self._afterwards: Callable[[], None] | None = None
         self._running: Generator[Batches, None, None] | None = None
         self._left: tuple[tuple[int, int], dict[str, Any]] | None = None
+        self._check_epoch_ends()
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -216,6 +217,18 @@ class Steps:
         afterwards, self._afterwards = self._afterwards, None
         if afterwards is not None:
             afterwards()
+
+    def _check_epoch_ends(self) -> None:
+        """One loader without a length just ends; of several the first to end must not end all."""
+        if len(self.feeds) == 1 or self.steps_per_epoch is not None:
+            return
+        endless = next((f.name for f in self.feeds.values() if f.length is None), None)
+        if endless is not None:
+            kind = type(self._sampler).__name__
+            raise JobError(
+                f"{endless} has no length, so nobody knows how many steps an epoch of all tasks "
+                f"has; give it a __len__, or the task sampler its steps: {kind}(steps=1000)"
+            )
 
     def _check_not_empty(self, steps: int) -> None:
         if steps == 0:

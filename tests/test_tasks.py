@@ -158,6 +158,33 @@ def test_a_loader_without_a_length_ends_the_epoch_when_it_ends() -> None:
     assert trainer.ctx.global_step_id == 5
 
 
+class Unsized:
+    """A loader that does not say how many batches it has."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Any:
+        return iter(batches(self.count))
+
+
+@pytest.mark.parametrize("sampler", [AllTasks, OneTask, WeightedTasks])
+def test_a_task_without_a_length_needs_the_steps_of_an_epoch(sampler: Any) -> None:
+    data = {"a": batches(3), "b": Unsized(5)}
+    kind = sampler.__name__
+    message = rf"loader of task 'b' has no length, so nobody knows .*: {kind}\(steps=1000\)"
+    with pytest.raises(JobError, match=message):
+        tiny_trainer(data=data, task_sampler=sampler())
+    trainer = tiny_trainer(data=data, task_sampler=sampler(steps=7))
+    assert trainer.fit(num_epochs=2).global_step_id == 13
+
+
+def test_a_task_that_no_step_holds_needs_no_length() -> None:
+    data = {"a": batches(3), "b": Unsized(5)}
+    trainer = tiny_trainer(data=data, task_sampler=ListedTasks(["a"]))
+    assert trainer.fit(num_epochs=2).global_step_id == 5
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("length", [3, 5, 8])
 def test_a_loader_of_another_length_than_it_says_is_warned_of_once(
