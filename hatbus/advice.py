@@ -6,11 +6,12 @@ import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.import_time import early_torch
+from hatbus.neighbours import strangers
 from hatbus.payload import DEPRECATED
 from hatbus.schema import argument_docs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from hatbus.checking import Offer
     from hatbus.reading import Reading, Sources
@@ -24,14 +25,21 @@ _METADATA: Final = {
 """Key of a pyproject.toml to the field of a wheel's metadata that it becomes."""
 
 
-def advice_on(offer: Offer, sources: Sources) -> list[str]:
-    """Advice on the class of one entry point; none if it cannot be read."""
+def advice_on(offer: Offer, sources: Sources, beside: Iterable[str] = ()) -> list[str]:
+    """Advice on the class of one entry point; none if it cannot be read.
+
+    Args:
+        offer: the entry point.
+        sources: to read it from.
+        beside: names of plugins that come with it.
+    """
     module, _, attr = offer.value.partition(":")
     reading = sources.read(module.strip(), attr.partition("[")[0].strip())
     if reading is None:
         return []
     early = early_torch(sources, module.strip())
-    return [*_on_class(reading), *([early] if early else [])]
+    order = strangers(reading.declared, beside)
+    return [*_on_class(reading), *order, *([early] if early else [])]
 
 
 def on_project(project: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -15,10 +16,12 @@ import numpy as np
 import torch
 
 from hatbus import __version__, discovery
+from hatbus.control import log
 from hatbus.declare import hookimpl
 from hatbus.errors import HatbusError, JobError, PluginError, SaveError
 from hatbus.explanation import plan_of
 from hatbus.job import PLUGIN_KEYS, parse_job
+from hatbus.neighbours import strangers
 from hatbus.options import check, schema_of
 from hatbus.profile import Profile
 from hatbus.references import References, finish, is_reference
@@ -99,6 +102,21 @@ class Prepared:
         trainer.ctx.storage["resume"] = run.resume
         trainer.ctx.storage["job"] = self.job.to_tables()
         return trainer
+
+    def doubts(self, trainer: Trainer) -> list[str]:
+        """What in the job orders nothing: names in before and after that no plugin has.
+
+        What an installed class declares is its author's: there it may name what is not here.
+        """
+        members = trainer.bus.members
+        beside = {*self.job.plugins, *(members[name].kind for name in self.found)}
+        lines = []
+        for name, found in self.found.items():
+            plugin, declared = self.job.plugins[name], members[name].declared
+            place = asdict(declared) if isinstance(found, Own) else plugin.filters
+            start = f"plugin {name!r} {plugin.where}"
+            lines += [f"{start} {fault}" for fault in strangers(place, beside)]
+        return lines
 
     def _prepare_entry(self, problems: list[str]) -> tuple[Callable[..., Any], dict[str, Any]]:
         run, where = self.job.run, f"in {self.job.name} [run]"
@@ -208,6 +226,8 @@ def run(prepared: Prepared, *, quiet: bool = False, profile: bool = False) -> in
         measured.watch(trainer.bus)
     title = f"{job.name} with hatbus {__version__}"
     with logged(job.run_dir, title) if trainer.ctx.rank == 0 else nullcontext():
+        for line in prepared.doubts(trainer) if trainer.ctx.rank == 0 else ():
+            log.warning("%s", line)
         ctx = trainer.fit(num_epochs=job.run.num_epochs, num_steps=job.run.num_steps)
     if ctx.rank == 0 and measured is not None:
         show_profile(measured, job.run_dir)

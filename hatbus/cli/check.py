@@ -116,8 +116,9 @@ def check_wheel(file: Path) -> Report:
 
 def _read(offers: list[Offer], sources: Sources) -> Report:
     """What the sources of entry points say."""
+    beside = [offer.name for offer in offers]
     return {
-        offer.name: Finding(problems_of(offer, sources), advice_on(offer, sources))
+        offer.name: Finding(problems_of(offer, sources), advice_on(offer, sources, beside))
         for offer in offers
     }
 

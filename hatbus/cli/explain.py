@@ -58,11 +58,14 @@ def run(args: argparse.Namespace) -> int:
 def plan_of_job(job: str, plugins: Any, options: Any) -> Plan:
     """Builds the job, without running it, and reads its plan off the bus."""
     from hatbus import discovery, jobrun
+    from hatbus.control import log
     from hatbus.explanation import plan_of
 
     prepared = jobrun.prepare(job, tuple(plugins), tuple(options))
     trainer = prepared.build()
     trainer.bus.set_tasks(trainer.ctx.data.tasks)
+    for line in prepared.doubts(trainer):
+        log.warning("%s", line)
     used = [found.name for found in prepared.found.values()]
     return plan_of(trainer.bus, [found.name for found in discovery.installed()], used)
 
