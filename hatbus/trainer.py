@@ -31,6 +31,7 @@ from hatbus.processes import (
 )
 from hatbus.signals import Signals
 from hatbus.steps import Steps
+from hatbus.weights import Weights
 
 if TYPE_CHECKING:
     from hatbus.task_sampler import TaskSampler
@@ -164,9 +165,10 @@ class Trainer:
         return ctx
 
     def _prepare(self) -> None:
-        """What has to be made anew for every ``fit``: requests and the model's wrappers."""
+        """What has to be made anew for every ``fit``: requests, views, the model's wrappers."""
         ctx = self.ctx
         ctx.data.adopt_seed(ctx.seed)  # another trainer may have the same loader
+        ctx.weights = Weights()  # a view of a plugin that was taken off the bus must not stay
         ctx.control = (AgreedControl if ctx.world_size > 1 else Control)(self.bus.callers)
         model: Any = ctx.model
         model.train()

@@ -46,6 +46,8 @@ class Weights:
     def add(self, name: str, view: Callable[[], AbstractContextManager[None]]) -> None:
         """Offers a view under a name; a plugin does this at ``on_loop_begin``, in every fit anew.
 
+        A fit begins with no views, so that none outlives its plugin.
+
         Raises:
             PluginError: another view has that name.
         """

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from tiny import tiny_trainer
 
+from hatbus import Context, hookimpl
 from hatbus.errors import PluginError
 from hatbus.weights import Weights
 
@@ -85,6 +87,28 @@ def test_raw_is_always_there_and_unknown_names_are_refused(weights: Weights) -> 
     view = weights.showing("emma")
     with pytest.raises(PluginError, match="unknown weight view 'emma'; did you mean 'ema'"):
         view.__enter__()
+
+
+def test_a_view_does_not_outlive_its_plugin_beyond_a_fit() -> None:
+    class Offers:
+        @hookimpl
+        def on_loop_begin(self, ctx: Context) -> None:
+            ctx.weights.add("ema", self.show)
+
+        @contextmanager
+        def show(self) -> Iterator[None]:
+            yield
+
+    trainer = tiny_trainer({"ema": Offers()})
+    for end in (1, 2):
+        trainer.fit(num_steps=end)
+        assert trainer.ctx.weights.names == ("raw", "ema")
+    trainer.bus.unregister("ema")
+    trainer.fit(num_steps=3)
+    assert trainer.ctx.weights.names == ("raw",)
+    trainer.bus.register(Offers(), "ema")
+    trainer.fit(num_steps=4)
+    assert trainer.ctx.weights.names == ("raw", "ema")
 
 
 def test_a_name_has_one_owner_who_may_offer_it_again(weights: Weights, model: Model) -> None:
