@@ -99,8 +99,10 @@ class Steps:
         """Ends every iteration at the end of a ``fit``; the next one goes on in this very place.
 
         After an error the rest of the epoch comes from a new pass: where a loader stands that
-        failed, nobody knows.
+        failed, nobody knows. A fit that came to no step leaves the place as it was.
         """
+        if self._running is None:
+            return
         is_inside = ctx.position.step > 0 and ctx.exception is None
         self._left = (place_of(ctx), self.state_dict(ctx)) if is_inside else None
         self.close()

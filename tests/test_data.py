@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_trainer
+from tiny import hearing, tiny_trainer
 from torch.nn.utils import rnn
 from torch.utils.data import (
     DataLoader,
@@ -404,6 +404,27 @@ def test_a_second_fit_goes_on_where_the_first_ended(
     build = LOADERS[kind]
     at_once = seen_in_fits(build, 11, accumulate=accumulate)
     assert seen_in_fits(build, *ends, 11, accumulate=accumulate) == at_once
+
+
+def test_a_fit_that_fails_before_its_first_step_leaves_the_place_in_the_data() -> None:
+    class Fails:
+        @hookimpl
+        def on_loop_begin(self) -> None:
+            raise ValueError("a typo")
+
+    seen: list[float] = []
+    recorder = hearing(["on_batch_begin"], lambda _, v: seen.extend(v["batch"][0][:, 0].tolist()))
+    inputs = torch.arange(10.0).reshape(10, 1).expand(10, 3)
+    data = DataLoader(TensorDataset(inputs, torch.ones(10, 1)), 2, shuffle=True)
+    trainer = tiny_trainer([recorder], data)
+    trainer.fit(num_steps=2)
+    trainer.bus.register(Fails(), "fails")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="a typo"):
+            trainer.fit(num_steps=5)
+    trainer.bus.unregister("fails")
+    trainer.fit(num_steps=5)
+    assert sorted(seen) == list(range(10))
 
 
 def test_a_fit_after_an_error_goes_on_from_a_new_pass() -> None:
