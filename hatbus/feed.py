@@ -315,7 +315,7 @@ def length_of(loader: Any) -> int | None:
         )
     try:
         return len(loader)
-    except TypeError:  # torch raises it for an IterableDataset without a length
+    except (TypeError, NotImplementedError):  # torch raises the first, a class of one's own either
         return None
 
 

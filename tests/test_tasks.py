@@ -147,6 +147,16 @@ def test_weights_choose_tasks_in_proportion() -> None:
     assert sampler.counts(1, 0, 4000) != counts
 
 
+def test_a_loader_that_has_not_implemented_its_length_has_none() -> None:
+    class Unwilling(Unsized):
+        def __len__(self) -> int:
+            raise NotImplementedError
+
+    trainer = tiny_trainer(data=Unwilling(3))
+    assert trainer.ctx.steps_per_epoch is None
+    assert trainer.fit(num_epochs=2).global_step_id == 5
+
+
 def test_a_loader_without_a_length_ends_the_epoch_when_it_ends() -> None:
     class Endless:
         def __iter__(self) -> Any:
