@@ -81,6 +81,22 @@ def test_a_second_fit_goes_on_and_does_not_resume_again(tmp_path: Path) -> None:
     assert trainer.ctx.updates == 5
 
 
+def test_a_damaged_checkpoint_takes_no_place_from_the_good_ones(tmp_path: Path) -> None:
+    best = {"mode": "max", "monitor_metric_key": "val/acc", "keep_last": 2, "keep_best": 2}
+    options = {"interval_by": "step", "save_hash": False, "resume": "auto", **best}
+    values = [0.1, 0.7, 0.9, 0.2, 0.3, 0.4, 0.5]
+
+    def run(steps: int) -> list[str]:
+        tiny(tmp_path, {"publishes": publishing(values)}, **options).fit(num_steps=steps)
+        return [name.removeprefix("checkpoint-step-") for name in names(tmp_path)]
+
+    assert run(3) == ["2", "3"]
+    weights = tmp_path / "checkpoint-step-3" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    assert run(3) == ["2", "3", "3.2"]
+    assert run(7) == ["2", "3.2", "6", "7"], "what was saved in its place counts, not the damaged"
+
+
 @pytest.mark.parametrize(
     ("change", "key", "shown"),
     [

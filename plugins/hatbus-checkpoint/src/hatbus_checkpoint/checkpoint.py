@@ -345,7 +345,8 @@ class Checkpoint:
             return
         metric, marked = (best.label, best.mode), folder.pointed("best")
         kept = self.keep_last, self.keep_best
-        for old in superfluous(folder.entries(), self._run, *kept, metric, marked):
+        entries = [e for e in folder.entries() if e.path not in folder.passed_over]
+        for old in superfluous(entries, self._run, *kept, metric, marked):
             folder.remove(old.path)
 
     # ---- lines of runs in one folder ----------------------------------------------------------

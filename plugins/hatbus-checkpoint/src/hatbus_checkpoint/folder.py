@@ -29,16 +29,13 @@ class Entry(NamedTuple):
     fault: str = ""
 
     @property
-    def age(self) -> tuple[int, int, str]:
-        """Grows with the run: the line of runs in this folder, then the step."""
+    def age(self) -> tuple[int, int, str, str]:
+        """Grows with the run: the line of runs in this folder, then the step, then the time."""
         if self.fault:
-            return (
-                1 << 62,
-                int(self.path.name.rpartition("checkpoint-")[2].split("-")[1][:15]),
-                "",
-            )
+            number = self.path.name.rpartition("checkpoint-")[2].split("-")[1][:15]
+            return (1 << 62, int(number), "", "")
         step = self.manifest["progress"]["global_step"]
-        return (self.manifest["lineage"], step, self.path.name)
+        return (self.manifest["lineage"], step, f"{self.manifest.get('saved_at')}", self.path.name)
 
 
 class CheckpointFolder:
@@ -49,10 +46,14 @@ class CheckpointFolder:
     Args:
         path: of the folder.
         prefix: of the names; others' files are never touched.
+
+    Attributes:
+        passed_over: those that ``latest`` found to be damaged.
     """
 
     def __init__(self, path: Path, prefix: str = "") -> None:
         self.path, self.prefix = path, prefix
+        self.passed_over: set[Path] = set()
         self._is_mine = re.compile(re.escape(prefix) + _NAME).fullmatch
         self._is_left = re.compile(
             rf"\.(tmp|trash)-{re.escape(prefix)}(checkpoint|weights|probe).*"
@@ -78,6 +79,7 @@ class CheckpointFolder:
             try:
                 return Entry(entry.path, manifest.verify(entry.path))
             except CheckpointError as error:
+                self.passed_over.add(entry.path)
                 log.warning("checkpoint %r is passed over: %s", entry.path.name, error)
         if found:
             raise CheckpointError(
@@ -163,6 +165,7 @@ class CheckpointFolder:
             durable.sync_folder(temporary)
             final = self._free(f"{self.prefix}{stem}" + (f"-{content[:8]}" if hashed else ""))
             durable.commit(temporary, final)
+            self.passed_over.discard(final)  # a damaged one of this name was removed by hand
         except BaseException:
             with suppress(OSError):
                 durable.remove_folder(temporary)

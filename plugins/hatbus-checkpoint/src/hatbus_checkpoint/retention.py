@@ -24,7 +24,8 @@ def superfluous(
     """The checkpoints to remove, oldest first.
 
     Args:
-        entries: all of the folder; only those of this run are ever returned.
+        entries: all of the folder that are not known to be damaged; only those of this run are
+            ever returned.
         run: id of the run.
         keep_last: newest ones to keep; None: all, or as few as allowed beside ``keep_best``.
         keep_best: best ones to keep; None: those that are kept anyway.
@@ -36,8 +37,10 @@ def superfluous(
         return []
     mine = [e for e in entries if not e.fault and e.manifest["run"] == run]
     mine.sort(key=lambda e: e.age)
-    newest = mine[-max(keep_last or FEWEST, FEWEST) :]
-    ranked = sorted((e for e in mine if _metric_of(e) == metric), key=_rank)
+    by_step = {e.manifest["progress"]["global_step"]: e for e in mine}
+    counted = list(by_step.values())  # one saved again took the place of one that was damaged
+    newest = counted[-max(keep_last or FEWEST, FEWEST) :]
+    ranked = sorted((e for e in counted if _metric_of(e) == metric), key=_rank)
     kept = {e.path.name for e in [*newest, *ranked[: max(keep_best or 0, 1)]]} | {marked}
     return [e for e in mine if e.path.name not in kept]
 
