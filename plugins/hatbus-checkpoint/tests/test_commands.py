@@ -49,6 +49,18 @@ class Counting:
     def load_state_dict(self, state):
         self.count = state["count"]
 """
+OPTIONAL = """
+from hatbus import hookimpl, plugin
+
+@plugin(stage="train")
+class Optional:
+    def __init__(self, most: float | None = 2.0):
+        self.most = most
+
+    @hookimpl
+    def on_step_end(self):
+        pass
+"""
 JOB = """
 [run]
 entry = "train.py:build"
@@ -187,6 +199,24 @@ def test_a_run_is_resumed_from_its_folder(
     assert main(["resume", "here", "-o", "run.num_epochs=5", "-o", "run.args.lr=0.2"]) == 0
     assert "since the checkpoint" not in capsys.readouterr().err
     assert json.loads(Path("here/job.json").read_text())["run"]["num_epochs"] == 5
+
+
+def test_an_option_that_was_not_given_is_shown_as_its_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(ENTRY + OPTIONAL)
+    optional = '[plugins.optional]\nuse = "train.py:Optional"\n'
+    (tmp_path / "job.toml").write_text(f"{JOB}save_interval = 1\n{optional}")
+    assert main(["run", "job.toml"]) == 0
+    (tmp_path / "job.toml").write_text(f"{JOB}{optional}most = 1.0\n")
+    again = ["run", "job.toml", "-o", "run.num_epochs=2", "-o", 'run.resume="auto"']
+    assert main(again) == 4
+    assert "optional.most: its default -> 1.0; put it back" in capsys.readouterr().err
+    assert main([*again, "--override", "optional.most"]) == 0
+    told = capsys.readouterr().err
+    assert "since the checkpoint: plugin 'checkpoint': option 'save_interval': 1 -> its" in told
+    assert "going on with another optional.most: its default -> 1.0; not bit-exact" in told
 
 
 def test_a_run_that_resumes_takes_what_a_refusal_recommends(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hatbus.control import log
 from hatbus.errors import CheckpointError
 from hatbus.plugin_state import state_version
+from hatbus_checkpoint.listing import ITS_DEFAULT
 
 if TYPE_CHECKING:
     from hatbus.context import Context
@@ -159,11 +160,11 @@ def warner(ctx: Context) -> Callable[..., None]:
 
 
 def _changes(
-    was: Mapping[str, Any], now: Mapping[str, Any]
+    was: Mapping[str, Any], now: Mapping[str, Any], absent: Any = None
 ) -> Iterable[tuple[str, tuple[Any, Any]]]:
     for key in [*was, *(k for k in now if k not in was)]:
         if was.get(key) != now.get(key):
-            yield key, (was.get(key), now.get(key))
+            yield key, (was.get(key, absent), now.get(key, absent))
 
 
 def _plugin_changes(
@@ -177,7 +178,7 @@ def _plugin_changes(
             continue
         if entry["options"] is None or known["options"] is None:
             continue
-        for key, change in _changes(known["options"], entry["options"]):
+        for key, change in _changes(known["options"], entry["options"], ITS_DEFAULT):
             yield f"{entry['name']}.{key}", change
 
 

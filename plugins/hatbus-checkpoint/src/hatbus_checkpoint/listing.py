@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from hatbus.errors import CheckpointError, did_you_mean
 from hatbus_checkpoint import manifest
@@ -15,6 +15,16 @@ from hatbus_checkpoint.folder import (
     prefixes_in,
     save_dir_in,
 )
+
+
+class ItsDefault:
+    """Stands in a message for an option that was not given; None may be a value of its own."""
+
+    def __repr__(self) -> str:
+        return "its default"
+
+
+ITS_DEFAULT: Final = ItsDefault()
 
 
 def all_of(folder: Path) -> list[Entry]:
@@ -142,5 +152,8 @@ def _changes_of(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     pairs = {k: (was.get(k), now.get(k)) for k in ("class", "source", "stage", "state_version")}
     before, after = was.get("options"), now.get("options")
     if isinstance(before, dict) and isinstance(after, dict):
-        pairs |= {f"option {k!r}": (before.get(k), after.get(k)) for k in {**before, **after}}
+        pairs |= {
+            f"option {k!r}": (before.get(k, ITS_DEFAULT), after.get(k, ITS_DEFAULT))
+            for k in {**before, **after}
+        }
     return [f"{k}: {a!r:.99} -> {b!r:.99}" for k, (a, b) in pairs.items() if a != b]
