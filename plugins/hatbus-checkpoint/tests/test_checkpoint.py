@@ -123,6 +123,28 @@ def test_a_metric_that_is_never_published_is_said_when_that_is_sure(
     assert all(f"no metric {wanted!r} was published" in line and hint in line for line in lines)
 
 
+def test_a_slip_in_the_task_of_a_metric_is_said_at_the_first_save_after_a_validation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said: list[int] = []
+
+    class Validates:
+        @hookimpl
+        def on_step_end(self, ctx: Any, global_step_id: int) -> None:
+            ctx.log({"train/seg/loss": 0.1})
+            if global_step_id + 1 >= 2:
+                ctx.log({"val/seg/iou": 0.5, "val/depth/error": 0.5})
+
+        @hookimpl
+        def on_checkpoint_saved(self) -> None:
+            said.append(caplog.text.count("no metric 'val/sge/iou' was published"))
+
+    options = {"interval_by": "step", "mode": "max", "monitor_metric_key": "val/sge/iou"}
+    tiny(tmp_path, {"validates": Validates()}, **options).fit(num_steps=4)
+    assert said == [0, 1, 1, 1]
+    assert "; did you mean 'val/seg/iou'?" in caplog.text
+
+
 def test_a_metric_object_may_decide_on_best(tmp_path: Path) -> None:
     class Hats:
         values = iter([3.0, 1.0, 2.0])

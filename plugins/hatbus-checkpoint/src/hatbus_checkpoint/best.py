@@ -148,9 +148,16 @@ class Best:
             self._warn(ctx.latest)
 
     def _has_fellows(self, latest: Mapping[str, Any]) -> bool:
-        """Whether another ``val/...`` is there: then ``val/accuracy`` could be there as well."""
-        group = str(self.key).rpartition("/")[0]
-        return bool(group) and any(name.startswith(f"{group}/") for name in latest)
+        """Whether another ``val/...`` is there: then ``val/accuracy`` could be there as well.
+
+        Beside ``val/seg/...`` so could ``val/seg/iou``, and ``val/sge/iou`` if it is a slip.
+        """
+        key = str(self.key)
+        kind, group = key.partition("/")[0], key.rpartition("/")[0]
+        alike = [name for name in latest if group and name.startswith(f"{kind}/")]
+        return any(name.startswith(f"{group}/") for name in alike) or (
+            "did you mean" in did_you_mean(key, alike)
+        )
 
     def _warn(self, latest: Mapping[str, Any]) -> None:
         log.warning(
