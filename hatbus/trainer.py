@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -36,6 +37,9 @@ from hatbus.weights import Weights
 if TYPE_CHECKING:
     from hatbus.task_sampler import TaskSampler
 
+_owners: Final[WeakKeyDictionary[object, object]] = WeakKeyDictionary()
+"""Plugin that keeps a state to the mark of the trainer that ran it."""
+
 
 class Trainer:
     """Trains a model; everything beyond the loop is a plugin.
@@ -47,7 +51,8 @@ class Trainer:
             one with more parts the first is the inputs, and the tuple of the rest is the target.
         loss: ``loss(model_outs, target)`` giving a 0-d tensor or ``{name: 0-d tensor}``; or
             ``{task: loss}``. Without it the model gets whole batches and returns its losses.
-        plugins: instances, or ``{instance name: instance}``.
+        plugins: instances, or ``{instance name: instance}``; one that keeps a state serves one
+            trainer only.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or a ``torch.device``.
         seed: of the run's own choices (task sampler, data order); plugins may use it too.
         task_sampler: which tasks a step holds (``hatbus.task_sampler``); all by default.
@@ -87,6 +92,7 @@ class Trainer:
         run_dir: str | Path | None = None,
         nan: str = "raise",
     ) -> None:
+        self._mark = object()
         check_arguments(model, optimizer, loss, batch_processor)
         self._compile = compile
         self._precision = check_precision(precision)
@@ -147,6 +153,7 @@ class Trainer:
         if num_epochs is not None and per_epoch is not None:
             ctx.total_steps = num_epochs * per_epoch
         self.bus.set_tasks(ctx.data.tasks)
+        self._check_states()
         ctx.exception = None
         with joined(ctx.device):
             self._prepare()
@@ -158,11 +165,27 @@ class Trainer:
                 locate(error, ctx)
                 raise
             finally:
+                if ctx.position.global_step > 0:
+                    _owners.update(dict.fromkeys(self._stateful().values(), self._mark))
                 ctx.data.leave(ctx)
             ctx.control.tell_late()
             let_go(ctx)
             self._signals.leave(ctx)
         return ctx
+
+    def _check_states(self) -> None:
+        """Refuses a plugin that keeps something of another trainer's run."""
+        for name, plugin in self._stateful().items():
+            if _owners.get(plugin, self._mark) is not self._mark:
+                raise JobError(
+                    f"plugin {name!r} keeps what it saw in a run of another trainer; "
+                    "give each trainer an instance of its own"
+                )
+
+    def _stateful(self) -> dict[str, object]:
+        """The plugins that keep something in checkpoints."""
+        members = self.bus.members.values()
+        return {m.name: m.plugin for m in members if not m.core and hasattr(m.plugin, "state_dict")}
 
     def _prepare(self) -> None:
         """What has to be made anew for every ``fit``: requests, views, the model's wrappers."""

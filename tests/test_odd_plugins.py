@@ -15,7 +15,7 @@ from tiny import batches, hearing, tiny_trainer, weights
 
 from hatbus import CallbackMixin, hookimpl
 from hatbus.context import Context
-from hatbus.errors import HookError, PluginError
+from hatbus.errors import HookError, JobError, PluginError
 
 
 class Scales:
@@ -285,3 +285,38 @@ def test_the_end_of_the_run_is_not_taken_back_by_the_end_of_the_epoch(
     with caplog.at_level(logging.INFO, "hatbus"):
         trainer.fit(num_epochs=3)
     assert trainer.ctx.position.global_step == 1
+
+
+class Counts:
+    """Keeps a number in checkpoints."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @hookimpl
+    def on_step_end(self) -> None:
+        self.count += 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.count = state["count"]
+
+
+def test_a_state_of_another_trainers_run_is_refused() -> None:
+    class FailsFirst:
+        @hookimpl
+        def on_loop_begin(self) -> None:
+            raise ValueError("a typo")
+
+    counts, hears = Counts(), hearing(["on_step_end"], lambda *_: None)
+    with pytest.raises(ValueError, match="a typo"):
+        tiny_trainer({"counts": counts, "fails": FailsFirst()}).fit(num_steps=1)
+    first = tiny_trainer({"counts": counts, "hears": hears})
+    first.fit(num_steps=1)
+    first.fit(num_steps=2)
+    assert counts.count == 2
+    with pytest.raises(JobError, match="'counts' keeps what it saw in a run of another trainer"):
+        tiny_trainer({"counts": counts}).fit(num_steps=1)
+    tiny_trainer({"hears": hears}).fit(num_steps=1)

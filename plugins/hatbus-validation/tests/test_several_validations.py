@@ -154,16 +154,15 @@ def test_one_that_is_off_takes_no_name_from_another() -> None:
     assert set(run.ctx.latest) == {"v/loss"}
 
 
-def test_one_that_another_trainer_used_starts_anew_and_a_second_fit_goes_on() -> None:
+def test_a_run_from_the_start_owes_nothing_and_a_second_fit_goes_on() -> None:
     validation = Validation(batches(1))
     validation.is_owed = True  # as after a signal
-    for _ in range(2):
-        spans = Spans()
-        run = trainer(validation, spans)
-        run.fit(num_epochs=1)
-        assert spans.noted == [("every epoch", 5, ["val/loss"])]
-        run.fit(num_epochs=1)
-        assert len(spans.noted) == 1
+    spans = Spans()
+    run = trainer(validation, spans)
+    run.fit(num_epochs=1)
+    assert spans.noted == [("every epoch", 5, ["val/loss"])]
+    run.fit(num_epochs=1)
+    assert len(spans.noted) == 1
 
 
 def test_training_is_bitwise_the_same_and_resumes_in_the_middle_of_their_intervals() -> None:
