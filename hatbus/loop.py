@@ -123,6 +123,17 @@ def is_done(ctx: Context) -> bool:
     return ctx.num_epochs is not None and ctx.position.epoch >= ctx.num_epochs
 
 
+def is_cut_short(ctx: Context) -> bool:
+    """Whether the epoch that ends was stopped inside, for a resume to go on with it.
+
+    Its end is then still to come: what is published of it, the resumed run publishes. A run that
+    has all its ``num_steps`` ends its last epoch, wherever that is.
+    """
+    position = ctx.position
+    is_training = ctx.optimizer is not None
+    return is_training and position.step != 0 and position.global_step != ctx.num_steps
+
+
 def serve_requests(ctx: Context) -> None:
     """Does what plugins asked for: validate, then save, then stop."""
     taken = ctx.control.take()

@@ -16,6 +16,7 @@ from hatbus import hookimpl, plugin
 from hatbus.accepted import one_of, text
 from hatbus.control import log
 from hatbus.errors import JobError, PluginError
+from hatbus.loop import is_cut_short
 from hatbus_monitor.every import NEVER, check_interval, interval, is_due
 from hatbus_monitor.metric_list import Metric, move, named_metrics
 from hatbus_monitor.metric_state import copied, restore, state_of
@@ -52,7 +53,8 @@ class MetricUpdater:
             publishes its end alone, if that is due.
         reset_metrics_by: ``"epoch"``: at an epoch's begin; ``"log"``: after publishing;
             ``"step"``: after every step.
-        epoch_log_freq: publish every so many epochs, at their end; only if reset by epoch.
+        epoch_log_freq: publish every so many epochs, at their end; only if reset by epoch. Not of
+            an epoch that a stop of the run cut short: the resumed run does that.
         log_prefix: in front of the names, in place of ``train/``.
         step_storage_freq: every so many steps append the values to ``ctx.storage[storage_key]``;
             < 1: never.
@@ -166,7 +168,7 @@ class MetricUpdater:
     @hookimpl
     def on_epoch_end(self, ctx: Context) -> None:
         """Stores and publishes the epoch's values where that is due."""
-        if self.reset_metrics_by != "epoch" or ctx.exception is not None:
+        if self.reset_metrics_by != "epoch" or ctx.exception is not None or is_cut_short(ctx):
             return
         epoch = ctx.epoch_id
         stores, logs = is_due(self.epoch_storage_freq, epoch), is_due(self.epoch_log_freq, epoch)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hatbus import hookimpl, plugin
 from hatbus.accepted import whole
 from hatbus.control import log
+from hatbus.loop import is_cut_short
 from hatbus_monitor.batch_size import samples_of_step
 from hatbus_monitor.durations import clock_time, of_total, rate, short_time
 from hatbus_monitor.plan import Plan
@@ -130,7 +131,8 @@ class StatsMonitor:
         self._plan.epoch_ended(ctx)
         steps = ctx.position.global_step - self._epoch_first_step
         seconds = self._now() - self._epoch_began
-        ctx.log({"time/epoch": seconds})
+        if not is_cut_short(ctx):
+            ctx.log({"time/epoch": seconds})
         log.info(
             "epoch %s: %s for %d steps%s, %s left",
             of_total(ctx.epoch_id + 1, self._plan.num_epochs(ctx)),

@@ -13,6 +13,7 @@ import torch
 
 from hatbus import accepted, hookimpl, plugin
 from hatbus.errors import PluginError, did_you_mean
+from hatbus.loop import is_cut_short
 from hatbus_tensorboard import scalars
 from hatbus_tensorboard.describe import hyperparameters, last_metrics, texts
 from hatbus_tensorboard.event_file import EventFile
@@ -151,6 +152,8 @@ class TensorBoard:
     def on_epoch_end(self, ctx: Context) -> None:
         """Writes the losses of the epoch's last step, and calls the functions, if due by epoch."""
         if self._by_step or (ctx.epoch_id + 1) % self.update_freq or ctx.exception is not None:
+            return
+        if is_cut_short(ctx):
             return
         self._write_losses(ctx)
         if self._losses_of >= 0:  # else a resumed run has no outputs of the epoch that it ends
