@@ -142,6 +142,43 @@ def test_a_metric_that_nobody_publishes_is_an_error_with_the_known_names() -> No
         run.fit(num_epochs=2)
 
 
+@pytest.mark.parametrize(
+    ("published", "counts", "said"),
+    [
+        ("train/accuracy", [1, 1, 1], "; did you mean 'train/accuracy'?"),
+        ("lr", [0, 0, 0], "; known: 'lr'"),
+        ("", [0, 0, 0], "; nothing was published"),
+    ],
+)
+def test_without_a_validation_a_metric_that_nobody_publishes_is_warned_of_once(
+    caplog: pytest.LogCaptureFixture, published: str, counts: list[int], said: str
+) -> None:
+    what = "early_stopping: no metric 'train/acuracy' was published, so nothing stops the run"
+
+    found: list[int] = []
+
+    @plugin(stage="report")
+    class Counts:
+        @hookimpl
+        def on_epoch_end(self) -> None:
+            found.append(caplog.text.count(what))
+
+    publishes = Publishes([1.0] * 3 if published else [], published)
+    trainer(publishes, EarlyStopping("train/acuracy"), Counts()).fit(num_epochs=3)
+    assert found == counts
+    assert [r.getMessage() for r in caplog.records if what in r.getMessage()] == [what + said]
+
+
+def test_a_stopped_run_is_not_told_of_a_missing_metric(caplog: pytest.LogCaptureFixture) -> None:
+    class Stops:
+        @hookimpl
+        def on_step_end(self, ctx: Context) -> None:
+            ctx.control.stop("run")
+
+    trainer(Stops(), EarlyStopping("train/loss")).fit(num_epochs=3)
+    assert "was published" not in caplog.text
+
+
 def test_a_run_that_is_terminated_in_its_first_validation_is_not_told_of_a_missing_metric() -> None:
     class Terminated:
         def __iter__(self) -> Any:

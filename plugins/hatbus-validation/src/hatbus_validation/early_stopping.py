@@ -25,7 +25,8 @@ class EarlyStopping:
     The metric is looked at after every validation, and at an epoch's end, if it was published
     since the last look. All of it is saved: a resumed run counts on, and one that was
     stopped here does not start again unless it is given more patience. With another ``monitor`` or
-    ``mode`` than the saved one it starts anew, and says so.
+    ``mode`` than the saved one it starts anew, and says so. A metric that is never published is
+    warned of at the end; at an epoch's end where another has almost its name.
 
     Args:
         monitor: name of a published scalar, such as ``"val/loss"``.
@@ -62,6 +63,7 @@ class EarlyStopping:
         self._fresh: Any = None
         self._replaced = ""
         self._validations = 0
+        self._warned = False
 
     @hookimpl(wrapper=True)
     def run_loop(self, ctx: Context) -> Generator[None, Any, Any]:
@@ -97,13 +99,21 @@ class EarlyStopping:
             PluginError: every validation has run, and the metric was never published.
         """
         self._look(ctx)
-        is_unknown = self.monitor not in ctx.latest and self._validations
-        if is_unknown and any(waits(member.plugin) for member in ctx.bus.members.values()):
+        if not self._is_missing(ctx):
             return
-        was_whole = ctx.exception is None and ctx.control.stopped is None  # a stop cuts it short
-        if is_unknown and was_whole:
-            hint = did_you_mean(self.monitor, ctx.latest)
+        if any(waits(member.plugin) for member in ctx.bus.members.values()):
+            return
+        hint = did_you_mean(self.monitor, ctx.latest)
+        if self._validations:
             raise PluginError(f"early_stopping: no metric {self.monitor!r} is published{hint}")
+        if "did you mean" in hint:
+            self._warn(ctx)
+
+    @hookimpl
+    def on_loop_end(self, ctx: Context) -> None:
+        """Says that the metric was never published, so that nothing could stop the run."""
+        if self._is_missing(ctx):
+            self._warn(ctx)
 
     def state_dict(self) -> dict[str, Any]:
         """What is watched, its best value, how long ago it was, and one not looked at yet."""
@@ -132,6 +142,18 @@ class EarlyStopping:
             self.wait += 1
             if self.wait >= self.patience:
                 ctx.control.stop("run", self._waited())
+
+    def _is_missing(self, ctx: Context) -> bool:
+        """Whether the metric was not published so far; not where a stop or error cut that short."""
+        is_whole = ctx.exception is None and ctx.control.stopped is None
+        return is_whole and self.monitor not in ctx.latest
+
+    def _warn(self, ctx: Context) -> None:
+        if ctx.rank == 0 and not self._warned:
+            hint = did_you_mean(self.monitor, ctx.latest) or "; nothing was published"
+            what = "early_stopping: no metric %r was published, so nothing stops the run%s"
+            log.warning(what, self.monitor, hint)
+        self._warned = True
 
     def _waited(self) -> str:
         best = "none" if self.best is None else f"{self.best:.6g}"
