@@ -169,7 +169,7 @@ class Checkpoint:
         if self._writer.is_finished():
             self._tell(ctx)
         if self.interval_by == "step" and self._is_due(ctx.global_step_id):
-            self._save(ctx, f"every {self.save_interval} steps")
+            self._save(ctx, self._interval())
         elif self.save_seconds is not None and time.monotonic() >= self._next_time:
             self._next_time = time.monotonic() + self.save_seconds
             if ctx.rank == 0:
@@ -180,7 +180,7 @@ class Checkpoint:
         """Saves when an epoch is the interval, and the epoch is really over."""
         over = ctx.exception is None and ctx.position.step == 0
         if over and self.interval_by == "epoch" and self._is_due(ctx.epoch_id):
-            self._save(ctx, f"every {self.save_interval} epochs")
+            self._save(ctx, self._interval())
 
     @hookimpl
     def on_log(self, logs: Mapping[str, Any]) -> None:
@@ -271,6 +271,11 @@ class Checkpoint:
 
     def _is_due(self, number: int) -> bool:
         return self.save_interval is not None and (number + 1) % self.save_interval == 0
+
+    def _interval(self) -> str:
+        """The interval in words."""
+        many = f"{self.save_interval} {self.interval_by}s"
+        return f"every {self.interval_by if self.save_interval == 1 else many}"
 
     def _save(self, ctx: Context, reason: str) -> None:
         """Saves at once; after what others asked for at this boundary, if they did."""
