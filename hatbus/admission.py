@@ -56,6 +56,7 @@ def admit(plugin: object, name: str, *, core: bool = False) -> None:
         if options is None:
             unmarked.append(method)
             _check_unmarked(method, who)
+            _check_foreign(plugin, method, who)
             continue
         marked += 1
         _check_method(plugin, method, options, who, core=core)
@@ -65,20 +66,21 @@ def admit(plugin: object, name: str, *, core: bool = False) -> None:
 
 
 def misspelt(method: str) -> str:
-    """The event that an unmarked method's name is a slip of, or is called by another trainer.
-
-    Empty if it is a name of its own.
-    """
-    if not method.startswith("on") or method in EVENTS:
+    """The event that an unmarked method's name is a slip of; empty if it is a name of its own."""
+    if not method.startswith("on") or method in EVENTS or method in FOREIGN_NAMES:
         return ""
-    if method in FOREIGN_NAMES:
-        return FOREIGN_NAMES[method]
     return next(iter(get_close_matches(method, _MOMENTS, n=1, cutoff=_SLIP)), "")
 
 
 def no_event(event: str) -> str:
     """What to say of an unmarked method whose name is a slip of an event's."""
     return f"is no event; did you mean {event!r}? If not, give it a name less alike"
+
+
+def foreign_name(method: str) -> str:
+    """What to say of a method that is named as another trainer names an event."""
+    event = FOREIGN_NAMES[method]
+    return f"is no event, and another trainer's name for {event!r}; override that"
 
 
 def without_event(methods: Iterable[str], *, is_mixin: bool) -> str:
@@ -155,6 +157,13 @@ def _check_unmarked(method: str, who: str) -> None:
     event = misspelt(method)
     if event:
         raise PluginError(f"{who}: {method} {no_event(event)}")
+
+
+def _check_foreign(plugin: object, method: str, who: str) -> None:
+    """Refuses another trainer's name in a class of HAT's form, where nothing need be marked."""
+    owner = next(cls for cls in type(plugin).__mro__ if method in vars(cls))
+    if method in FOREIGN_NAMES and issubclass(owner, CallbackMixin):
+        raise PluginError(f"{who}: {method} {foreign_name(method)}")
 
 
 def _check_method(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 import pluggy
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 CORE: Final = "core."
 """What the names of hatbus's own parts begin with; no plugin's may."""
 INTERVALS: Final = f"{CORE}intervals"
+_seen_by: Final[WeakKeyDictionary[object, object]] = WeakKeyDictionary()
+"""Plugin that keeps a state to the mark of the bus in whose run it was."""
 
 
 class Emitter:
@@ -96,6 +99,7 @@ class Bus:
         self.scopes: dict[str | None, Emitter] = {None: Emitter()}
         self._intervals: list[Interval] = []
         self._tasks: list[str] | None = None
+        self._mark = object()
         self._positions = 0
         self._manager = _new_manager()
         self._is_frozen = False
@@ -323,6 +327,31 @@ class Bus:
 
     # ---- state --------------------------------------------------------------------------------
 
+    def check_states(self) -> None:
+        """Refuses a plugin that keeps what it saw in another run, unless its state was loaded here.
+
+        Raises:
+            PluginError: which, and what to do.
+        """
+        for name, plugin in self._stateful().items():
+            if _seen_by.get(plugin, self._mark) is not self._mark:
+                raise PluginError(
+                    f"plugin {name!r} keeps what it saw in a run of another trainer; "
+                    "give each trainer an instance of its own"
+                )
+
+    def keep_states(self) -> None:
+        """Notes that the plugins keep something of a run of this bus."""
+        _seen_by.update(dict.fromkeys(self._stateful().values(), self._mark))
+
+    def _stateful(self) -> dict[str, object]:
+        """The plugins that keep something in checkpoints; not those that nobody can remember."""
+        return {
+            m.name: m.plugin
+            for m in self.members.values()
+            if not m.core and hasattr(m.plugin, "state_dict") and hasattr(m.plugin, "__weakref__")
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """The state of every plugin that has one, by instance name."""
         stateful = ((m.name, getattr(m.plugin, "state_dict", None)) for m in self._in_order())
@@ -357,6 +386,8 @@ class Bus:
             if member.name in state:
                 saved = (versions or {}).get(member.name, 1)
                 give_state(member.name, member.plugin, state[member.name], saved)
+        loaded = {n: p for n, p in self._stateful().items() if n in state}
+        _seen_by.update(dict.fromkeys(loaded.values(), self._mark))  # the rest is gone
 
     def _in_order(self) -> list[Member]:
         core = [m for m in self.members.values() if m.core]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from hatbus.admission import STATE, admit, misspelt, no_event, without_event
+from hatbus.admission import STATE, admit, foreign_name, misspelt, no_event, without_event
 from hatbus.declare import Declaration, names
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.events import EVENTS
 from hatbus.first_party import FIRST_PARTY, is_first_party, normalized
-from hatbus.foreign_names import meant
+from hatbus.foreign_names import FOREIGN_NAMES, meant
 from hatbus.import_time import settings_changed
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def _class_problems(reading: Reading) -> Iterator[str]:
         place = f"{reading.file.name} line {method.line}: {method.name}"
         for problem in _method_problems(method, reading):
             yield f"{place} {problem}"
-    if not reading.events and not any(map(misspelt, reading.methods)):
+    is_told = any(misspelt(name) or name in FOREIGN_NAMES for name in reading.methods)
+    if not reading.events and not (is_told and reading.is_mixin):
         yield without_event(reading.methods, is_mixin=reading.is_mixin)
     if reading.compares:
         yield (
@@ -114,6 +115,8 @@ def _method_problems(method: Method, reading: Reading) -> Iterator[str]:
             yield "is named like an event but not marked; put @hookimpl above it"
         elif event := misspelt(method.name):
             yield no_event(event)
+        elif reading.is_mixin and method.name in FOREIGN_NAMES:
+            yield foreign_name(method.name)
         return
     if method.event not in EVENTS:
         yield f"implements unknown event {method.event!r}{meant(method.event)}"

@@ -331,11 +331,14 @@ def is_used_up(loader: Any) -> bool:
     return hasattr(loader, "__next__") and not is_of_python and iter(loader) is loader
 
 
+def keeps_workers(loader: Any) -> bool:
+    """Whether a loader, torch's own, has one iterator, whose workers all passes share."""
+    return isinstance(loader, DataLoader) and loader.persistent_workers
+
+
 def starts_workers(loader: Any) -> bool:
     """Whether the next pass over a loader starts workers that later passes keep."""
-    if not getattr(loader, "persistent_workers", False):
-        return False
-    return getattr(loader, "_iterator", None) is None
+    return keeps_workers(loader) and loader._iterator is None  # noqa: SLF001 - torch has no other way
 
 
 def apart(loader: Any) -> Any:
@@ -344,7 +347,7 @@ def apart(loader: Any) -> Any:
     A ``DataLoader`` with persistent workers has one iterator, which begins anew for whoever asks;
     of such a one this is a copy, with the same data set and samplers, and workers of its own.
     """
-    if not getattr(loader, "persistent_workers", False):
+    if not keeps_workers(loader):
         return loader
     other = copy.copy(loader)
     other._iterator = None  # noqa: SLF001 - torch has no other way

@@ -27,6 +27,7 @@ class Loop:
     def run_loop(self, ctx: Context) -> int:
         """Runs epochs until the plan is fulfilled or a stop was granted."""
         position = ctx.position
+        ctx.bus.check_states()
         while not is_done(ctx):
             ctx.epoch_id = position.epoch
             if position.step != ctx.steps_per_epoch:  # else none is left: the last counts
@@ -62,6 +63,8 @@ class Loop:
         else:
             complete = True
         ran = position.step - first
+        if not ran and first:  # only the end was left
+            ctx.step_id, ctx.global_step_id = first - 1, position.global_step - 1
         if not complete and position.step == ctx.steps_per_epoch:
             next(steps, None)  # to the data's very end, where a sampler may draw once more
             complete = True

@@ -72,7 +72,7 @@ class Steps:
         self._afterwards: Callable[[], None] | None = None
         self._running: Generator[Batches, None, None] | None = None
         self._left: tuple[tuple[int, int], dict[str, Any]] | None = None
-        self._check_epoch_ends()
+        self._is_told = False
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -90,10 +90,27 @@ class Steps:
             DataError: a loader is empty, or gives other data than before.
         """
         self.close()
+        self.adopt_seed(ctx.seed)  # another trainer may have the same loader
         self._come_back(place_of(ctx))
         is_plain = len(self.feeds) == 1 and self.accumulate == 1 and self._sampler.is_plain
         self._running = self._plain_steps(ctx) if is_plain else self._steps(ctx)
         return timed(self._running, ctx) if self.times_waits else self._running
+
+    def check_epochs_end(self) -> None:
+        """Refuses a plan in epochs where nobody knows when one is over.
+
+        One loader without a length just ends; of several the first to end must not end all.
+
+        Raises:
+            JobError: which loader has no length, and what to do.
+        """
+        endless = next((f.name for f in self.feeds.values() if f.length is None), None)
+        if endless is not None and len(self.feeds) > 1 and self.steps_per_epoch is None:
+            raise JobError(
+                f"{endless} has no length, so nobody knows how many steps an epoch of all tasks "
+                f"has; give it a __len__, or the task sampler its number of steps (AllTasks(steps="
+                "1000)), or plan the run by num_steps"
+            )
 
     def leave(self, ctx: Context) -> None:
         """Ends every iteration at the end of a ``fit``; the next one goes on in this very place.
@@ -131,6 +148,7 @@ class Steps:
         while last is None or step < last:
             batches = self._step(ctx, epoch, step, endless=last is not None)
             if not batches:
+                self._tell_who_ended()
                 break
             yield batches
             step += 1
@@ -220,16 +238,13 @@ class Steps:
         if afterwards is not None:
             afterwards()
 
-    def _check_epoch_ends(self) -> None:
-        """One loader without a length just ends; of several the first to end must not end all."""
-        if len(self.feeds) == 1 or self.steps_per_epoch is not None:
-            return
-        endless = next((f.name for f in self.feeds.values() if f.length is None), None)
-        if endless is not None:
-            kind = type(self._sampler).__name__
-            raise JobError(
-                f"{endless} has no length, so nobody knows how many steps an epoch of all tasks "
-                f"has; give it a __len__, or the task sampler its steps: {kind}(steps=1000)"
+    def _tell_who_ended(self) -> None:
+        """Says once that an epoch of several tasks is over with the first loader that is."""
+        if len(self.feeds) > 1 and not self._is_told:
+            self._is_told = True
+            log.warning(
+                "an epoch of all tasks is over with the first loader that ends, where one has no "
+                "length; what others have left is not seen: give the task sampler its steps"
             )
 
     def _check_not_empty(self, steps: int) -> None:

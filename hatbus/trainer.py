@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -36,9 +35,6 @@ from hatbus.weights import Weights
 
 if TYPE_CHECKING:
     from hatbus.task_sampler import TaskSampler
-
-_owners: Final[WeakKeyDictionary[object, object]] = WeakKeyDictionary()
-"""Plugin that keeps a state to the mark of the trainer that ran it."""
 
 
 class Trainer:
@@ -92,16 +88,12 @@ class Trainer:
         run_dir: str | Path | None = None,
         nan: str = "raise",
     ) -> None:
-        self._mark = object()
         check_arguments(model, optimizer, loss, batch_processor)
         self._compile = compile
         self._precision = check_precision(precision)
         rank, world = rank_and_world()
         place = own_device(device, rank)
         steps = Steps(data, task_sampler, accumulate, place)
-        steps.adopt_seed(seed)
-        if world > 1 and rank == 0:
-            steps.warn_of_copies(world)
         self._signals = Signals()
         processor = batch_processor or BatchProcessor(loss)
         self.bus = Bus(rank=rank)
@@ -147,13 +139,14 @@ class Trainer:
             raise JobError(
                 f"num_epochs={num_epochs!r}, num_steps={num_steps!r}; accepted: 1 or more"
             )
+        if num_epochs is not None:
+            ctx.data.check_epochs_end()
         ctx.num_epochs, ctx.num_steps = plans
         per_epoch = ctx.steps_per_epoch
         ctx.total_steps = num_steps
         if num_epochs is not None and per_epoch is not None:
             ctx.total_steps = num_epochs * per_epoch
         self.bus.set_tasks(ctx.data.tasks)
-        self._check_states()
         ctx.exception = None
         with joined(ctx.device):
             self._prepare()
@@ -166,31 +159,19 @@ class Trainer:
                 raise
             finally:
                 if ctx.position.global_step > 0:
-                    _owners.update(dict.fromkeys(self._stateful().values(), self._mark))
+                    self.bus.keep_states()
                 ctx.data.leave(ctx)
             ctx.control.tell_late()
             let_go(ctx)
             self._signals.leave(ctx)
         return ctx
 
-    def _check_states(self) -> None:
-        """Refuses a plugin that keeps something of another trainer's run."""
-        for name, plugin in self._stateful().items():
-            if _owners.get(plugin, self._mark) is not self._mark:
-                raise JobError(
-                    f"plugin {name!r} keeps what it saw in a run of another trainer; "
-                    "give each trainer an instance of its own"
-                )
-
-    def _stateful(self) -> dict[str, object]:
-        """The plugins that keep something in checkpoints."""
-        members = self.bus.members.values()
-        return {m.name: m.plugin for m in members if not m.core and hasattr(m.plugin, "state_dict")}
-
     def _prepare(self) -> None:
         """What has to be made anew for every ``fit``: requests, views, the model's wrappers."""
         ctx = self.ctx
         ctx.data.adopt_seed(ctx.seed)  # another trainer may have the same loader
+        if ctx.world_size > 1 and ctx.rank == 0 and ctx.position.global_step == 0:
+            ctx.data.warn_of_copies(ctx.world_size)
         ctx.weights = Weights()  # a view of a plugin that was taken off the bus must not stay
         ctx.control = (AgreedControl if ctx.world_size > 1 else Control)(self.bus.callers)
         model: Any = ctx.model

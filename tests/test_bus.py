@@ -126,8 +126,8 @@ REFUSED = [
     (Misspelt(), "unknown event 'on_step_ends'; did you mean 'on_step_end'"),
     (UnmarkedMisspelt(), "on_epoch_edn is no event; did you mean 'on_epoch_end'\\?"),
     (HatMisspelt(), "on_epoch_edn is no event; did you mean 'on_epoch_end'\\?"),
-    (HatForeign(), "on_epoch_start is no event; did you mean 'on_epoch_begin'\\?"),
-    (HatHalfForeign(), "on_train_epoch_start is no event; did you mean 'on_epoch_begin'\\?"),
+    (HatForeign(), "on_epoch_start is no event, and another trainer's name for 'on_epoch_begin'"),
+    (HatHalfForeign(), "on_train_epoch_start is no event, and another trainer's name for 'on_ep"),
     (Foreign(), "unknown event 'before_train_iter'; did you mean 'on_batch_begin'\\?"),
     (HatNothing(), "no event; override a method of CallbackMixin, such as on_step_end"),
     (WrongArgument(), "unknown argument 'optimiser'; did you mean 'optimizer'"),
@@ -152,6 +152,22 @@ def test_what_cannot_be_a_plugin_is_told_why(wrong: object, message: str) -> Non
 def test_foreign_names_are_of_events_and_hide_none() -> None:
     assert set(FOREIGN_NAMES.values()) <= set(EVENTS)
     assert not set(FOREIGN_NAMES) & set(EVENTS)
+
+
+def test_a_class_that_serves_another_trainer_too_is_a_plugin() -> None:
+    class Elsewhere:
+        def on_train_epoch_end(self) -> None: ...
+
+    class Both(Elsewhere):
+        @hookimpl
+        def on_step_end(self) -> None: ...
+
+        def on_save(self) -> None: ...
+
+    class BothFromHat(CallbackMixin, Elsewhere):
+        def on_step_end(self, **kwargs: Any) -> None: ...
+
+    Bus([Both(), BothFromHat()])
 
 
 def test_methods_of_a_users_own_are_free_to_be_called_on_something() -> None:

@@ -11,7 +11,7 @@ from tiny import batches, tiny_trainer
 from two_processes import run_on_two
 
 PLAYS = """
-import json, sys, time
+import json, logging, sys, time
 import torch
 from hatbus import hookimpl
 from tiny import batches, tiny_trainer, weights
@@ -57,6 +57,19 @@ trainer.fit(num_epochs=2)
 play.saves, play.stops = False, True
 trainer.fit(num_epochs=4)
 seen |= {"epochs": trainer.ctx.position.epoch, "weights": weights(trainer).tolist()}
+
+
+class Keeps(logging.Handler):
+    def emit(self, record):
+        seen["said"].append(record.getMessage())
+
+
+seen["said"] = []
+logging.getLogger("hatbus").addHandler(Keeps())
+plain = torch.utils.data.DataLoader(batches(8), batch_size=None, shuffle=True)
+trainer = tiny_trainer(data=plain)
+trainer.fit(num_steps=1)
+trainer.fit(num_steps=2)
 
 
 class EndsBoth:
@@ -211,6 +224,11 @@ def test_a_second_and_a_third_fit_find_each_other_again(ranks: Any) -> None:
 
 def test_a_request_of_the_last_epochs_end_is_served(ranks: Any) -> None:
     assert [seen["saved"] for seen in ranks] == [["the end"], ["the end"]]
+
+
+def test_a_loader_that_gives_both_all_its_samples_is_told_of_once(ranks: Any) -> None:
+    told = [sum("gives all its samples to each of" in line for line in s["said"]) for s in ranks]
+    assert told == [1, 0]
 
 
 def test_the_end_of_the_run_is_not_taken_back_by_an_end_of_the_epoch(ranks: Any) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from tiny import batches, hearing, tiny_trainer, weights
+from torch.utils.data import TensorDataset
 
 from hatbus import CallbackMixin, hookimpl
 from hatbus.context import Context
-from hatbus.errors import HookError, JobError, PluginError
+from hatbus.data import loader
+from hatbus.errors import HookError, PluginError
 
 
 class Scales:
@@ -317,6 +319,68 @@ def test_a_state_of_another_trainers_run_is_refused() -> None:
     first.fit(num_steps=1)
     first.fit(num_steps=2)
     assert counts.count == 2
-    with pytest.raises(JobError, match="'counts' keeps what it saw in a run of another trainer"):
+    with pytest.raises(PluginError, match="'counts' keeps what it saw in a run of another trainer"):
         tiny_trainer({"counts": counts}).fit(num_steps=1)
     tiny_trainer({"hears": hears}).fit(num_steps=1)
+
+
+def test_a_state_that_was_loaded_is_no_longer_another_trainers() -> None:
+    class Resumes:
+        @hookimpl
+        def on_loop_begin(self, ctx: Context) -> None:
+            ctx.bus.load_state_dict({"counts": {"count": 5}})
+
+    counts = Counts()
+    tiny_trainer({"counts": counts}).fit(num_steps=3)
+    tiny_trainer({"counts": counts, "resumes": Resumes()}).fit(num_steps=1)
+    assert counts.count == 6
+
+
+def test_a_plugin_with_slots_keeps_a_state() -> None:
+    class Slim(Counts):
+        __slots__ = ()
+
+    class Slimmer:
+        __slots__ = ("count",)
+        __init__, state_dict = Counts.__init__, Counts.state_dict
+        load_state_dict, on_step_end = Counts.load_state_dict, Counts.on_step_end
+
+    plugins: Any = {"slim": Slim(), "slimmer": Slimmer()}
+    tiny_trainer(plugins).fit(num_steps=2)
+    assert [p.count for p in plugins.values()] == [2, 2]
+
+
+def test_a_trainer_that_is_only_made_changes_no_other_ones_data() -> None:
+    def orders(*, disturbed: bool) -> list[list[float]]:
+        data = loader(TensorDataset(torch.arange(8.0).reshape(8, 1), torch.zeros(8, 1)), 2)
+        seen: list[list[float]] = []
+
+        class Sees:
+            @hookimpl
+            def on_batch_begin(self, batch: Any) -> None:
+                seen.append(batch[0].flatten().tolist())
+
+            @hookimpl
+            def on_epoch_end(self) -> None:
+                if disturbed:
+                    tiny_trainer(data=data, model=torch.nn.Linear(1, 1), seed=5)
+
+        trainer = tiny_trainer([Sees()], data, model=torch.nn.Linear(1, 1), seed=1)
+        trainer.fit(num_epochs=2)
+        return seen
+
+    assert orders(disturbed=True) == orders(disturbed=False)
+
+
+def test_an_epoch_of_which_only_the_end_is_left_ends_with_its_last_steps_ids() -> None:
+    class Stream:
+        def __iter__(self) -> Any:
+            return iter(batches(3))
+
+    found: list[tuple[int, ...]] = []
+    ids = ("epoch_id", "step_id", "global_step_id")
+    hears = hearing(["on_epoch_end"], lambda _, v: found.append(tuple(v[i] for i in ids)))
+    trainer = tiny_trainer([hears], Stream())
+    trainer.fit(num_steps=3)
+    trainer.fit(num_steps=5)
+    assert found == [(0, 2, 2), (0, 2, 2), (1, 1, 4)]

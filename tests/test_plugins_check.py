@@ -89,7 +89,7 @@ def test_what_registration_or_the_contract_would_refuse_is_found_in_the_source(
         ("class Hat(CallbackMixin): ...\n", "implements no event; override a method of Callback"),
         (
             "class Hat(CallbackMixin):\n    def on_epoch_start(self, **kwargs): ...\n",
-            "acme.py line 3: on_epoch_start is no event; did you mean 'on_epoch_begin'?",
+            "acme.py line 3: on_epoch_start is no event, and another trainer's name for 'on_e",
         ),
         (
             "class Hat(CallbackMixin):\n    def on_train(self, **kwargs): ...\n",

@@ -181,12 +181,23 @@ class Unsized:
 @pytest.mark.parametrize("sampler", [AllTasks, OneTask, WeightedTasks])
 def test_a_task_without_a_length_needs_the_steps_of_an_epoch(sampler: Any) -> None:
     data = {"a": batches(3), "b": Unsized(5)}
-    kind = sampler.__name__
-    message = rf"loader of task 'b' has no length, so nobody knows .*: {kind}\(steps=1000\)"
+    message = r"loader of task 'b' has no length, so nobody knows .* its number of steps"
     with pytest.raises(JobError, match=message):
-        tiny_trainer(data=data, task_sampler=sampler())
+        tiny_trainer(data=data, task_sampler=sampler()).fit(num_epochs=2)
     trainer = tiny_trainer(data=data, task_sampler=sampler(steps=7))
     assert trainer.fit(num_epochs=2).global_step_id == 13
+
+
+def test_a_plan_in_steps_needs_no_lengths_and_says_what_it_does_not_see(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = {"a": Unsized(3), "b": Unsized(5)}
+    trainer = tiny_trainer(data=data)
+    trainer.fit(num_steps=3)
+    assert not caplog.text
+    trainer.fit(num_steps=8)
+    assert trainer.ctx.position.epoch == 2
+    assert caplog.text.count("is over with the first loader that ends") == 1
 
 
 def test_a_task_that_no_step_holds_needs_no_length() -> None:
