@@ -145,6 +145,21 @@ def test_a_slip_in_the_task_of_a_metric_is_said_at_the_first_save_after_a_valida
     assert "; did you mean 'val/seg/iou'?" in caplog.text
 
 
+def test_a_metric_that_is_not_due_yet_is_no_slip_of_another_tasks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Validates:
+        @hookimpl
+        def on_step_end(self, ctx: Any, global_step_id: int) -> None:
+            ctx.log({"val/det/loss": 0.5})
+            if global_step_id == 3:
+                ctx.log({"val/seg/loss": 0.5})
+
+    options = {"interval_by": "step", "mode": "min", "monitor_metric_key": "val/seg/loss"}
+    tiny(tmp_path, {"validates": Validates()}, **options).fit(num_steps=5)
+    assert "was published" not in caplog.text
+
+
 def test_a_metric_object_may_decide_on_best(tmp_path: Path) -> None:
     class Hats:
         values = iter([3.0, 1.0, 2.0])

@@ -151,6 +151,9 @@ class Counts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("wide", torch.ones(1).expand(3), persistent=False)
+        with torch.inference_mode():
+            self.register_buffer("read", torch.ones(3), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls = self.calls + 1

@@ -96,6 +96,16 @@ def test_usual_gives_means_the_loss_and_others_outputs_and_target() -> None:
     assert [m.compute().item() for m in (total, aux, accuracy)] == [4.0, 3.0, 0.5]
 
 
+def test_usual_gives_no_weight_to_a_mean_of_ones_own_that_takes_none() -> None:
+    class Doubled(Mean):
+        def update(self, value: Any) -> None:  # type: ignore[override]
+            super().update(value * 2)
+
+    mean = Doubled("loss")
+    usual([mean], (torch.zeros(4, 3), torch.zeros(4)), None, {"loss": torch.tensor(3.0)})
+    assert mean.compute().item() == 6.0
+
+
 def test_usual_counts_a_loss_once_per_sample_of_its_batch() -> None:
     mean = Mean("loss")
     for size, loss in ((4, 1.0), (1, 6.0)):

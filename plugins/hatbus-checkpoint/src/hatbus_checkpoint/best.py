@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable, Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from hatbus.context import Context
 
 MODES: Final = ("min", "max")
+
+
+_SLIP: Final = 0.8
+"""How alike two words are of which one is a slip: "val/sge" and "val/seg", not "val/det"."""
 
 
 class Best:
@@ -152,12 +157,12 @@ class Best:
 
         Beside ``val/seg/...`` so could ``val/seg/iou``, and ``val/sge/iou`` if it is a slip.
         """
-        key = str(self.key)
-        kind, group = key.partition("/")[0], key.rpartition("/")[0]
-        alike = [name for name in latest if group and name.startswith(f"{kind}/")]
-        return any(name.startswith(f"{group}/") for name in alike) or (
-            "did you mean" in did_you_mean(key, alike)
-        )
+        group, _, last = str(self.key).rpartition("/")
+        if not group or any(name.startswith(f"{group}/") for name in latest):
+            return bool(group)
+        groups = [name.rpartition("/")[0] for name in latest]
+        alike = get_close_matches(group, groups, cutoff=_SLIP)
+        return any(f"{one}/{last}" in latest for one in alike)
 
     def _warn(self, latest: Mapping[str, Any]) -> None:
         log.warning(

@@ -107,8 +107,15 @@ def _same_buffers(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, name, buffer, value in kept:
-            buffer.copy_(value)
-            setattr(module, name, buffer)
+            if not _is_same(buffer, value):  # one that cannot be written to has not changed
+                buffer.copy_(value)
+            if getattr(module, name) is not buffer:
+                setattr(module, name, buffer)
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same, NaN for NaN."""
+    return bool(((one == other) | ((one != one) & (other != other))).all())  # noqa: PLR0124 - NaN
 
 
 def _of(task: str | None) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from inspect import signature
 from typing import Any
 
 from hatbus.batch_size import samples_in
@@ -30,10 +32,17 @@ def usual(metrics: Any, batch: Any, model_outs: Any, losses: Mapping[str, Any]) 
     for metric in metrics.values() if isinstance(metrics, dict) else metrics:
         if isinstance(metric, Accuracy) or not isinstance(metric, Mean):
             metric.update(model_outs, batch[1])
-        elif metric.name in losses:
-            metric.update(losses[metric.name], size)
-        else:
-            metric.update(sum(losses.values()), size)
+            continue
+        loss = losses[metric.name] if metric.name in losses else sum(losses.values())
+        kind: Any = type(metric)
+        weight = (size,) if _takes_weight(kind) else ()
+        metric.update(loss, *weight)
+
+
+@cache
+def _takes_weight(kind: Any) -> bool:
+    """Whether ``update`` takes a weight; one of a user's own may not."""
+    return "weight" in signature(kind.update).parameters
 
 
 def by_index(pred: Any = None, label: Any = 1) -> UpdateFunction:
