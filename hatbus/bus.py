@@ -22,7 +22,7 @@ from hatbus.errors import CheckpointError, PluginError, did_you_mean
 from hatbus.events import DECISION, EVENTS, SPAN, Event
 from hatbus.intervals import Interval, Intervals
 from hatbus.order import Place, Placed, resolve
-from hatbus.plugin_state import give_state, how_to_drop
+from hatbus.plugin_state import give_state, how_to_drop, rank_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -356,6 +356,16 @@ class Bus:
         """The state of every plugin that has one, by instance name."""
         stateful = ((m.name, getattr(m.plugin, "state_dict", None)) for m in self._in_order())
         return {name: get() for name, get in stateful if get is not None}
+
+    def rank_parts(self, state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """What in the plugins' state is each process's own, by instance name.
+
+        Args:
+            state: as ``state_dict`` gives it.
+        """
+        plugins = {name: self.members[name].plugin for name in state if name in self.members}
+        parts = {name: rank_part(plugin, state[name]) for name, plugin in plugins.items()}
+        return {name: part for name, part in parts.items() if part}
 
     def load_state_dict(
         self, state: Mapping[str, Any], versions: Mapping[str, int] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from hatbus.errors import CheckpointError, HatbusError
@@ -10,6 +11,12 @@ from hatbus.errors import CheckpointError, HatbusError
 def state_version(plugin: object) -> int:
     """The version of a plugin's state: its attribute ``state_version``, 1 without one."""
     return int(getattr(plugin, "state_version", 1))
+
+
+def rank_part(plugin: object, state: Any) -> dict[str, Any]:
+    """What in a plugin's state is each process's own: the keys in its ``rank_state``."""
+    keys = getattr(plugin, "rank_state", ()) if isinstance(state, Mapping) else ()
+    return {key: state[key] for key in keys if key in state}
 
 
 def give_state(name: str, plugin: Any, state: Any, saved: int) -> None:

@@ -71,6 +71,17 @@ class ForgetsHalf(Broken):
         self.a = state["a"]
 
 
+@plugin()
+class NamesNoKey(Broken):
+    rank_state = ("a", "sums")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"a": 1}
+
+    def load_state_dict(self, state: Any) -> None:
+        """Takes nothing."""
+
+
 @plugin(stage="schedule", writes="optimizer.lr")
 class HiddenState(Broken):
     def __init__(self) -> None:
@@ -306,6 +317,7 @@ FAULTS: list[tuple[Any, str, str, dict[str, Any]]] = [
     (ClaimsNothing, "claims_what_it_writes", r"changed optimizer.lr at step 0", {}),
     (OnlySaves, "state_round_trip", r"has state_dict and no load_state_dict", {}),
     (Unstorable, "state_round_trip", r"state\['best'\]\['when'\] is a _thread.lock", {}),
+    (NamesNoKey, "state_round_trip", r"names 'sums' in rank_state; .* no such key", {}),
     (ForgetsHalf, "state_round_trip", r"state of broken\['b'\] is 6 in one, 0 in", {}),
     (HiddenState, "resumes_as_if_never_stopped", r"resumed after step 6 .* not the run", {}),
     (HiddenMetric, "resumes_as_if_never_stopped", r"published values.*state_dict\(\)", {}),

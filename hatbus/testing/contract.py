@@ -114,7 +114,7 @@ class PluginContract(Subject):
     # ---- state --------------------------------------------------------------------------------
 
     def test_state_round_trip(self) -> None:
-        """The state that it gives is the state that it takes."""
+        """The state that it gives is the state that it takes, and has the keys it names."""
         plugin = self.make()
         gives, takes = (hasattr(plugin, n) for n in ("state_dict", "load_state_dict"))
         if gives != takes:
@@ -123,6 +123,9 @@ class PluginContract(Subject):
         if not gives:
             skip("the plugin has no state")
         saved = self._saved(self.num_steps // 2)
+        for key in getattr(plugin, "rank_state", ()):
+            if key not in saved["plugins"][self.name]:
+                fail(f"{self.name} names {key!r} in rank_state; its state_dict() has no such key")
         resume = Resume(saved)
         trial = self.trial({self.name: self.make(), "resume": resume})
         trial.fit(self.num_steps)

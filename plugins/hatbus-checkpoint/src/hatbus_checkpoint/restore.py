@@ -128,6 +128,8 @@ class Reading:
             )
         self.optimizer = saved.tree("optim")
         self.rank = rank_state(ctx, saved)
+        with saved.using(f"rank-{ctx.rank}"):
+            self._take_rank_parts(ctx)
         self.model = saved.model()
 
     def give(self, ctx: Context, *, strict: bool) -> rng.RandomState | None:
@@ -152,6 +154,19 @@ class Reading:
             self._give_progress(ctx)
         with using(f"rank-{ctx.rank}"):
             return self._give_data(ctx)
+
+    def _take_rank_parts(self, ctx: Context) -> None:
+        """Puts what was this process's own into the plugins' states; a new process has none."""
+        before = self.saved.manifest["world_size"]
+        mine = self.rank.get("plugins", {})
+        for name, part in ctx.bus.rank_parts(self.states).items():
+            if before > ctx.world_size:
+                what = "plugin %r goes on with what %d of %d processes gathered in it"
+                compare.warner(ctx)(what, name, ctx.world_size, before)
+            if name in mine or ctx.rank > 0:
+                state = self.states[name]
+                shared = {key: value for key, value in state.items() if key not in part}
+                self.states[name] = {**shared, **mine.get(name, {})}
 
     def _give_progress(self, ctx: Context) -> None:
         progress = self.progress
@@ -191,7 +206,7 @@ def rank_state(ctx: Context, saved: Saved) -> dict[str, Any]:
     """Random state and data position of this process; with more processes than before, new ones."""
     found = saved.tree(f"rank-{ctx.rank}")
     if found is None:
-        found = saved.tree("rank-0")
+        found = {**saved.tree("rank-0"), "plugins": {}}
         with rng.fenced():
             rng.seed_all(seed_of("rank", ctx.seed, ctx.rank, saved.manifest["content"]))
             found["rng"] = rng.capture()

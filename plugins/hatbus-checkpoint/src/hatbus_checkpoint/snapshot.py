@@ -84,14 +84,11 @@ def take(ctx: Context, *, weights_only: bool = False) -> Snapshot:
     if ctx.optimizer is not None:
         parts["optim"] = encode(optimizer_state.take(ctx.model, ctx.optimizer), inline=_SCALARS)
     parts["progress"] = encode(progress(ctx))
-    for rank, state in enumerate(rank_states(ctx)):
-        parts[f"rank-{rank}"] = encode(state)
-    for name, state in ctx.bus.state_dict().items():
-        try:
-            parts[plugin_stem(name)] = encode(state)
-        except SaveError as error:
-            raise SaveError(f"plugin {name!r}: {error}") from error
-    return Snapshot(parts)
+    states = ctx.bus.state_dict()
+    plugins = dict(_plugin_parts(states))  # what cannot be stored is known before ranks meet
+    for rank, part in enumerate(rank_states(ctx, states)):
+        parts[f"rank-{rank}"] = part
+    return Snapshot(parts | plugins)
 
 
 def plugin_stem(name: str) -> str:
@@ -110,13 +107,18 @@ def progress(ctx: Context) -> dict[str, Any]:
     }
 
 
-def rank_states(ctx: Context) -> list[dict[str, Any]]:
-    """What every rank has of its own: random state and data position; a collective."""
+def rank_states(ctx: Context, states: dict[str, Any]) -> list[tuple[Any, Tensors]]:
+    """What every rank has of its own, encoded; a collective.
+
+    Random state and data position; over several processes also their parts of plugins' states.
+    """
     mine = {"rng": rng.capture(), "data": ctx.data.state_dict(ctx)}
     if ctx.world_size == 1:
-        return [mine]
+        return [encode(mine)]
+    data, tensors = encode({**mine, "plugins": ctx.bus.rank_parts(states)})
     found: list[Any] = [None] * ctx.world_size
-    torch.distributed.all_gather_object(found, mine)
+    on_host = {name: tensor.cpu() for name, tensor in tensors.items()}  # no rank has another's GPU
+    torch.distributed.all_gather_object(found, (data, on_host))
     return found
 
 
@@ -141,6 +143,14 @@ def _model_parts(model: torch.nn.Module) -> Iterator[tuple[str, tuple[Any, Tenso
     if aliases or extra:
         data = {"aliases": aliases, "extra": encode(extra, inline=1 << 62)[0]}
     yield "model", (data, tensors)
+
+
+def _plugin_parts(states: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, Tensors]]]:
+    for name, state in states.items():
+        try:
+            yield plugin_stem(name), encode(state)
+        except SaveError as error:
+            raise SaveError(f"plugin {name!r}: {error}") from error
 
 
 def _copied(tensor: torch.Tensor, key: str, kept: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -68,6 +68,8 @@ class MetricUpdater:
         PluginError: something that is no metric, or no function for them.
     """
 
+    rank_state = ("metrics", "updates")
+
     def __init__(
         self,
         metric_update_func: Callable[..., Any],
@@ -202,15 +204,21 @@ class MetricUpdater:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the accumulators back; a metric that was not there then starts anew."""
-        for name, metric in self.metrics.items():
-            if name in state["metrics"]:
-                restore(metric, state["metrics"][name])
-            else:
-                log.warning("metric %r is not in the checkpoint; it starts anew", name)
-        self._updates = state["updates"]
+        """Takes the accumulators back; a metric or process not there then starts anew."""
+        if "metrics" in state:
+            self._take_back(state["metrics"])
+            self._updates = state["updates"]
+        else:
+            self._reset()
         self._stored[:] = copied(state["stored"])
         self._published_at = state.get("published_at")
+
+    def _take_back(self, saved: Mapping[str, Any]) -> None:
+        for name, metric in self.metrics.items():
+            if name in saved:
+                restore(metric, saved[name])
+            else:
+                log.warning("metric %r is not in the checkpoint; it starts anew", name)
 
     def _leaves_it_to_the_end(self, ctx: Context) -> bool:
         """Whether ranks must not meet in a step: they may have unlike numbers of batches."""
