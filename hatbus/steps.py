@@ -221,10 +221,16 @@ class Steps:
                     world,
                 )
 
-    def adopt_seed(self, seed: int) -> None:
-        """Gives the run's seed to loaders that have none of their own."""
+    def adopt_seed(self, seed: int, *, anew: bool = True) -> None:
+        """Gives the run's seed to loaders that have none of their own.
+
+        Args:
+            seed: of the run.
+            anew: also to those that have another trainer's.
+        """
         for feed in self.feeds.values():
-            if hasattr(feed.loader, "adopt_seed"):
+            takes = hasattr(feed.loader, "adopt_seed")
+            if takes and (anew or feed.identity().get("seed") is None):
                 feed.loader.adopt_seed(seed)
 
     def _come_back(self, place: tuple[int, int]) -> None:

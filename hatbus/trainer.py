@@ -94,6 +94,7 @@ class Trainer:
         rank, world = rank_and_world()
         place = own_device(device, rank)
         steps = Steps(data, task_sampler, accumulate, place)
+        steps.adopt_seed(seed, anew=False)  # the loader may be in use elsewhere
         self._signals = Signals()
         processor = batch_processor or BatchProcessor(loss)
         self.bus = Bus(rank=rank)
