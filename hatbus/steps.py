@@ -46,8 +46,8 @@ class Steps:
         times_waits: whether ``ctx.data_wait`` is kept; a plugin that reads it says so.
 
     Raises:
-        JobError: ``accumulate`` < 1, no tasks, a sampler that names an unknown task, tasks that
-            share a loader which cannot be, or nobody knows when their epoch ends.
+        JobError: ``accumulate`` < 1, no tasks, a sampler that names an unknown task, or tasks
+            that share a loader which cannot be.
     """
 
     def __init__(

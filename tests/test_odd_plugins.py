@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 from collections.abc import Generator
@@ -265,28 +264,6 @@ def test_a_binding_to_an_unknown_task_is_refused_in_a_run_too() -> None:
     data = {"det": batches(2), "seg": batches(2)}
     with pytest.raises(PluginError, match=r"'late' is bound to task 'sge'.*did you mean 'seg'"):
         tiny_trainer([Registers()], data).fit(num_steps=1)
-
-
-def test_the_end_of_the_run_is_not_taken_back_by_the_end_of_the_epoch(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    class Validates:
-        """Serves a validation, in which somebody wants the epoch to end."""
-
-        @hookimpl
-        def on_step_end(self, ctx: Context) -> None:
-            ctx.control.validate("now")
-            ctx.control.stop("run", "enough")
-
-        @hookimpl
-        def validate(self, ctx: Context) -> bool:
-            ctx.control.stop("epoch", "bad")
-            return True
-
-    trainer = tiny_trainer([Validates()])
-    with caplog.at_level(logging.INFO, "hatbus"):
-        trainer.fit(num_epochs=3)
-    assert trainer.ctx.position.global_step == 1
 
 
 class Counts:
