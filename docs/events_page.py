@@ -5,12 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 
-from hatbus import events
-from hatbus.events import EVENTS, Event
-from hatbus.payload import ARGUMENTS, BATCH, LOOP, STEP
+from hatbus.events import ARGUMENTS, BATCH, EVENTS, LOOP, STEP, Event, training
 
 _HEAD = """\
-<!-- Written by docs/refresh.py out of hatbus/events.py and hatbus/payload.py; edit those. -->
+<!-- Written by docs/refresh.py out of hatbus/events/training.py, on_demand.py and payload.py. -->
 
 # Events
 
@@ -20,7 +18,7 @@ _PARTS = {"When", "May change", "Returns", "On error"}
 
 def events_page() -> str:
     """The whole page."""
-    chapters = [_HEAD + markdown(events.__doc__ or ""), _overview(), _arguments()]
+    chapters = [_HEAD + markdown(training.__doc__ or ""), _overview(), _arguments()]
     chapters += ["## Each event", *(_section(event) for event in EVENTS.values())]
     return "\n\n".join(chapters) + "\n"
 

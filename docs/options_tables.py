@@ -11,10 +11,8 @@ import inspect
 import re
 
 from hatbus import discovery
-from hatbus.first_party import FIRST_PARTY
-from hatbus.options import schema_of
-from hatbus.reading import Parameter, Reading
-from hatbus.schema import argument_docs
+from hatbus.discovery import FIRST_PARTY, Parameter, Reading
+from hatbus.jobs import argument_docs, schema_of
 
 _SHORT = 20
 _WORDS = {

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from hatbus.batch_processor import BatchProcessor
-    from hatbus.bus import Bus
-    from hatbus.callback_mixin import CallbackMixin
-    from hatbus.context import Context
-    from hatbus.declare import hookimpl, plugin
+    from hatbus.bus.bus import Bus
     from hatbus.errors import HatbusError
+    from hatbus.events.callback_mixin import CallbackMixin
+    from hatbus.events.declare import hookimpl, plugin
+    from hatbus.loop.batch_processor import BatchProcessor
+    from hatbus.loop.context import Context
     from hatbus.trainer import Trainer
 
     __version__: str
@@ -32,14 +32,14 @@ __all__ = [
 ]
 
 _HOME: Final = {
-    "BatchProcessor": "hatbus.batch_processor",
-    "Bus": "hatbus.bus",
-    "CallbackMixin": "hatbus.callback_mixin",
-    "Context": "hatbus.context",
+    "BatchProcessor": "hatbus.loop.batch_processor",
+    "Bus": "hatbus.bus.bus",
+    "CallbackMixin": "hatbus.events.callback_mixin",
+    "Context": "hatbus.loop.context",
     "HatbusError": "hatbus.errors",
     "Trainer": "hatbus.trainer",
-    "hookimpl": "hatbus.declare",
-    "plugin": "hatbus.declare",
+    "hookimpl": "hatbus.events.declare",
+    "plugin": "hatbus.events.declare",
 }
 """Public name to the module that holds it; no module has the name of a public name."""
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from hatbus import discovery
-from hatbus.callback_mixin import CallbackMixin
+from hatbus.discovery.first_party import FIRST_PARTY
 from hatbus.errors import PluginError, did_you_mean
-from hatbus.first_party import FIRST_PARTY
+from hatbus.events.callback_mixin import CallbackMixin
 
 __all__ = ["CallbackMixin"]
 

@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hatbus.arguments import check_arguments
-from hatbus.batch_processor import BatchProcessor
-from hatbus.blame import locate
-from hatbus.bus import Bus, named_instances
-from hatbus.context import Context
-from hatbus.control import Control
+from hatbus.bus.blame import locate
+from hatbus.bus.bus import Bus, named_instances
+from hatbus.bus.moments import Moments, TaskScope
+from hatbus.data.steps import Steps
 from hatbus.errors import JobError
-from hatbus.finite import finite_loss
-from hatbus.loop import Loop, Nobody
-from hatbus.moments import Moments, TaskScope
-from hatbus.precision import Autocast, LossScaling, check_precision
-from hatbus.processes import (
+from hatbus.loop.arguments import check_arguments
+from hatbus.loop.batch_processor import BatchProcessor
+from hatbus.loop.context import Context
+from hatbus.loop.control import Control
+from hatbus.loop.finite import finite_loss
+from hatbus.loop.loop import Loop, Nobody
+from hatbus.loop.precision import Autocast, LossScaling, check_precision
+from hatbus.loop.signals import Signals
+from hatbus.loop.weights import Weights
+from hatbus.parallel.processes import (
     AgreedControl,
     AgreedDecisions,
     ShareGradientsOnce,
@@ -29,12 +32,9 @@ from hatbus.processes import (
     rank_and_world,
     share,
 )
-from hatbus.signals import Signals
-from hatbus.steps import Steps
-from hatbus.weights import Weights
 
 if TYPE_CHECKING:
-    from hatbus.task_sampler import TaskSampler
+    from hatbus.data.task_sampler import TaskSampler
 
 
 class Trainer:
@@ -51,7 +51,7 @@ class Trainer:
             trainer only.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or a ``torch.device``.
         seed: of the run's own choices (task sampler, data order); plugins may use it too.
-        task_sampler: which tasks a step holds (``hatbus.task_sampler``); all by default.
+        task_sampler: which tasks a step holds (``hatbus.data.task_sampler``); all by default.
         accumulate: batches per task and step (gradient accumulation).
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast; fp16 with a loss scaler).
         compile: ``True``, or options for ``torch.compile``.
@@ -131,7 +131,7 @@ class Trainer:
         Raises:
             JobError: not exactly one plan, or a plan < 1.
             HatbusError: what went wrong in the run, where it can be said in one line.
-            SystemExit: a signal ended the run (75: its state is saved); see ``hatbus.signals``.
+            SystemExit: a signal ended the run (75: its state is saved); see ``hatbus.loop``.
         """
         ctx, plans = self.ctx, (num_epochs, num_steps)
         if (num_epochs is None) == (num_steps is None):

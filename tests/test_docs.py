@@ -41,10 +41,10 @@ from pages import (
 
 from hatbus import discovery
 from hatbus.cli import COMMANDS
-from hatbus.events import EVENTS, MOMENT
-from hatbus.first_party import FIRST_PARTY
-from hatbus.job import PLUGIN_KEYS, RUN_KEYS, parse_job
-from hatbus.options import check
+from hatbus.discovery.first_party import FIRST_PARTY
+from hatbus.events.training import EVENTS, MOMENT
+from hatbus.jobs.job import PLUGIN_KEYS, RUN_KEYS, parse_job
+from hatbus.jobs.options import check
 
 SHORT = ["-o", "run.num_epochs=1", "-o", "run.args.batch_size=512"]
 

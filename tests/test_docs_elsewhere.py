@@ -16,7 +16,7 @@ from stranger import CHECKOUT, install
 
 import hatbus
 from hatbus.cli import parser_of
-from hatbus.discovery import lookup
+from hatbus.discovery.entry_points import lookup
 from hatbus.errors import PluginError
 from hatbus.testing import PluginProject
 
@@ -162,8 +162,12 @@ def test_a_plugin_of_another_version_is_refused_in_the_words_of_the_page(
 
 
 def test_the_readme_of_a_new_plugin_tells_commands_that_run() -> None:
-    text = (CHECKOUT / "hatbus" / "templates" / "plugin" / "README.md.txt").read_text("utf-8")
-    workflow = (CHECKOUT / "hatbus" / "templates" / "plugin" / "ci.yml.txt").read_text("utf-8")
+    text = (CHECKOUT / "hatbus" / "authoring" / "templates" / "plugin" / "README.md.txt").read_text(
+        "utf-8"
+    )
+    workflow = (
+        CHECKOUT / "hatbus" / "authoring" / "templates" / "plugin" / "ci.yml.txt"
+    ).read_text("utf-8")
     told = re.findall(r"^    (\w.*)$", text, re.MULTILINE)
     assert told[1:] == [
         'python -m pip install -e ".[test]"',

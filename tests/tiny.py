@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hatbus import Trainer, hookimpl, plugin
-from hatbus.events import EVENTS, MOMENT
+from hatbus.events.training import EVENTS, MOMENT
 
 
 def batches(count: int, size: int = 4, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -14,7 +14,8 @@ from typing import Any
 def run_on_two(script: str, folder: Path, checkout: Path) -> list[dict[str, Any]]:
     """Runs a script as two processes; gives what each wrote into its file."""
     (folder / "plays.py").write_text(script)
-    paths = os.pathsep.join([str(checkout), str(checkout / "tests")])
+    folders = [checkout, checkout / "tests", checkout / "tests" / "parallel"]
+    paths = os.pathsep.join(map(str, folders))
     store = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     env = {**os.environ, **store, "PYTHONPATH": paths}
     running = [

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 from hatbus import discovery
-from hatbus.advice import advice_on, on_metadata, on_project
-from hatbus.checking import Offer, load_problems, problems_of, requirement_problems
+from hatbus.authoring.advice import advice_on, on_metadata, on_project
+from hatbus.authoring.checking import Offer, load_problems, problems_of, requirement_problems
+from hatbus.discovery.class_source import Sources
+from hatbus.discovery.first_party import normalized
 from hatbus.errors import PluginError, did_you_mean
-from hatbus.first_party import normalized
-from hatbus.reading import Sources
 
 if TYPE_CHECKING:
-    from hatbus.discovery import Found
+    from hatbus.discovery.entry_points import Found
 
 
 _PROJECT: Final = "pyproject.toml"

@@ -60,7 +60,7 @@ def listing_module() -> ModuleType:
     try:
         from hatbus_checkpoint import listing
     except ImportError as error:
-        from hatbus.discovery import hint
+        from hatbus.discovery.entry_points import hint
 
         raise PluginError(f"unknown plugin 'checkpoint'{hint('checkpoint')}") from error
     return listing

@@ -74,7 +74,7 @@ def guilty_note(error: BaseException) -> str:
     """Plugin, distribution, event and step that an exception came out of; empty for the core."""
     if not hasattr(error, "__notes__"):
         return ""
-    from hatbus.blame import blame_of
+    from hatbus.bus.blame import blame_of
 
     found = blame_of(error)
     if found is None or found.plugin is None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from hatbus.cli.display import show_rows
 from hatbus.errors import PluginError
-from hatbus.events import EVENTS
-from hatbus.foreign_names import meant
-from hatbus.payload import ARGUMENTS, DEPRECATED
+from hatbus.events.foreign_names import meant
+from hatbus.events.payload import ARGUMENTS, DEPRECATED
+from hatbus.events.training import EVENTS
 
 if TYPE_CHECKING:
     import argparse
 
-    from hatbus.events import Event
+    from hatbus.events.training import Event
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,9 +7,9 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.errors import JobError
-from hatbus.events import EVENTS
-from hatbus.explanation import CORE
-from hatbus.foreign_names import meant
+from hatbus.events.foreign_names import meant
+from hatbus.events.training import EVENTS
+from hatbus.insight.explanation import CORE
 
 if TYPE_CHECKING:
     import argparse
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from hatbus.explanation import Entry, Plan
+    from hatbus.insight.explanation import Entry, Plan
 
 _PADDING: Final = 2
 """Columns of the terminal that lie beside the text of a cell."""
@@ -57,9 +57,10 @@ def run(args: argparse.Namespace) -> int:
 
 def plan_of_job(job: str, plugins: Any, options: Any) -> Plan:
     """Builds the job, without running it, and reads its plan off the bus."""
-    from hatbus import discovery, jobrun
-    from hatbus.control import log
-    from hatbus.explanation import plan_of
+    from hatbus import discovery
+    from hatbus.insight.explanation import plan_of
+    from hatbus.jobs import jobrun
+    from hatbus.log import log
 
     prepared = jobrun.prepare(job, tuple(plugins), tuple(options))
     trainer = prepared.build()

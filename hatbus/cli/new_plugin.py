@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hatbus.new_plugin import DEFAULT_EVENT, LICENSES, names_of, write_plugin
+from hatbus.authoring.new_plugin import DEFAULT_EVENT, LICENSES, names_of, write_plugin
 
 if TYPE_CHECKING:
     import argparse

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from hatbus import discovery
 from hatbus.cli.display import show_rows
+from hatbus.discovery.version_gate import misfit
 from hatbus.errors import PluginError
-from hatbus.version_gate import misfit
 
 if TYPE_CHECKING:
     import argparse
 
-    from hatbus.discovery import Found
-    from hatbus.reading import Reading
+    from hatbus.discovery.class_source import Reading
+    from hatbus.discovery.entry_points import Found
 
 _WHAT = ("list", "show", "check")
 

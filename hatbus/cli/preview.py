@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
         HatbusError: what is wrong with the job, or why it cannot be drawn.
     """
     from hatbus.cli.run import show_log
-    from hatbus.job import parse_job
-    from hatbus.preview_picture import check_target, draw
+    from hatbus.insight.preview_picture import check_target, draw
+    from hatbus.jobs.job import parse_job
 
     show_log(quiet=args.quiet)
     if args.steps_per_epoch is not None and args.steps_per_epoch < 1:
@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
     target = Path(args.out) if args.out is not None else None
     if target is not None:
         check_target(target)
-    from hatbus import jobrun
-    from hatbus.preview import preview
+    from hatbus.insight.preview_run import preview
+    from hatbus.jobs import jobrun
 
     prepared = jobrun.prepare(*words)
     plan = prepared.job.run
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from rich.console import Console
 
-    from hatbus.preview_chart import show
+    from hatbus.insight.preview_chart import show
 
     show(found, Console())
     return 0

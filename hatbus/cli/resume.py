@@ -11,7 +11,7 @@ from hatbus.errors import JobError
 if TYPE_CHECKING:
     import argparse
 
-    from hatbus.job import Job
+    from hatbus.jobs.job import Job
 
 JOB_FILE = "job.json"
 
@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
         HatbusError: there is no run to resume, or what went wrong in it.
     """
     from hatbus.cli.run import checkpoint_options, show_log
-    from hatbus.job import parse_job, read_job
-    from hatbus.signals import ignore_saves
+    from hatbus.jobs.job import parse_job, read_job
+    from hatbus.loop.signals import ignore_saves
 
     ignore_saves()
     show_log(quiet=args.quiet)
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     options = (here, *saving, *args.options)
     job, _ = parse_job(path, plugins, options)
     options = (f"run.resume={json.dumps(origin(saved, job or saved))}", *options)
-    from hatbus import jobrun
+    from hatbus.jobs import jobrun
 
     prepared = jobrun.prepare(path, plugins, options)
     return jobrun.run(prepared, quiet=args.quiet, profile=args.profile)

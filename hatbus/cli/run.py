@@ -13,7 +13,7 @@ from hatbus.errors import JobError
 if TYPE_CHECKING:
     import argparse
 
-    from hatbus.job import Job
+    from hatbus.jobs.job import Job
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         HatbusError: what is wrong with the job, or what went wrong in the run.
     """
-    from hatbus.job import parse_job
-    from hatbus.signals import ignore_saves
+    from hatbus.jobs.job import parse_job
+    from hatbus.loop.signals import ignore_saves
 
     ignore_saves()
     show_log(quiet=args.quiet)
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if job is not None and (args.drop_plugin_state or args.override):
         refuse_without_resume(job)
         options = (*checkpoint_options(job, args.drop_plugin_state, args.override), *options)
-    from hatbus import jobrun
+    from hatbus.jobs import jobrun
 
     prepared = jobrun.prepare(args.job, plugins, options)
     return jobrun.run(prepared, quiet=args.quiet, profile=args.profile)

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         SaveError: the file cannot be written.
     """
-    from hatbus.schema import job_schema
+    from hatbus.jobs.schema import job_schema
 
     text = json.dumps(job_schema(), indent=2, default=str) + "\n"
     if args.out is None:

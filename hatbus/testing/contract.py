@@ -18,12 +18,12 @@ import sys
 from contextlib import suppress
 from typing import Any, Final
 
-from hatbus.blame import caller_name
-from hatbus.declare import DECLARATION, Declaration, declaration_of
+from hatbus.bus.blame import caller_name
+from hatbus.data.task_sampler import AllTasks, OneTask
 from hatbus.errors import PluginError
-from hatbus.events import MOMENT
-from hatbus.profile import Profile
-from hatbus.task_sampler import AllTasks, OneTask
+from hatbus.events.declare import DECLARATION, Declaration, declaration_of
+from hatbus.events.training import MOMENT
+from hatbus.insight.profile import Profile
 from hatbus.testing import halves
 from hatbus.testing.callers import inside_a_step, own_line
 from hatbus.testing.failures import Failure, failing

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hatbus import rng
-from hatbus.declare import hookimpl, plugin
-from hatbus.plugin_state import state_version
+from hatbus.bus.plugin_state import state_version
+from hatbus.events.declare import hookimpl, plugin
 from hatbus.testing.trees import copied
 
 if TYPE_CHECKING:
-    from hatbus.context import Context
+    from hatbus.loop.context import Context
 
 Saved = dict[str, Any]
 

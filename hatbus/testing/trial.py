@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hatbus import rng
-from hatbus.declare import hookimpl
+from hatbus.events.declare import hookimpl
 from hatbus.testing.saving import copied_states, fields_of, optimizer_state
 from hatbus.testing.trees import copied
 from hatbus.trainer import Trainer
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from pluggy import HookImpl
 
-    from hatbus.context import Context
-    from hatbus.events import Event
+    from hatbus.events.training import Event
+    from hatbus.loop.context import Context
 
 RECORDER = "core.contract"
 

@@ -26,7 +26,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from stranger import CHECKOUT, install
 
-from hatbus import cli, jobrun  # noqa: F401 - jobrun imports torch, once for all lives
+from hatbus import cli
+from hatbus.jobs import jobrun  # noqa: F401 - jobrun imports torch, once for all lives
 
 SAVED_AND_STOPPED = 75
 BEFORE = ("", "start", "resume")

@@ -44,7 +44,7 @@ PROBE = """
 TRAIN = """
 import torch
 from torch.utils.data import TensorDataset
-from hatbus.data import loader
+from hatbus.data.loaders import loader
 
 
 def build(batch_size: int = 8):

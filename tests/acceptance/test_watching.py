@@ -131,7 +131,7 @@ def test_a_tensorboard_server_shows_the_examples(outside, checkout, server) -> N
 BUILD = """
     import torch
     from torch.utils.data import TensorDataset
-    from hatbus.data import loader
+    from hatbus.data.loaders import loader
 
 
     def build():

@@ -35,7 +35,7 @@ import torch
 from bench_loop import tiny
 
 from hatbus import Trainer, hookimpl
-from hatbus.profile import Profile
+from hatbus.insight.profile import Profile
 from hatbus_lr import CosLrUpdater
 from hatbus_monitor.metric_updater import MetricUpdater
 from hatbus_monitor.metrics import Mean

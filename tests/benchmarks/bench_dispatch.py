@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hatbus import Bus, hookimpl
-from hatbus.context import Context
+from hatbus.loop.context import Context
 
 EVENTS = (
     "on_epoch_begin",
@@ -102,7 +102,7 @@ def through_pluggy(bus: Bus) -> Callable[[Any], None]:
 
 
 def _all_arguments() -> list[str]:
-    from hatbus.payload import BATCH
+    from hatbus.events.payload import BATCH
 
     return list(BATCH)
 

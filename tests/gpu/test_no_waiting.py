@@ -13,8 +13,8 @@ from gpu.on_device import DEVICE, Losses, Net, Pair, Waits, batches, trainer
 from torch.utils.data import TensorDataset
 
 from hatbus import callbacks, hookimpl
-from hatbus.data import loader
-from hatbus.first_party import FIRST_PARTY
+from hatbus.data.loaders import loader
+from hatbus.discovery.first_party import FIRST_PARTY
 
 STEPS = 16
 NAN = "ignore" if DEVICE == "cpu" else "raise"

@@ -16,7 +16,7 @@ import torch
 from gpu.on_device import DEVICE, trainer
 
 from hatbus import callbacks, hookimpl
-from hatbus.profile import Profile
+from hatbus.insight.profile import Profile
 
 pytestmark = pytest.mark.needs_gpu
 STEPS = 10

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 
 from hatbus import Trainer, callbacks, hookimpl
-from hatbus.data import loader
+from hatbus.data.loaders import loader
 
 STEPS, CUT = 20, 11
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.utils import rnn
 
 from hatbus import Trainer, hookimpl
+from hatbus.data.feed import moved
 from hatbus.errors import JobError, NonFiniteError
-from hatbus.feed import moved
 
 STEPS = 12
 

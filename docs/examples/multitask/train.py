@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from hatbus.data import loader
-from hatbus.task_sampler import OneTask
+from hatbus.data import OneTask, loader
 
 DIGITS = Path(__file__).parent.parent / "digits" / "digits.csv.gz"
 HELD_OUT = 5

@@ -14,7 +14,7 @@ from typing import Any
 from runs import last, trainer_of
 
 from hatbus import hookimpl
-from hatbus.declare import plugin
+from hatbus.events import plugin
 
 AXES: dict[str, tuple[Any, ...]] = {
     "loader": (("own", 0), ("own", 2), ("foreign", 0), ("foreign", 2), ("stateful", 0)),

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from runs import last, trainer_of
 
 from hatbus import hookimpl
-from hatbus.declare import plugin
+from hatbus.events import plugin
 
 STEPS = 24
 SAVED_AND_STOPPED = 75

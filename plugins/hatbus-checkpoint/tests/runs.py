@@ -13,9 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from hatbus import Trainer, hookimpl
-from hatbus.data import loader
-from hatbus.declare import plugin
-from hatbus.task_sampler import OneTask, WeightedTasks
+from hatbus.data import OneTask, WeightedTasks, loader
+from hatbus.events import plugin
 from hatbus_checkpoint import Checkpoint
 
 SAMPLES = 22

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hatbus import Trainer, hookimpl
-from hatbus.declare import plugin
+from hatbus.events import plugin
 from hatbus_checkpoint import Checkpoint
 from hatbus_checkpoint.folder import CheckpointFolder
 

@@ -18,8 +18,8 @@ from small import DATA, counting, names, publishing, tiny
 sys.path.pop(0)
 
 from hatbus import Trainer, hookimpl
-from hatbus.declare import plugin
 from hatbus.errors import CheckpointError
+from hatbus.events import plugin
 from hatbus_checkpoint import Checkpoint
 from hatbus_checkpoint.folder import CheckpointFolder
 

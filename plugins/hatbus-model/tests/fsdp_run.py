@@ -10,7 +10,7 @@ import torch
 from torch import distributed, nn
 
 from hatbus import Trainer, hookimpl
-from hatbus.sharding import whole
+from hatbus.parallel import whole
 from hatbus_model.ema import ExponentialMovingAverage
 from hatbus_model.freeze_module import FreezeModule
 

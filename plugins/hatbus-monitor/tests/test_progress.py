@@ -81,7 +81,7 @@ def test_chosen_names_only(trainer, screen) -> None:
 
 
 def test_the_loss_of_every_task_stays_in_sight(trainer, data, screen) -> None:
-    from hatbus.task_sampler import OneTask
+    from hatbus.data import OneTask
 
     tasks = {"a": data(3), "b": data(3)}
     trainer([Progress(refresh=0)], tasks, task_sampler=OneTask()).fit(num_epochs=1)

@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from torch import nn
 
 from hatbus import BatchProcessor, Context, hookimpl, plugin
+from hatbus.data import OneTask
 from hatbus.errors import HatbusError, SaveError
-from hatbus.task_sampler import OneTask
 from hatbus_tensorboard.tensorboard import TensorBoard
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hatbus import Context, Trainer, hookimpl, plugin
-from hatbus.task_sampler import ListedTasks
+from hatbus.data import ListedTasks
 from hatbus_tensorboard.tensorboard import TensorBoard
 
 sys.path.insert(0, str(Path(__file__).parent))

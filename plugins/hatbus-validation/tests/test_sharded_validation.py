@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from hatbus import hookimpl, plugin
 from hatbus.errors import JobError
-from hatbus.sharding import reshard
+from hatbus.parallel import reshard
 from hatbus_validation.validation import Validation
 from validated import batches, mean_loss, trainer
 

@@ -10,7 +10,7 @@ from torch import distributed
 from hatbus.errors import PeerError
 
 if TYPE_CHECKING:
-    from hatbus.context import Context
+    from hatbus.loop import Context
 
 _Result = TypeVar("_Result")
 

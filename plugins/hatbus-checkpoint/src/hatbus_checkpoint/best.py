@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from hatbus.accepted import one_of, text
-from hatbus.control import log
 from hatbus.errors import JobError, PluginError, did_you_mean
+from hatbus.log import log
+from hatbus.option_values import one_of, text
 
 if TYPE_CHECKING:
-    from hatbus.context import Context
+    from hatbus.loop import Context
 
 MODES: Final = ("min", "max")
 

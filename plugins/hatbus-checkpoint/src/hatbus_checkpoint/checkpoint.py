@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Optional
 
-from hatbus import accepted, hookimpl, plugin, rng
-from hatbus.control import log
+from hatbus import hookimpl, option_values, plugin, rng
 from hatbus.errors import JobError
+from hatbus.insight import marks_every
+from hatbus.log import log
 from hatbus.loop import is_done
-from hatbus.preview import marks_every
-from hatbus.sharding import refuse_sharded
+from hatbus.parallel import refuse_sharded
 from hatbus_checkpoint import compare, durable, snapshot
 from hatbus_checkpoint.agree import first_of_all
 from hatbus_checkpoint.best import Best
@@ -33,7 +33,7 @@ from hatbus_checkpoint.versions import versions
 from hatbus_checkpoint.writer import Writer
 
 if TYPE_CHECKING:
-    from hatbus.context import Context
+    from hatbus.loop import Context
     from hatbus_checkpoint.snapshot import Snapshot
 
 _UNITS: Final = ("epoch", "step")
@@ -100,13 +100,13 @@ class Checkpoint:
         drop_plugin_state: Sequence[str] = (),
         override: Sequence[str] = (),
     ) -> None:
-        accepted.path("checkpoint: save_dir", save_dir)
+        option_values.path("checkpoint: save_dir", save_dir)
         check_options(name_prefix or "", save_interval, interval_by, save_seconds)
         check_kept(keep_last, keep_best, mode)
         if resume is not None:
-            accepted.path("checkpoint: resume", resume)
-        accepted.names("checkpoint: drop_plugin_state", drop_plugin_state)
-        accepted.names("checkpoint: override", override)
+            option_values.path("checkpoint: resume", resume)
+        option_values.names("checkpoint: drop_plugin_state", drop_plugin_state)
+        option_values.names("checkpoint: override", override)
         self.folder = CheckpointFolder(Path(save_dir), name_prefix or "")
         self.best = Best(mode, monitor_metric_key, best_refer_metric)
         self.save_interval, self.interval_by = save_interval, interval_by
@@ -380,11 +380,11 @@ class Checkpoint:
 
 def check_options(prefix: Any, interval: Any, unit: Any, seconds: Any) -> None:
     """Refuses intervals and names that cannot be used."""
-    accepted.one_of("checkpoint: interval_by", unit, _UNITS)
+    option_values.one_of("checkpoint: interval_by", unit, _UNITS)
     if interval is not None:
-        accepted.whole("checkpoint: save_interval", interval, 1)
+        option_values.whole("checkpoint: save_interval", interval, 1)
     if seconds is not None:
-        accepted.number("checkpoint: save_seconds", seconds, above=True)
+        option_values.number("checkpoint: save_seconds", seconds, above=True)
     if not isinstance(prefix, str) or "/" in prefix or prefix.startswith("."):
         raise JobError(
             f"checkpoint: name_prefix is {prefix!r:.80}; accepted: a text without '/', and without "

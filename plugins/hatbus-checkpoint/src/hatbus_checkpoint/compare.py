@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from hatbus.control import log
+from hatbus.bus import state_version
 from hatbus.errors import CheckpointError
-from hatbus.plugin_state import state_version
+from hatbus.log import log
 from hatbus_checkpoint.listing import ITS_DEFAULT
 
 if TYPE_CHECKING:
-    from hatbus.context import Context
+    from hatbus.loop import Context
 
 _TRAINS: Final = ("setup", "schedule", "train", "average")
 """Stages whose plugins decide what the weights become."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hatbus.control import log
 from hatbus.errors import CheckpointError, SaveError
-from hatbus.weights import RAW
+from hatbus.log import log
+from hatbus.loop import RAW
 from hatbus_checkpoint import durable, model_state
 from hatbus_checkpoint.restore import Saved
 from hatbus_checkpoint.snapshot import plugin_stem
@@ -20,7 +20,7 @@ from hatbus_checkpoint.tensor_file import chunks_of
 from hatbus_checkpoint.tree import Tensors
 
 if TYPE_CHECKING:
-    from hatbus.context import Context
+    from hatbus.loop import Context
 
 
 def to_single(saved: Saved, target: Path, weights: str = RAW) -> None:

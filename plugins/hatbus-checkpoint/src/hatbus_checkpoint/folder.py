@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from hatbus.control import log
 from hatbus.errors import CheckpointError, SaveError
+from hatbus.log import log
 from hatbus_checkpoint import durable, manifest
 
 MARKS: Final = ("last", "best")

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from hatbus.control import log
 from hatbus.errors import CheckpointError
+from hatbus.log import log
 from hatbus_checkpoint.tree import Tensors, identity
 
 _SHOWN = 10

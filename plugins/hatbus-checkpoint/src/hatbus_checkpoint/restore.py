@@ -18,7 +18,7 @@ from hatbus_checkpoint.listing import lock_differences
 from hatbus_checkpoint.tree import Tensors, decode
 
 if TYPE_CHECKING:
-    from hatbus.context import Context
+    from hatbus.loop import Context
     from hatbus_checkpoint.folder import Entry
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from hatbus import accepted
+from hatbus import option_values
 from hatbus.errors import JobError
 from hatbus_checkpoint.folder import Entry
 
@@ -53,7 +53,7 @@ def check_kept(keep_last: Any, keep_best: Any, mode: str | None) -> None:
             f"{FEWEST}, so that there is another when the newest is damaged"
         )
     if keep_best is not None:
-        accepted.whole("checkpoint: keep_best", keep_best, 1)
+        option_values.whole("checkpoint: keep_best", keep_best, 1)
     if keep_best is not None and mode is None:
         raise JobError("checkpoint: keep_best needs mode ('min' or 'max') and monitor_metric_key")
 

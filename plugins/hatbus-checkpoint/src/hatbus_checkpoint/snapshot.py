@@ -13,13 +13,13 @@ import torch
 
 from hatbus import rng
 from hatbus.errors import SaveError
-from hatbus.weights import RAW
+from hatbus.loop import RAW
 from hatbus_checkpoint import model_state, optimizer_state
 from hatbus_checkpoint.tensor_file import chunks_of
 from hatbus_checkpoint.tree import Tensors, encode
 
 if TYPE_CHECKING:
-    from hatbus.context import Context
+    from hatbus.loop import Context
     from hatbus_checkpoint.folder import Chunks
 
 _SCALARS = 16

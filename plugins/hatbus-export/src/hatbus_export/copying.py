@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hatbus.errors import SaveError
-from hatbus.module_names import unwrapped
+from hatbus.loop import unwrapped
 
 if TYPE_CHECKING:
     from torch import Tensor

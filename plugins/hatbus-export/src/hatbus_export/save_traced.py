@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hatbus import hookimpl, plugin
-from hatbus.accepted import one_of
-from hatbus.control import log
 from hatbus.errors import JobError
-from hatbus.sharding import refuse_sharded
+from hatbus.log import log
+from hatbus.option_values import one_of
+from hatbus.parallel import refuse_sharded
 from hatbus_export.annotations import annotations_of
 from hatbus_export.copying import eval_copy, on_cpu
 from hatbus_export.formats import WRITERS, called, write_durably
 
 if TYPE_CHECKING:
-    from hatbus.context import Context
+    from hatbus.loop import Context
 
 
 @plugin(stage="report", ranks="zero")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hatbus.accepted import is_number
 from hatbus.errors import JobError
+from hatbus.option_values import is_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,11 +8,11 @@ import torch
 
 from hatbus import hookimpl, plugin
 from hatbus.errors import JobError
-from hatbus.sharding import whole
+from hatbus.parallel import whole
 from hatbus_grad.clipping import check_limit, check_norm_type, clip_norm, clip_values
 
 if TYPE_CHECKING:
-    from hatbus.context import Context
+    from hatbus.loop import Context
 
 
 @plugin(stage="train", writes="grad.clip")

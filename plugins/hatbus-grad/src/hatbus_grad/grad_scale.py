@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hatbus import hookimpl, plugin
-from hatbus.declare import DECLARATION, declaration_of
-from hatbus.module_names import structure_of
+from hatbus.events import DECLARATION, declaration_of
+from hatbus.loop import structure_of
 from hatbus_grad.clipping import check_limit, check_norm_type, clip_norm
 from hatbus_grad.rules import Group, check_tasks, groups_of, read_rules
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from hatbus.context import Context
+    from hatbus.loop import Context
 
 Gradients = list[torch.Tensor | None]
 

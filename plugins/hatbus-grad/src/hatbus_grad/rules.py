@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.errors import JobError, did_you_mean
-from hatbus.module_names import find_module
+from hatbus.loop import find_module
 
 if TYPE_CHECKING:
     from torch import nn

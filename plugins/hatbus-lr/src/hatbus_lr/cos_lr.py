@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from hatbus.accepted import number, whole
 from hatbus.errors import JobError
+from hatbus.option_values import number, whole
 from hatbus_lr.annealing import falling
 from hatbus_lr.updater import Line, Updater, warn_of_long_warmup
 from hatbus_lr.warmup import Warmup

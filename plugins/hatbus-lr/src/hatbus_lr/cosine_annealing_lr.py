@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from hatbus.accepted import number
 from hatbus.errors import JobError
+from hatbus.option_values import number
 from hatbus_lr.annealing import falling
 from hatbus_lr.updater import Line, Updater
 from hatbus_lr.warmup import Warmup

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from hatbus.accepted import number
+from hatbus.option_values import number
 from hatbus_lr.updater import Line, Updater
 
 

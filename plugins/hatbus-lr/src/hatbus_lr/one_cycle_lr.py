@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from hatbus import hookimpl
-from hatbus.accepted import number
-from hatbus.control import log
 from hatbus.errors import JobError
+from hatbus.log import log
+from hatbus.option_values import number
 from hatbus_lr.annealing import annealing_cos, falling
 from hatbus_lr.updater import Line, Updater
 from hatbus_lr.warmup import Warmup

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hatbus.data import Steps
 from hatbus.errors import JobError
-from hatbus.steps import Steps
 
 if TYPE_CHECKING:
-    from hatbus.context import Context
+    from hatbus.loop import Context
 
 
 class Plan(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from hatbus.accepted import number, whole
+from hatbus.option_values import number, whole
 from hatbus_lr.updater import Line, Updater
 from hatbus_lr.warmup import Warmup
 

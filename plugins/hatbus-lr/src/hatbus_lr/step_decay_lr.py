@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-from hatbus.accepted import number
 from hatbus.errors import JobError
+from hatbus.option_values import number
 from hatbus_lr.updater import Line, Updater
 from hatbus_lr.warmup import Warmup
 

@@ -10,14 +10,14 @@ import torch
 from torch.optim import lr_scheduler
 
 from hatbus import hookimpl, plugin
-from hatbus.accepted import UNITS, one_of, whole
 from hatbus.errors import JobError, did_you_mean
+from hatbus.option_values import UNITS, one_of, whole
 from hatbus_lr.field import labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hatbus.context import Context
+    from hatbus.loop import Context
 
 _MADE_OF_OTHERS: Final = ("SequentialLR", "ChainedScheduler")
 _ABSTRACT: Final = ("LRScheduler", "_LRScheduler")

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from hatbus import hookimpl, plugin
-from hatbus.accepted import UNITS, one_of, text, whole
-from hatbus.control import log
-from hatbus.declare import DECLARATION, Declaration
+from hatbus.events import DECLARATION, Declaration
+from hatbus.log import log
+from hatbus.option_values import UNITS, one_of, text, whole
 from hatbus_lr.field import Field, Group, labels
 from hatbus_lr.plan import Plan
 from hatbus_lr.warmup import Warmup
@@ -18,7 +18,7 @@ from hatbus_lr.warmup import Warmup
 if TYPE_CHECKING:
     import torch
 
-    from hatbus.context import Context
+    from hatbus.loop import Context
 
 Curve = Callable[[float, int], float]
 Line = tuple[float, float]

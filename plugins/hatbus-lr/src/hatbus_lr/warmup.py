@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from hatbus.accepted import UNITS, number, one_of, whole
+from hatbus.option_values import UNITS, number, one_of, whole
 
 if TYPE_CHECKING:
     from hatbus_lr.plan import Plan

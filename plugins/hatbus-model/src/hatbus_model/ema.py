@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hatbus import hookimpl, plugin
-from hatbus.accepted import is_number, one_of, text, whole
 from hatbus.errors import CheckpointError, JobError, did_you_mean
-from hatbus.module_names import structure_of
-from hatbus.sharding import refuse_sharded
+from hatbus.loop import structure_of
+from hatbus.option_values import is_number, one_of, text, whole
+from hatbus.parallel import refuse_sharded
 from hatbus_model.folding import Fold, fold_average, folds_of
 from hatbus_model.moving_average import (
     Lane,
@@ -28,7 +28,7 @@ from hatbus_model.surgery import take_from_first_rank
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hatbus.context import Context
+    from hatbus.loop import Context
 
 BUFFERS = ("average", "copy")
 

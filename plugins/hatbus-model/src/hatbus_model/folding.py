@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hatbus.context import Context
+    from hatbus.loop import Context
 
 _FOLDS: Final = "model.folds"
 CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

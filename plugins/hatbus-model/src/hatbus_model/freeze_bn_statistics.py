@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hatbus import hookimpl, plugin
-from hatbus.module_names import structure_of
+from hatbus.loop import structure_of
 from hatbus_model.freezing import batch_norms, keep_in_eval
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from hatbus.context import Context
+    from hatbus.loop import Context
 
 
 @plugin(stage="train")

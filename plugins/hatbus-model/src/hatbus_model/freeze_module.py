@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hatbus import hookimpl, plugin
 from hatbus.errors import JobError
-from hatbus.module_names import find_module, structure_of
+from hatbus.loop import find_module, structure_of
 from hatbus_model.freezing import batch_norms, freeze, held, keep_in_eval, unfreeze
 from hatbus_model.milestones import check_names, due, previewed, read_marks
 from hatbus_model.surgery import wrap_anew
@@ -14,7 +14,7 @@ from hatbus_model.surgery import wrap_anew
 if TYPE_CHECKING:
     from torch import nn
 
-    from hatbus.context import Context
+    from hatbus.loop import Context
 
 _FREEZERS: Final = "model.freezers"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hatbus.module_names import find_module
+from hatbus.loop import find_module
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hatbus import hookimpl, plugin
-from hatbus.control import log
 from hatbus.errors import CheckpointError
-from hatbus.sharding import refuse_sharded
+from hatbus.log import log
+from hatbus.parallel import refuse_sharded
 from hatbus_model.folding import Fold, folds_of
 from hatbus_model.fusion import Fusion, apply_fold, candidates
 from hatbus_model.milestones import check_names, due, previewed, read_marks
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from hatbus.context import Context
+    from hatbus.loop import Context
 
 
 @plugin(stage="train")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from torch import nn
 
-from hatbus.module_names import find_module
+from hatbus.loop import find_module
 from hatbus_model.folding import TRANSPOSED, Fold, folded_pair, why_not
 from hatbus_model.freezing import batch_norms
 from hatbus_model.surgery import take_from_first_rank

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hatbus import hookimpl, plugin
-from hatbus.accepted import text
 from hatbus.errors import JobError, did_you_mean
-from hatbus.module_names import find_module, structure_of
+from hatbus.loop import find_module, structure_of
+from hatbus.option_values import text
 from hatbus_model.moving_average import Lane, Place, check_decay, decay_at, lanes, places
 from hatbus_model.surgery import wrap_anew
 
 if TYPE_CHECKING:
-    from hatbus.context import Context
+    from hatbus.loop import Context
 
 
 @plugin(stage="average")

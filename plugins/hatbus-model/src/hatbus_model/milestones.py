@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hatbus.accepted import UNITS, one_of
 from hatbus.errors import JobError
-from hatbus.module_names import find_module
+from hatbus.loop import find_module
+from hatbus.option_values import UNITS, one_of
 
 if TYPE_CHECKING:
-    from hatbus.context import Context
+    from hatbus.loop import Context
 
 
 @dataclass(frozen=True, slots=True)

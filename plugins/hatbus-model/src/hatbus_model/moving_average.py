@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from hatbus.accepted import is_number
 from hatbus.errors import JobError
-from hatbus.sharding import reshard
+from hatbus.option_values import is_number
+from hatbus.parallel import reshard
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hatbus.sharding import is_shard, reshard
+from hatbus.parallel import is_shard, reshard
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from hatbus.module_names import structure_changed
-from hatbus.processes import share
+from hatbus.loop import structure_changed
+from hatbus.parallel import share
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from hatbus.context import Context
+    from hatbus.loop import Context
 
 Replaced = Mapping["nn.Parameter", Sequence[tuple[str, "nn.Parameter"]]]
 """Old parameter to the (name, new parameter) that take its place, in order; none: it is gone."""

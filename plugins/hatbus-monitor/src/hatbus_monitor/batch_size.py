@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hatbus.batch_size import samples_in
+from hatbus.data import samples_in
 
 
 def samples_of_step(batches: list[tuple[str | None, Any, float]]) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.logging import RichHandler
 
-from hatbus.control import log
+from hatbus.log import log
 
 if TYPE_CHECKING:
     from rich.console import Console

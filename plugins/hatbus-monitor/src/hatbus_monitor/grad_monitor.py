@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hatbus import hookimpl, plugin
-from hatbus.accepted import is_number, names, whole
 from hatbus.errors import JobError, PluginError, did_you_mean
+from hatbus.option_values import is_number, names, whole
 
 if TYPE_CHECKING:
     from hatbus import Context

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from torch import Tensor
 
-from hatbus import accepted
+from hatbus import option_values
 from hatbus.errors import JobError, SaveError
 from hatbus_monitor.one_transfer import numbers
 
@@ -58,8 +58,8 @@ class LogRows:
     def __init__(self, who: str, style: Format, path: str | Path | None, flush_every: int) -> None:
         self._who, self._style = who, style
         if path is not None:
-            accepted.path(f"{who}: path", path)
-        accepted.whole(f"{who}: flush_every", flush_every, 1)
+            option_values.path(f"{who}: path", path)
+        option_values.whole(f"{who}: flush_every", flush_every, 1)
         self._given = None if path is None else Path(path)
         self._every = flush_every
         self._pending: list[Row] = []

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatbus.control import log
 from hatbus.errors import CheckpointError
+from hatbus.log import log
 
 
 def state_of(metric: Any) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from hatbus import hookimpl, plugin
-from hatbus.accepted import one_of, text
-from hatbus.control import log
 from hatbus.errors import JobError, PluginError
+from hatbus.log import log
 from hatbus.loop import is_cut_short
+from hatbus.option_values import one_of, text
 from hatbus_monitor.every import NEVER, check_interval, interval, is_due
 from hatbus_monitor.metric_list import Metric, move, named_metrics
 from hatbus_monitor.metric_state import copied, restore, state_of

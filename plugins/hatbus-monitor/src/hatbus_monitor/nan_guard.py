@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hatbus import hookimpl, plugin
-from hatbus.accepted import one_of, whole
-from hatbus.control import log
 from hatbus.errors import NonFiniteError
+from hatbus.log import log
+from hatbus.option_values import one_of, whole
 from hatbus_monitor.first_bad import first_bad_tensor, first_bad_value
 from hatbus_monitor.grad_monitor import each_norm
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from hatbus import hookimpl, plugin
-from hatbus.accepted import names, number, one_of
+from hatbus.option_values import names, number, one_of
 from hatbus_monitor.batch_size import samples_of_step
 from hatbus_monitor.one_transfer import numbers
 from hatbus_monitor.plan import Plan

@@ -9,9 +9,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from hatbus import hookimpl, plugin
-from hatbus.accepted import whole
-from hatbus.control import log
+from hatbus.log import log
 from hatbus.loop import is_cut_short
+from hatbus.option_values import whole
 from hatbus_monitor.batch_size import samples_of_step
 from hatbus_monitor.durations import clock_time, of_total, rate, short_time
 from hatbus_monitor.plan import Plan

@@ -12,7 +12,7 @@ from functools import cache
 from inspect import signature
 from typing import Any
 
-from hatbus.batch_size import samples_in
+from hatbus.data import samples_in
 from hatbus.errors import PluginError, did_you_mean
 from hatbus_monitor.metrics import Accuracy, Mean
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hatbus.control import log
 from hatbus.errors import SaveError
+from hatbus.log import log
 from hatbus_tensorboard.event_file import PATTERN
 
 

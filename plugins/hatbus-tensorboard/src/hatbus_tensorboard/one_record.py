@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hatbus.control import log
+from hatbus.log import log
 from hatbus_tensorboard.scalars import is_on_host, is_scalar, stacked
 
 if TYPE_CHECKING:

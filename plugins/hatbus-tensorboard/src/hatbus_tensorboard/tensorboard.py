@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 
-from hatbus import accepted, hookimpl, plugin
+from hatbus import hookimpl, option_values, plugin
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.loop import is_cut_short
 from hatbus_tensorboard import scalars
@@ -74,9 +74,9 @@ class TensorBoard:
         describe: bool = True,
         **tb_writer_kwargs: Any,
     ) -> None:
-        accepted.path("tensorboard: save_dir", save_dir)
-        accepted.whole("tensorboard: update_freq", update_freq, 1)
-        accepted.one_of("tensorboard: update_by", update_by, accepted.UNITS)
+        option_values.path("tensorboard: save_dir", save_dir)
+        option_values.whole("tensorboard: update_freq", update_freq, 1)
+        option_values.one_of("tensorboard: update_by", update_by, option_values.UNITS)
         _check_writer_options(tb_writer_kwargs)
         self.save_dir, self.overwrite = Path(save_dir), overwrite
         self.update_freq, self.update_by = update_freq, update_by
@@ -260,13 +260,13 @@ def _check_writer_options(options: Mapping[str, Any]) -> None:
             hint = did_you_mean(name, (*WRITER_OPTIONS, "describe"))
             raise PluginError(f"tensorboard: unknown option {name!r}{hint}")
         if name == "flush_secs":
-            accepted.number(where, value, above=True)
+            option_values.number(where, value, above=True)
         elif name == "max_queue":
-            accepted.whole(where, value, 1)
+            option_values.whole(where, value, 1)
         elif name == "purge_step" and value is not None:
-            accepted.whole(where, value, 0)
+            option_values.whole(where, value, 0)
         elif name == "filename_suffix" and value:
-            accepted.text(where, value)
+            option_values.text(where, value)
 
 
 def _write_hyperparameters(writer: RunWriter, ctx: Context) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from hatbus import discovery
-from hatbus.admission import default_name
-from hatbus.declare import OVERRIDABLE
+from hatbus.bus import default_name
+from hatbus.discovery import FIRST_PARTY
 from hatbus.errors import PluginError, did_you_mean
-from hatbus.first_party import FIRST_PARTY
-from hatbus.options import schema_of
+from hatbus.events import OVERRIDABLE
+from hatbus.jobs import schema_of
 
 ACCEPTED: Final = (
     "accepted: a plugin, the name of an installed one, or a table such as "

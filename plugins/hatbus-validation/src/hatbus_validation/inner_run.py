@@ -6,11 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hatbus import Bus, Context, hookimpl
-from hatbus.context import Position
-from hatbus.control import Control
-from hatbus.loop import Nobody, kept_batches, prefixed
-from hatbus.moments import Moments, TaskScope
-from hatbus.signals import stop_wanted
+from hatbus.bus import Moments, TaskScope
+from hatbus.loop import Control, Nobody, Position, kept_batches, prefixed, stop_wanted
 
 if TYPE_CHECKING:
     import torch

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch.utils.data.distributed import DistributedSampler
 
-from hatbus.control import log
+from hatbus.data import apart, generators_of, length_of, moved, timed
 from hatbus.errors import DataError, PluginError
-from hatbus.feed import apart, generators_of, length_of, moved
-from hatbus.steps import timed
+from hatbus.log import log
 
 if TYPE_CHECKING:
     from hatbus import Context

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed
 
 from hatbus import hookimpl, plugin
-from hatbus.batch_size import samples_in
+from hatbus.data import samples_in
 
 if TYPE_CHECKING:
     from hatbus import Context

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from hatbus import plugin
-from hatbus.accepted import one_of
 from hatbus.errors import PluginError, did_you_mean
-from hatbus.weights import RAW
+from hatbus.loop import RAW
+from hatbus.option_values import one_of
 from hatbus_validation.validation import Validation
 
 if TYPE_CHECKING:

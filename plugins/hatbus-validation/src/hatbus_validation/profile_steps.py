@@ -11,8 +11,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from hatbus import hookimpl, plugin
-from hatbus.control import log
 from hatbus.errors import JobError, PluginError, did_you_mean
+from hatbus.log import log
 
 if TYPE_CHECKING:
     from hatbus import Context

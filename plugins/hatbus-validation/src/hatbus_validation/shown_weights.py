@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed, nn
 
-from hatbus.control import log
 from hatbus.errors import PluginError, did_you_mean
-from hatbus.sharding import whole
-from hatbus.weights import RAW
+from hatbus.log import log
+from hatbus.loop import RAW
+from hatbus.parallel import whole
 
 if TYPE_CHECKING:
     from hatbus import Context

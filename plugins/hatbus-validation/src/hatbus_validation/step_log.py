@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hatbus import hookimpl, plugin
-from hatbus.control import log
+from hatbus.log import log
 
 if TYPE_CHECKING:
     from hatbus import Context

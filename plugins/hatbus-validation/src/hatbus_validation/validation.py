@@ -13,15 +13,14 @@ import torch
 from torch import nn
 
 from hatbus import hookimpl, plugin
-from hatbus.accepted import UNITS, one_of, text, whole
-from hatbus.control import log
 from hatbus.errors import JobError, PluginError
-from hatbus.event import EVENTS
-from hatbus.loop import serve_requests
-from hatbus.preview import marks_every
+from hatbus.events import EVENTS
+from hatbus.insight import marks_every
+from hatbus.log import log
+from hatbus.loop import serve_requests, stop_wanted
+from hatbus.option_values import UNITS, one_of, text, whole
+from hatbus.parallel import is_sharded, refuse_sharded
 from hatbus.rng import fenced
-from hatbus.sharding import is_sharded, refuse_sharded
-from hatbus.signals import stop_wanted
 from hatbus_validation import shown_weights as shown
 from hatbus_validation.callback_tables import Named, named_callbacks
 from hatbus_validation.fellows import FIRST_NAME, asking, fellows_of, first_names

@@ -1,0 +1,431 @@
+"""The bus: the plugins of one run, their registration, their order, and the frozen events.
+
+One pluggy ``PluginManager`` holds the implementations; ``hatbus.bus.dispatch`` turns them into one
+callable per event and task. Registering or unregistering freezes everything anew, in place, so
+that a loop which is under way sees the change at its next event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+import pluggy
+
+from hatbus.bus.dispatch import Gate, Rules, freeze
+from hatbus.bus.intervals import Interval, Intervals
+from hatbus.bus.order import Place, Placed, resolve
+from hatbus.bus.plugin_state import give_state, how_to_drop, rank_part
+from hatbus.bus.registration import PLUGINS, admit, default_name, options_of
+from hatbus.errors import CheckpointError, PluginError, did_you_mean
+from hatbus.events import on_demand, training
+from hatbus.events.declare import PROJECT, Declaration, declaration_of
+from hatbus.events.training import DECISION, EVENTS, SPAN, Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+CORE: Final = "core."
+"""What the names of hatbus's own parts begin with; no plugin's may."""
+INTERVALS: Final = f"{CORE}intervals"
+_seen_by: Final[WeakKeyDictionary[object, object]] = WeakKeyDictionary()
+"""Plugin that keeps a state to the mark of the bus in whose run it was."""
+
+
+class Emitter:
+    """One callable per event, or None where nobody listens; see ``hatbus.events``."""
+
+    __slots__ = tuple(EVENTS)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
+class _Manager(pluggy.PluginManager):
+    """pluggy's manager, which also takes the unmarked methods of a ``CallbackMixin`` class."""
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
+        if name.startswith("__"):  # most names of an object; pluggy looks long at each
+            return None
+        return options_of(plugin, name) or super().parse_hookimpl_opts(plugin, name)
+
+
+@dataclass(slots=True)
+class Member:
+    """One registered plugin."""
+
+    name: str
+    plugin: object
+    declared: Declaration
+    position: int
+    core: bool
+    interval: Interval | None = None
+    kind: str = ""
+
+
+class Bus:
+    """The plugins of one run.
+
+    Args:
+        plugins: instances, or ``{instance name: instance}``.
+        rank: of this process; plugins with ``ranks="zero"`` are silent elsewhere.
+        strict: refuse results of moments (they are ignored otherwise).
+
+    Attributes:
+        members: registered plugins by name, in no order.
+        callers: frozen function's filename to plugin name per line.
+        asks_batches: whether any plugin decides on ``skip_batch``.
+        instrument: gives the function to call in place of a plugin's
+            (``hatbus.insight.profile``); set it before the first event.
+        scopes: task (None: no task) to its frozen events.
+        gates: name to gate, of the plugins with an interval.
+    """
+
+    def __init__(
+        self,
+        plugins: Sequence[object] | Mapping[str, object] = (),
+        *,
+        rank: int = 0,
+        strict: bool = False,
+    ) -> None:
+        self.rank: Final = rank
+        self.members: dict[str, Member] = {}
+        self.callers: dict[str, tuple[str, ...]] = {}
+        self.gates: dict[str, Gate] = {}
+        self._strict: Final = strict
+        self.scopes: dict[str | None, Emitter] = {None: Emitter()}
+        self._intervals: list[Interval] = []
+        self._tasks: list[str] | None = None
+        self._mark = object()
+        self._positions = 0
+        self._manager = _new_manager()
+        self._is_frozen = False
+        self.asks_batches = False
+        self.instrument: Callable[..., Any] | None = None
+        for name, instance in named_instances(plugins):
+            self.register(instance, name)
+
+    def register(
+        self,
+        plugin: object,
+        name: str | None = None,
+        *,
+        overrides: dict[str, Any] | None = None,
+        core: bool = False,
+        outermost: bool = False,
+    ) -> str:
+        """Adds a plugin.
+
+        Args:
+            plugin: an object with hookimpls.
+            name: its instance name; its entry point's name when None.
+            overrides: stage, before, after, tasks, every, ranks from the job.
+            core: part of hatbus itself (keeps ``tryfirst`` and ``trylast``).
+            outermost: for a part of hatbus whose wrappers go around all others.
+
+        Returns:
+            The name it is registered under.
+
+        Raises:
+            PluginError: it cannot be a plugin; the message says why and what to do.
+        """
+        kind = "" if core else default_name(plugin)
+        name = name or kind or default_name(plugin)
+        if name.startswith(CORE) and not core:
+            raise PluginError(
+                f"plugin name {name!r} begins with 'core.', as hatbus's own; rename it"
+            )
+        if name in self.members:
+            raise PluginError(
+                f"two plugins named {name!r}; give them names of their own: "
+                f"plugins={{'first': ..., 'second': ...}}, or [plugins.second] use = {name!r}"
+            )
+        same = [m.name for m in self.members.values() if m.plugin is plugin]
+        if same:
+            raise PluginError(f"plugin {name!r} is the object registered as {same[0]!r} already")
+        admit(plugin, name, core=core)
+        declared = declaration_of(plugin, overrides)
+        interval = Interval.parse(declared.every, name) if declared.every else None
+        member = Member(name, plugin, declared, self._positions, core, interval, kind)
+        self._check_tasks(member)
+        if interval is not None:
+            self._watch(interval)
+        self.members = (
+            {name: member, **self.members} if outermost else {**self.members, name: member}
+        )
+        self._positions += not core
+        try:
+            self._changed()
+        except PluginError:
+            self.unregister(name)  # else the next plugin would be refused for this one's fault
+            raise
+        return name
+
+    def unregister(self, name: str) -> object:
+        """Takes a plugin off the bus and returns it."""
+        if name not in self.members:
+            raise PluginError(f"no plugin {name!r} here{did_you_mean(name, self.members)}")
+        member = self.members.pop(name)
+        if member.interval is not None:
+            self._intervals.remove(member.interval)
+        self._changed()
+        return member.plugin
+
+    # ---- freezing -----------------------------------------------------------------------------
+
+    def emitter(self, task: str | None = None) -> Emitter:
+        """The frozen events in the scope of a task (None: no task)."""
+        if not self._is_frozen:
+            self.freeze()
+        return self.scopes[task]
+
+    def set_tasks(self, tasks: Iterable[str]) -> None:
+        """Says which tasks the run has; each gets callers of its own.
+
+        Raises:
+            PluginError: a plugin is bound to a task that the run does not have.
+        """
+        self._tasks = list(tasks)
+        for member in self.members.values():
+            self._check_tasks(member)
+        scopes = [None, *self._tasks]
+        if list(self.scopes) != scopes:  # else everything is frozen as it has to be
+            self.scopes = {task: self.scopes.get(task, Emitter()) for task in scopes}
+            self._changed()
+
+    def freeze(self) -> None:
+        """Puts the plugins in order and writes one callable per event and task."""
+        self._check_claims()
+        order = self.order()
+        self._manager = _new_manager()
+        core = [m for m in self.members.values() if m.core]
+        for name in reversed([*(m.name for m in core), *(p.name for p in order)]):
+            self._manager.register(self.members[name].plugin, name)
+        self._check_replacements()
+        self.gates = {m.name: m.interval.gate for m in self.members.values() if m.interval}
+        shared = self.scopes[None]
+        for event in EVENTS.values():
+            for task, emitter in self.scopes.items():
+                if event.per_task or task is None:
+                    setattr(emitter, event.name, self._freeze(event, task))
+                else:
+                    setattr(emitter, event.name, getattr(shared, event.name))
+        self.asks_batches = any(e.skip_batch is not None for e in self.scopes.values())
+        self._is_frozen = True
+
+    def order(self) -> list[Placed]:
+        """The plugins (not hatbus's own) in order, each with the reasons for its place."""
+        mine = [m for m in self.members.values() if not m.core]
+        return resolve([Place(m.name, m.declared, m.position, m.kind) for m in mine])
+
+    @property
+    def hooks(self) -> pluggy.HookRelay:
+        """pluggy's own callers, by event; the frozen ones do the same for less."""
+        if not self._is_frozen:
+            self.freeze()
+        return self._manager.hook
+
+    def implementations(self, event: str, task: str | None = None) -> list[pluggy.HookImpl]:
+        """The implementations of an event in the order they run, outermost wrapper first."""
+        if not self._is_frozen:
+            self.freeze()
+        return list(reversed(self._caller(EVENTS[event], task).get_hookimpls()))
+
+    def _watch(self, interval: Interval) -> None:
+        """Adds the wrapper that sets the gates, outermost, once a plugin has an interval."""
+        if INTERVALS not in self.members:
+            self.register(Intervals(self._intervals), INTERVALS, core=True, outermost=True)
+        self._intervals.append(interval)
+
+    def _changed(self) -> None:
+        if self._is_frozen:
+            self.freeze()
+
+    def _freeze(self, event: Event, task: str | None) -> Any:
+        impls = self._caller(event, task).get_hookimpls()
+        if event.kind == DECISION and not self._is_decided(event, task):
+            return None
+        listened = [i for i in impls if self._is_needed(i)]
+        gates = {name: g for name, g in self.gates.items() if self._gate_applies(name, event)}
+        return freeze(event, listened, Rules(gates, self._strict, self.callers, self.instrument))
+
+    def _is_decided(self, event: Event, task: str | None) -> bool:
+        """Whether any plugin has a say in a decision, on whatever rank: all ranks ask, or none."""
+        impls = self._caller(event, task, rank=0).get_hookimpls()
+        return not all(i.wrapper and i.plugin_name.startswith(CORE) for i in impls)
+
+    def _caller(self, event: Event, task: str | None, rank: int | None = None) -> pluggy.HookCaller:
+        """pluggy's caller of an event, without those silent here (or on ``rank``)."""
+        rank = self.rank if rank is None else rank
+        silent = [
+            m.plugin
+            for m in self.members.values()
+            if (m.declared.ranks == "zero" and rank != 0)
+            or (event.per_task and m.declared.tasks and task not in m.declared.tasks)
+        ]
+        return self._manager.subset_hook_caller(event.name, silent)
+
+    def _is_needed(self, impl: pluggy.HookImpl) -> bool:
+        """Whether one of the core's wrappers has anything to do: somebody hears its moments."""
+        pair = getattr(impl.function, "moments", ())
+        return not pair or any(getattr(self._manager.hook, name).get_hookimpls() for name in pair)
+
+    def _gate_applies(self, name: str, event: Event) -> bool:
+        interval = self.members[name].interval
+        return interval is not None and interval.applies_to(event)
+
+    def _check_tasks(self, member: Member) -> None:
+        """Refuses a binding to a task that the run does not have, once its tasks are known."""
+        known = self._tasks
+        if known is None:
+            return
+        for task in member.declared.tasks:
+            if task not in known:
+                raise PluginError(
+                    f"plugin {member.name!r} is bound to task {task!r}, which the run does not "
+                    f"have{did_you_mean(task, known) or '; it has no tasks'}"
+                )
+
+    # ---- rules over all plugins ---------------------------------------------------------------
+
+    def _check_claims(self) -> None:
+        """Refuses two writers of one thing."""
+        writers: dict[str, list[Member]] = {}
+        for member in self.members.values():
+            for claim in dict.fromkeys(member.declared.writes):
+                for other in writers.setdefault(claim, []):
+                    if not _apart(other.declared, member.declared):
+                        raise PluginError(
+                            f"plugins {other.name!r} and {member.name!r} both write {claim!r}; "
+                            f"switch one off (-p no:{member.name})"
+                        )
+                writers[claim].append(member)
+
+    def _check_replacements(self) -> None:
+        """Refuses two replacements of one span."""
+        for event in EVENTS.values():
+            if event.kind != SPAN:
+                continue
+            found: dict[str, Member] = {}
+            for impl in reversed(getattr(self._manager.hook, event.name).get_hookimpls()):
+                member = self.members[impl.plugin_name]
+                if impl.wrapper or impl.trylast:
+                    continue
+                for other in found.values():
+                    one, two = other.declared, member.declared
+                    shared = event.name in one.shares and event.name in two.shares
+                    if not shared and not (event.per_task and _apart(one, two)):
+                        raise PluginError(
+                            f"plugins {other.name!r} and {member.name!r} both replace "
+                            f"{event.name}; switch one off (-p no:{member.name}), "
+                            "or make it a wrapper"
+                        )
+                found[member.name] = member
+
+    # ---- state --------------------------------------------------------------------------------
+
+    def check_states(self) -> None:
+        """Refuses a plugin that keeps what it saw in another run, unless its state was loaded here.
+
+        Raises:
+            PluginError: which, and what to do.
+        """
+        for name, plugin in self._stateful().items():
+            if _seen_by.get(plugin, self._mark) is not self._mark:
+                raise PluginError(
+                    f"plugin {name!r} keeps what it saw in a run of another trainer; "
+                    "give each trainer an instance of its own"
+                )
+
+    def keep_states(self) -> None:
+        """Notes that the plugins keep something of a run of this bus."""
+        _seen_by.update(dict.fromkeys(self._stateful().values(), self._mark))
+
+    def _stateful(self) -> dict[str, object]:
+        """The plugins that keep something in checkpoints; not those that nobody can remember."""
+        return {
+            m.name: m.plugin
+            for m in self.members.values()
+            if not m.core and hasattr(m.plugin, "state_dict") and hasattr(m.plugin, "__weakref__")
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of every plugin that has one, by instance name."""
+        stateful = ((m.name, getattr(m.plugin, "state_dict", None)) for m in self._in_order())
+        return {name: get() for name, get in stateful if get is not None}
+
+    def rank_parts(self, state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """What in the plugins' state is each process's own, by instance name.
+
+        Args:
+            state: as ``state_dict`` gives it.
+        """
+        plugins = {name: self.members[name].plugin for name in state if name in self.members}
+        parts = {name: rank_part(plugin, state[name]) for name, plugin in plugins.items()}
+        return {name: part for name, part in parts.items() if part}
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], versions: Mapping[str, int] | None = None
+    ) -> None:
+        """Gives every plugin its state back, in order; plugins without a saved one keep theirs.
+
+        The state of a part of hatbus that this run does without is left out.
+
+        Args:
+            state: plugin name to state.
+            versions: plugin name to the ``state_version`` that its state was saved with; 1 where
+                none is named. A plugin with another version now is asked to
+                ``migrate_state(state, version)``.
+
+        Raises:
+            CheckpointError: a state has no taker, is of a version that its plugin cannot read, or
+                the plugin failed to take it.
+        """
+        takers = {m.name for m in self.members.values() if hasattr(m.plugin, "load_state_dict")}
+        state = {n: s for n, s in state.items() if n in takers or not n.startswith(CORE)}
+        for name in state:
+            if name not in takers:
+                raise CheckpointError(
+                    f"there is saved state of plugin {name!r}, which is not in this run or takes "
+                    f"none; add the plugin, or leave its state out: {how_to_drop(name)}"
+                )
+        for member in self._in_order():
+            if member.name in state:
+                saved = (versions or {}).get(member.name, 1)
+                give_state(member.name, member.plugin, state[member.name], saved)
+        loaded = {n: p for n, p in self._stateful().items() if n in state}
+        _seen_by.update(dict.fromkeys(loaded.values(), self._mark))  # the rest is gone
+
+    def _in_order(self) -> list[Member]:
+        core = [m for m in self.members.values() if m.core]
+        return [*core, *(self.members[p.name] for p in self.order())]
+
+
+def named_instances(
+    plugins: Sequence[object] | Mapping[str, object],
+) -> Iterable[tuple[str | None, object]]:
+    """``(name or None, instance)`` of a list of plugins or of a mapping from names.
+
+    Raises:
+        PluginError: something else was given.
+    """
+    if isinstance(plugins, Mapping):
+        return plugins.items()
+    if isinstance(plugins, (str, bytes)) or not hasattr(plugins, "__iter__"):
+        raise PluginError(f"plugins is {plugins!r:.80}; accepted: {PLUGINS}")
+    return ((None, instance) for instance in plugins)
+
+
+def _apart(one: Declaration, other: Declaration) -> bool:
+    """Whether two plugins are bound to tasks that never meet."""
+    return bool(one.tasks and other.tasks and not set(one.tasks) & set(other.tasks))
+
+
+def _new_manager() -> _Manager:
+    manager = _Manager(PROJECT)
+    manager.add_hookspecs(training)
+    manager.add_hookspecs(on_demand)
+    return manager

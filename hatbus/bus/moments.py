@@ -1,0 +1,119 @@
+"""Core hook wrappers: the moments around spans, and the task's scope.
+
+The wrapper that emits a span's begin and end is written once, as the text below, and compiled in
+two forms: the generator that pluggy knows as the outermost wrapper of the span, and the plain
+function that frozen dispatch runs in its place (a generator costs three times as much).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Final
+
+from hatbus.bus.blame import note_another
+from hatbus.events.declare import hookimpl
+from hatbus.events.payload import BATCH
+from hatbus.events.training import EVENTS, PAIRS
+
+if TYPE_CHECKING:
+    from hatbus.loop.context import Context
+
+Body = Callable[..., Any]
+Wrapper = Callable[..., Generator[None, Any, Any]]
+
+_TEXT: Final = """
+def {span}({parameters}):
+    emit = ctx.emit
+    try:
+        moment = emit.{begin}
+        if moment is not None:
+            moment(ctx)
+        value = {inside}
+        {keep}
+    except BaseException as error:
+        outer, ctx.exception = ctx.exception, error
+        {tell}
+        emit_after_error(emit.{end}, error, ctx)
+        ctx.exception = outer  # whoever called may handle the error
+        raise
+    moment = emit.{end}
+    if moment is not None:
+        moment(ctx)
+    return {value}
+"""
+
+
+def emitting(
+    span: str, keep: str = "pass", value: str = "value", failing: str | None = None
+) -> Wrapper:
+    """A hook wrapper that emits a span's begin and end around it.
+
+    Args:
+        span: the span.
+        keep: statement that keeps the span's ``value`` before the end is emitted.
+        value: expression for what the wrapper returns.
+        failing: event that is told an exception before the end is emitted.
+
+    Returns:
+        The wrapper, a generator function. Its ``around(self, body)`` gives the plain form; its
+        ``moments`` name what it emits, so that the bus can leave it out when nobody listens
+        (empty when it does more than emit).
+    """
+    begin, end = PAIRS[span]
+    tell = f"emit_after_error(emit.{failing}, error, ctx, error)" if failing else "pass"
+    parts = {"span": span, "begin": begin, "end": end, "keep": keep, "tell": tell, "value": value}
+    more = [name for name in EVENTS[span].arguments if name not in BATCH]
+    passed = ", ".join(["ctx", *more])
+
+    def compiled(parameters: str, inside: str, **names: Any) -> Any:
+        names["emit_after_error"] = emit_after_error
+        exec(_TEXT.format(**parts, parameters=parameters, inside=inside), names)  # noqa: S102 - the text above
+        return names[span]
+
+    wrapper: Any = compiled("self, ctx", "yield")
+    wrapper.__doc__ = f"Emits {begin} and {end}."
+    wrapper.around = lambda _, body: compiled(passed, f"body({passed})", body=body)
+    heard = (begin, end) if failing is None else (begin, end, failing)
+    wrapper.moments = heard if keep == "pass" else ()
+    marked: Wrapper = hookimpl(wrapper=True, tryfirst=True)(wrapper)
+    return marked
+
+
+def emit_after_error(event: Body | None, error: BaseException, *arguments: Any) -> None:
+    """Emits an event on the way out of an error; a second error becomes a note on the first."""
+    if event is None:
+        return
+    try:
+        event(*arguments)
+    except BaseException as another:  # noqa: BLE001 - the first error is the one to raise
+        note_another(error, another)
+
+
+class Moments:
+    """Emits begin and end around every span that has them."""
+
+    run_loop = emitting("run_loop", failing="on_exception")
+    run_epoch = emitting("run_epoch")
+    run_step = emitting("run_step")
+    run_batch = emitting("run_batch")
+    # An implementation of on_forward_end sees the outputs, and may put others in their place.
+    forward = emitting("forward", keep="ctx.model_outs = value", value="ctx.model_outs")
+    backward = emitting("backward")
+    validate = emitting("validate")
+    # on_optimizer_step_end sees the update counted; counting is needed although nobody listens.
+    optimizer_step = emitting(
+        "optimizer_step", keep="ctx.committed = value; ctx.updates += bool(value)"
+    )
+
+
+class TaskScope:
+    """Opens the scope of a batch's task: inside it only that task's plugins hear batch events."""
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def run_batch(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Makes ``ctx.emit`` the task's for the length of a batch."""
+        outer, ctx.emit = ctx.emit, ctx.bus.scopes[ctx.task]
+        try:
+            return (yield)
+        finally:
+            ctx.emit = outer

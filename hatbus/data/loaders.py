@@ -1,0 +1,253 @@
+"""Loaders whose order is a function of (seed, epoch, position), so that a run can go on exactly.
+
+``loader`` is what most runs want. ``BatchOrder`` is its order alone and ``SeededSamples`` its
+random augmentation alone, for a ``DataLoader`` of your own::
+
+    order        (seed, epoch)         -> which sample stands where
+    augmentation (seed, epoch, index)  -> what random transforms do to that sample
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence, Sized
+from contextlib import nullcontext
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, get_worker_info
+
+from hatbus import rng
+from hatbus.errors import DataError
+from hatbus.parallel.processes import rank_and_world
+
+Place = tuple[int, int]
+"""Epoch and sample index."""
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed made of the parts; different parts give unrelated seeds."""
+    digest = hashlib.blake2b(" ".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class BatchOrder(Sampler[list[Any]]):
+    """The index batches of one rank: a function of (seed, epoch), started at any batch.
+
+    Args:
+        length: samples in the data set.
+        batch_size: samples per batch of one rank.
+        shuffle: another order in every epoch; else the order of the data set.
+        drop_last: leave out a last batch that is not full on every rank.
+        seed: of the order; None: the run's.
+        rank, world: this process and how many there are. Every rank gets equally many samples;
+            the last ones are filled up from the front. The samples of one step over all ranks
+            depend on batch_size * world alone, those that fill up the last one apart.
+        with_epoch: give ``(epoch, index)`` in place of ``index``, as ``SeededSamples`` wants it.
+
+    Attributes:
+        fills: as said under ``world``. Otherwise every sample is on one rank only; the ranks still
+            have equally many batches, unless a batch is one sample. Fewer samples than ranks are
+            given to every rank.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        seed: int | None = 0,
+        rank: int = 0,
+        world: int = 1,
+        with_epoch: bool = False,
+    ) -> None:
+        if length < 1:
+            raise DataError("the data set is empty; a loader needs at least one sample")
+        if batch_size < 1:
+            raise DataError(f"batch_size is {batch_size!r}; accepted: 1 or more")
+        self.length, self.batch_size = length, batch_size
+        self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
+        self.rank, self.world, self.with_epoch = rank, world, with_epoch
+        self.epoch = self.first = 0
+        self.fills = True
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        everywhere = self.batch_size * self.world
+        return self.length // everywhere if self.drop_last else -(-self.length // everywhere)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        """The index batches of the epoch, from the position on that is set just now."""
+        epoch, rest = self.epoch, self.batches()[self.first :]
+        if not self.with_epoch:
+            return iter(rest)
+        return ([(epoch, i) for i in found] for found in rest)
+
+    def batches(self) -> list[list[int]]:
+        """This rank's sample indices in this epoch, batch by batch."""
+        indices, size, count = self.indices(), self.batch_size, len(self)
+        if not self.fills and self.length < self.world:  # all of them are on every rank
+            count = -(-self.length // size)
+        found = [indices[start : start + size] for start in range(0, len(indices), size)][:count]
+        last = found[-1] if found else []
+        if len(found) < count and len(last) > 1:  # another rank has a sample more
+            found[-1:] = [last[: len(last) // 2], last[len(last) // 2 :]]
+        return found
+
+    def indices(self) -> list[int]:
+        """This rank's sample indices in this epoch."""
+        order = list(range(self.length))
+        if self.shuffle:
+            chance = torch.Generator().manual_seed(seed_of("order", self.seed or 0, self.epoch))
+            order = torch.randperm(self.length, generator=chance).tolist()
+        if not self.fills:
+            return order[self.rank :: self.world] if self.length >= self.world else order
+        missing = -self.length % self.world
+        order += (order * (missing // self.length + 1))[:missing]
+        return order[self.rank :: self.world]
+
+
+class SeededSamples(Dataset[Any]):
+    """A data set whose random augmentation is a function of (seed, epoch, index).
+
+    Every sample starts from its own random state, so it does not matter which process fetches it,
+    after which others, or whether the run was resumed. In the training process itself the random
+    state is left as it was.
+
+    Args:
+        samples: the data set; it draws from ``random``, ``numpy.random`` or torch.
+        seed: of the augmentation; None: the run's.
+    """
+
+    def __init__(self, samples: Any, seed: int | None = 0) -> None:
+        self.samples, self.seed = samples, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, place: Place) -> Any:
+        """The sample at ``(epoch, index)``."""
+        return self.__getitems__([place])[0]
+
+    def __getitems__(self, places: Sequence[Place]) -> Sequence[Any]:
+        """The samples of a batch."""
+        with rng.fenced() if get_worker_info() is None else nullcontext():
+            if hasattr(self.samples, "__getitems__"):
+                rng.seed_all(seed_of("batch", self.seed or 0, *places[0]))
+                found: Sequence[Any] = self.samples.__getitems__([index for _, index in places])
+                return found
+            return [self._sample(epoch, index) for epoch, index in places]
+
+    def _sample(self, epoch: int, index: int) -> Any:
+        rng.seed_all(seed_of("sample", self.seed or 0, epoch, index))
+        return self.samples[index]
+
+
+class ExactLoader(DataLoader[Any]):
+    """A ``DataLoader`` that can be told where to start; see ``loader``."""
+
+    _seedless: tuple[Any, ...] | None = None
+    _adopted: int | None = None
+
+    @property
+    def order(self) -> BatchOrder:
+        """The order of the samples."""
+        return cast(BatchOrder, self.batch_sampler)
+
+    def adopt_seed(self, seed: int) -> None:
+        """Takes the run's seed, unless it was given one of its own; the next run's in its turn."""
+        if self._seedless is None:
+            parts = (self.order, self.dataset)
+            self._seedless = tuple(part for part in parts if getattr(part, "seed", 0) is None)
+        for part in self._seedless:
+            part.seed = seed
+        if self._seedless and self._adopted != seed:  # persistent workers have the old one
+            self._adopted, self._iterator = seed, None
+
+    def set_position(self, epoch: int, batch: int) -> None:
+        """The next iteration gives the batches of ``epoch`` from number ``batch`` on."""
+        self.order.epoch, self.order.first = epoch, batch
+        seed = seed_of("workers", self.order.seed or 0, epoch)
+        cast(torch.Generator, self.generator).manual_seed(seed)
+
+    def each_once(self, *, equal: bool = False) -> Iterator[Any]:
+        """One pass that is always the same, with every sample on one rank only: for validation.
+
+        Args:
+            equal: every rank has to have equally many batches; where a batch is one sample, some
+                are repeated for that.
+        """
+        self.set_position(0, 0)
+        self.order.fills = self.order.drop_last or (equal and self.order.batch_size == 1)
+        try:
+            yield from self
+        finally:
+            self.order.fills = True
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when a run is resumed."""
+        order = self.order
+        return {
+            "length": order.length,
+            "global_batch_size": order.batch_size * order.world,
+            "shuffle": order.shuffle,
+            "drop_last": order.drop_last,
+            "seed": order.seed,
+        }
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return len(self.order)
+
+
+def loader(
+    dataset: Dataset[Any],
+    batch_size: int,
+    *,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    seed: int | None = None,
+    num_workers: int = 0,
+    **options: Any,
+) -> ExactLoader:
+    """A ``torch.utils.data.DataLoader`` whose data is a function of (seed, epoch, position).
+
+    Random augmentation inside the data set is seeded per sample (see ``SeededSamples``), with any
+    number of workers; a plain ``TensorDataset`` draws nothing and is read directly.
+
+    Args:
+        dataset: with ``__len__`` and ``__getitem__``.
+        batch_size: samples per batch of one process.
+        shuffle: another order in every epoch.
+        drop_last: leave out a last batch that is not full.
+        seed: of order and augmentation; None: the run's.
+        num_workers: worker processes.
+        options: further arguments of ``DataLoader``.
+
+    Raises:
+        DataError: the data set has no length or is empty.
+    """
+    if not hasattr(dataset, "__len__"):
+        kind = type(dataset).__name__
+        raise DataError(f"{kind} has no length; hatbus.data.loader needs a data set that has one")
+    rank, world = rank_and_world()
+    draws = type(dataset) is not TensorDataset
+    order = BatchOrder(
+        len(cast(Sized, dataset)),
+        batch_size,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        seed=seed,
+        rank=rank,
+        world=world,
+        with_epoch=draws,
+    )
+    return ExactLoader(
+        SeededSamples(dataset, seed) if draws else dataset,
+        batch_sampler=order,
+        num_workers=num_workers,
+        generator=torch.Generator(),
+        **options,
+    )

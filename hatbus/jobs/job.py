@@ -1,0 +1,257 @@
+"""A job: what one run does, read from a TOML file without importing torch or any plugin.
+
+::
+
+    [run]
+    entry = "train.py:build"       # returns model, optimizer, data, loss
+    num_epochs = 5
+    [run.args]                     # keyword arguments of build
+    [plugins.cos_lr]               # an instance name; use = "..." names another entry point
+    warmup_len = 100
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from hatbus.bus.intervals import Interval
+from hatbus.errors import JobError, PluginError, did_you_mean
+from hatbus.events.declare import OVERRIDABLE, declaration_of
+from hatbus.jobs.options import check
+from hatbus.jobs.overrides import PLANS, override, switch
+
+_TABLES: Final = ("run", "plugins")
+_META: Final = "hatbus"
+"""The table that hatbus adds to ``job.json``; ignored when it is read again."""
+
+
+@dataclass
+class Run:
+    """The ``[run]`` table. Its field names and types are the keys and values that are accepted.
+
+    Args:
+        entry: ``"file.py:function"`` or ``"package.module:function"``; returns model, optimizer,
+            data and more.
+        num_epochs: how many epochs; or ``num_steps``.
+        num_steps: how many steps; or ``num_epochs``.
+        seed: torch, numpy and random are seeded with it before the entry function is called.
+        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        precision: of forward and loss.
+        accumulate: batches per task and step.
+        compile: ``true``, or a table of options for ``torch.compile``.
+        nan: what a loss that is not finite does; plugin ``nan_guard`` looks at gradients too.
+        run_dir: where the run's files go; by default ``runs/<folder of the job>``.
+        resume: ``"auto"``, ``"last"``, ``"best"`` or a path, for the checkpoint plugin.
+        args: keyword arguments of the entry function.
+    """
+
+    entry: str
+    num_epochs: int | None = None
+    num_steps: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: int = 1
+    compile: bool | dict[str, Any] = False
+    nan: Literal["raise", "skip_step", "ignore"] = "raise"
+    run_dir: str | None = None
+    resume: str | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Plugin:
+    """One ``[plugins.<instance>]`` table; what is not named here is a constructor option.
+
+    Args:
+        use: the plugin, when the instance has another name; or its class, as
+            ``"file.py:Class"`` or ``"package.module:Class"``.
+        enabled: ``false`` leaves it out.
+        stage: its place among the others, in place of what its class says.
+        before: names of plugins of its stage that it comes before.
+        after: names of plugins of its stage that it comes after.
+        tasks: the only tasks whose batches it sees.
+        every: ``"100 steps"``, ``"1 epoch"``, ``"30 min"``; then ``, first`` and ``, last``.
+        ranks: ``"zero"`` for the first process only.
+        options: the arguments of its constructor.
+        where: it stands, for messages.
+    """
+
+    use: str = ""
+    enabled: bool = True
+    stage: str | None = None
+    before: str | list[str] | None = None
+    after: str | list[str] | None = None
+    tasks: str | list[str] | None = None
+    every: str | None = None
+    ranks: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    where: str = ""
+
+    @property
+    def filters(self) -> dict[str, Any]:
+        """The overrides for the bus."""
+        given = ((name, getattr(self, name)) for name in OVERRIDABLE)
+        return {name: value for name, value in given if value is not None}
+
+
+RUN_KEYS: Final = tuple(f.name for f in fields(Run))
+PLUGIN_KEYS: Final = ("use", "enabled", *OVERRIDABLE)
+"""The keys of a plugin's table that are never constructor options, even if one has the name."""
+
+
+@dataclass
+class Job:
+    """A job as it will run.
+
+    Attributes:
+        name: of the file, for messages.
+        folder: of the file; paths in ``entry`` and options start here.
+        run: the ``[run]`` table.
+        plugins: by instance name, in the job's order; those switched off included.
+    """
+
+    name: str
+    folder: Path
+    run: Run
+    plugins: dict[str, Plugin] = field(default_factory=dict)
+
+    @property
+    def enabled(self) -> dict[str, Plugin]:
+        """The plugins that take part."""
+        return {name: plugin for name, plugin in self.plugins.items() if plugin.enabled}
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run's files."""
+        return Path(self.run.run_dir or Path("runs") / self.folder.resolve().name)
+
+    def to_tables(self) -> dict[str, Any]:
+        """The job as the tables of a job file, overrides included and defaults written out."""
+        run = {**asdict(self.run), "run_dir": str(self.run_dir)}
+        plugins = {
+            name: {"use": p.use, "enabled": p.enabled, **p.filters, **p.options}
+            for name, p in self.plugins.items()
+        }
+        return {"run": {k: v for k, v in run.items() if v is not None}, "plugins": plugins}
+
+    def to_json(self, **meta: Any) -> str:
+        """The job as text that ``read_job`` takes back."""
+        origin = {"job": self.name, "folder": str(self.folder.resolve()), **meta}
+        return json.dumps({**self.to_tables(), _META: origin}, indent=2, default=str) + "\n"
+
+
+def read_job(path: Path | str, plugins: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> Job:
+    """Reads a job file (``.toml``, or a run folder's ``job.json``).
+
+    Args:
+        path: of the file.
+        plugins: ``"NAME"`` adds or enables a plugin, ``"no:NAME"`` switches one off.
+        options: ``"instance.option=value"`` or ``"run.key=value"``.
+
+    Raises:
+        JobError: it cannot be read, or has problems: one line each, all of them.
+    """
+    job, problems = parse_job(path, plugins, options)
+    if problems or job is None:
+        raise JobError("\n".join(problems))
+    return job
+
+
+def parse_job(
+    path: Path | str, plugins: tuple[str, ...] = (), options: tuple[str, ...] = ()
+) -> tuple[Job | None, list[str]]:
+    """As ``read_job``, but hands problems back; the job is None when ``[run]`` names no entry.
+
+    Raises:
+        JobError: there is no such file, or it is no TOML.
+    """
+    path = Path(path)
+    tables = _tables(path)
+    meta = tables.pop(_META, {}) if path.suffix == ".json" else {}
+    where = f"in {path.name}"
+    problems = [_stray(name, where) for name in tables if name not in _TABLES]
+    for name in _TABLES:
+        if not isinstance(tables.setdefault(name, {}), dict):
+            problems.append(f"{name!r} is {tables[name]!r} {where}; accepted: a table [{name}]")
+            tables[name] = {}
+    tables["run"] |= {name: tables[name] for name in RUN_KEYS if name in tables}  # see _stray
+    added = switch(tables["plugins"], plugins, problems)
+    override(tables, options, problems)
+    run = _run(tables["run"], f"{where} [run]", problems)
+    found = {}
+    for name, table in tables["plugins"].items():
+        place = f"in -p {name}" if name in added else f"{where} [plugins.{name}]"
+        found[name] = _plugin(name, table, place, problems)
+    folder = Path(meta.get("folder", path.parent))
+    return (Job(path.name, folder, run, found) if run else None), problems
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise JobError(f"{str(path)!r} is a folder; give its job file, such as {path / 'job.toml'}")
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError as error:
+        raise JobError(f"no job file {str(path)!r}{_beside(path)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"job file {str(path)!r} cannot be read: {error}") from error
+    try:
+        tables = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:
+        raise JobError(f"job file {str(path)!r} cannot be read: {error}") from error
+    if not isinstance(tables, dict):
+        raise JobError(f"job file {str(path)!r} holds no tables; accepted: [run], [plugins.NAME]")
+    return tables
+
+
+def _beside(path: Path) -> str:
+    """A job file of a similar name in the same folder."""
+    there = {file.name for file in path.parent.glob("*.toml")} - {"pyproject.toml"}
+    return did_you_mean(path.name, there)
+
+
+def _stray(name: str, where: str) -> str:
+    """What is wrong with something that stands beside the tables of a job."""
+    if name in RUN_KEYS:
+        return f"key {name!r} {where} stands in no table; put it below [run]"
+    return f"unknown table {name!r} {where}{did_you_mean(name, _TABLES)}"
+
+
+def _run(table: dict[str, Any], where: str, problems: list[str]) -> Run | None:
+    """The ``[run]`` table, as far as its keys can be used; None when it names no entry."""
+    values, found = check(Run, table, where, what="key")
+    plans = [name for name in PLANS if table.get(name) is not None]
+    if len(plans) != 1:
+        given = "both" if plans else "neither"
+        found.append(f"{given} of num_epochs and num_steps {where}; give exactly one of the two")
+    for name in (*plans, "accumulate"):
+        if name in values and isinstance(values[name], int) and values[name] < 1:
+            found.append(f"key {name!r} is {values[name]!r} {where}; accepted: 1 or more")
+    problems += found
+    return Run(**values) if "entry" in values else None
+
+
+def _plugin(name: str, table: Any, where: str, problems: list[str]) -> Plugin:
+    """One plugin's table, its filters told apart from its constructor's options."""
+    if not isinstance(table, dict):
+        problems.append(f"plugin {name!r} is {table!r} {where}; accepted: a table [plugins.{name}]")
+        table = {}
+    own = {key: value for key, value in table.items() if key in PLUGIN_KEYS}
+    values, found = check(Plugin, own, where, what="key")
+    problems += found
+    options = {key: value for key, value in table.items() if key not in PLUGIN_KEYS}
+    values.setdefault("use", name)
+    plugin = Plugin(**values, options=options, where=where)
+    try:
+        declared = declaration_of(None, plugin.filters)
+        if declared.every:
+            Interval.parse(declared.every, name)
+    except PluginError as error:
+        fault = str(error).removeprefix(f"plugin {name!r}: ")
+        problems.append(f"plugin {name!r} {where}: {fault}")
+    return plugin

@@ -1,0 +1,367 @@
+"""From a job to a trainer and through its run. Imports torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import torch
+
+from hatbus import __version__, discovery
+from hatbus.discovery.before_after import strangers
+from hatbus.errors import HatbusError, JobError, PluginError, SaveError
+from hatbus.events.declare import hookimpl
+from hatbus.insight.explanation import plan_of
+from hatbus.insight.profile import Profile
+from hatbus.jobs.job import PLUGIN_KEYS, parse_job
+from hatbus.jobs.options import check, schema_of
+from hatbus.jobs.references import References, finish, is_reference
+from hatbus.jobs.results import places_of, show_profile, show_results
+from hatbus.jobs.run_log import logged
+from hatbus.log import log
+from hatbus.trainer import Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+    from hatbus.discovery.entry_points import Found
+    from hatbus.jobs.job import Job, Plugin
+    from hatbus.loop.context import Context
+
+JOB_FILE: Final = "job.json"
+PLAN_FILE: Final = "plan.json"
+_REQUIRED: Final = ("model", "optimizer", "data")
+_TAKEN: Final = (
+    *_REQUIRED,
+    "loss",
+    "task_sampler",
+    "batch_processor",
+    "train_metrics",
+    "val_metrics",
+)
+"""What the trainer takes of the things that the entry function returns."""
+
+
+class Own(NamedTuple):
+    """Where a plugin comes from whose class a job names by its file or module."""
+
+    name: str
+    source: str
+
+
+class Prepared:
+    """A job whose every name, option and object was checked; ready to be built.
+
+    Attributes:
+        job: what was prepared.
+        found: where each enabled plugin comes from, by instance name.
+    """
+
+    def __init__(self, job: Job, problems: list[str] | None = None) -> None:
+        self.job = job
+        self.found: dict[str, Found | Own] = {}
+        self._plugins: dict[str, tuple[type[Any], dict[str, Any]]] = {}
+        problems = list(problems or ())
+        self._find = References((job.folder, Path.cwd())).find
+        self._entry, self._arguments = self._prepare_entry(problems)
+        for name, plugin in job.enabled.items():
+            self._prepare_plugin(name, plugin, problems)
+        if problems:
+            raise JobError("\n".join(problems))
+
+    def build(self) -> Trainer:
+        """Calls the entry function, then builds the trainer and its plugins.
+
+        Raises:
+            JobError: the entry function returned something else, or an option cannot be used.
+            PluginError: a plugin failed while it was built, or cannot be registered.
+        """
+        run = self.job.run
+        seed_everything(run.seed)
+        built = things_of(self._entry(**finish(self._arguments, {})), run.entry)
+        instances = self._instances(built)
+        trainer = Trainer(
+            **{name: built[name] for name in _TAKEN if name in built},
+            device=own_device(run.device),
+            seed=run.seed,
+            accumulate=run.accumulate,
+            precision=run.precision,
+            compile=run.compile,
+            nan=run.nan,
+            run_dir=self.job.run_dir,
+        )
+        _register(trainer, self.job, instances)
+        trainer.ctx.storage["resume"] = run.resume
+        trainer.ctx.storage["job"] = self.job.to_tables()
+        return trainer
+
+    def doubts(self, trainer: Trainer) -> list[str]:
+        """What in the job orders nothing: names in before and after that no plugin has.
+
+        What an installed class declares is its author's: there it may name what is not here.
+        """
+        members = trainer.bus.members
+        beside = {*self.job.plugins, *(members[name].kind for name in self.found)}
+        lines = []
+        for name, found in self.found.items():
+            plugin, declared = self.job.plugins[name], members[name].declared
+            place = asdict(declared) if isinstance(found, Own) else plugin.filters
+            start = f"plugin {name!r} {plugin.where}"
+            lines += [f"{start} {fault}" for fault in strangers(place, beside)]
+        return lines
+
+    def _prepare_entry(self, problems: list[str]) -> tuple[Callable[..., Any], dict[str, Any]]:
+        run, where = self.job.run, f"in {self.job.name} [run]"
+        try:
+            entry = self._find(run.entry)
+        except JobError as error:
+            problems.append(f"key 'entry' is {run.entry!r} {where}: {error}")
+            return dict, {}
+        if not callable(entry):
+            problems.append(f"key 'entry' is {run.entry!r} {where}: it is no function")
+            return dict, {}
+        place = f"in {self.job.name} [run.args]"
+        arguments, found = check(entry, run.args, place, self._find, what="argument")
+        problems += found
+        return entry, arguments
+
+    def _prepare_plugin(self, name: str, plugin: Plugin, problems: list[str]) -> None:
+        try:
+            found, cls = self._find_plugin(name, plugin)
+        except (JobError, PluginError) as error:
+            problems.append(str(error))
+            return
+        given = with_place(name, cls, plugin.options, self.job.run_dir)
+        options, wrong = check(cls, given, plugin.where, self._find, also=PLUGIN_KEYS)
+        problems += wrong
+        self.found[name] = found
+        self._plugins[name] = (cls, options)
+
+    def _find_plugin(self, name: str, plugin: Plugin) -> tuple[Found | Own, type[Any]]:
+        """Where a plugin comes from, and its class: an installed one, or one of the user's files.
+
+        Raises:
+            JobError: a file or module has no such class.
+            PluginError: no such plugin is installed, or it cannot be loaded.
+        """
+        use, where = plugin.use, plugin.where
+        if not is_reference(use):
+            found = discovery.lookup(use, where)
+            return found, found.load()
+        if use == name:
+            raise JobError(
+                f"plugin {use!r} {where} has no name of its own; in the job, write "
+                f"[plugins.NAME] and below it use = {use!r}"
+            )
+        try:
+            cls = self._find(use)
+        except JobError as error:
+            raise JobError(f"key 'use' is {use!r} {where}: {error}") from error
+        if not isinstance(cls, type):
+            raise JobError(f"key 'use' is {use!r} {where}: it is no class")
+        own = Own(use, use.rpartition(":")[0])
+        if discovery.SOURCE not in vars(cls):
+            setattr(cls, discovery.SOURCE, own.source)
+        return own, cls
+
+    def _instances(self, built: Mapping[str, Any]) -> dict[str, object]:
+        """Builds every enabled plugin."""
+        instances, problems = {}, []
+        for name, (cls, options) in self._plugins.items():
+            where = self.job.plugins[name].where
+            try:
+                instances[name] = cls(**finish(options, built))
+            except (HatbusError, ValueError) as error:
+                problems.append(f"plugin {name!r} {where}: {error}")
+            except Exception as error:
+                source = self.found[name].source
+                raise PluginError(
+                    f"plugin {name!r} ({source}) failed while it was built {where}: "
+                    f"{type(error).__name__}: {error}; --traceback shows where"
+                ) from error
+        if problems:
+            raise JobError("\n".join(problems))
+        return instances
+
+
+def prepare(
+    path: Path | str, plugins: tuple[str, ...] = (), options: tuple[str, ...] = ()
+) -> Prepared:
+    """Reads and checks a job; ``plugins`` and ``options`` as for ``hatbus.jobs.job.read_job``.
+
+    Raises:
+        JobError: every problem of the job, one line each.
+    """
+    job, problems = parse_job(path, plugins, options)
+    if job is None:
+        raise JobError("\n".join(problems))
+    return Prepared(job, problems)
+
+
+def run(prepared: Prepared, *, quiet: bool = False, profile: bool = False) -> int:
+    """Trains.
+
+    Args:
+        prepared: the job.
+        quiet: print no table at the end.
+        profile: measure the plugins; a table at the end, and ``profile.json`` in the run's folder.
+
+    Returns:
+        The process's exit code.
+    """
+    trainer = prepared.build()
+    trainer.ctx.storage["quiet"] = quiet
+    job = prepared.job
+    trainer.bus.register(JobFiles(prepared, trainer), "core.job_files", core=True)
+    measured = Profile() if profile else None
+    if measured is not None:
+        measured.watch(trainer.bus)
+    title = f"{job.name} with hatbus {__version__}"
+    with logged(job.run_dir, title) if trainer.ctx.rank == 0 else nullcontext():
+        for line in prepared.doubts(trainer) if trainer.ctx.rank == 0 else ():
+            log.warning("%s", line)
+        ctx = trainer.fit(num_epochs=job.run.num_epochs, num_steps=job.run.num_steps)
+    if ctx.rank == 0 and measured is not None:
+        show_profile(measured, job.run_dir)
+    if ctx.rank == 0 and not quiet:
+        show_results(ctx, places_of(job))
+    return 0
+
+
+def with_place(name: str, cls: type[Any], options: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+    """A plugin's options; a ``save_dir`` that it needs but was not given is in the run's folder.
+
+    So ``-p tensorboard`` is enough, and everything that a run writes is found in one place.
+    """
+    place = schema_of(cls).options.get("save_dir")
+    if place is None or not place.is_required or "save_dir" in options:
+        return options
+    return {**options, "save_dir": str(run_dir / name)}
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds torch, numpy and random."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def own_device(device: str) -> str:
+    """``"auto"`` as ``"cuda"`` if there is one, else ``"cpu"``."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def things_of(returned: Any, entry: str) -> dict[str, Any]:
+    """What the entry function returned, by name.
+
+    Raises:
+        JobError: neither a dict with what the trainer needs nor a tuple of it.
+    """
+    if isinstance(returned, tuple) and 3 <= len(returned) <= 4:
+        returned = dict(zip((*_REQUIRED, "loss"), returned, strict=False))
+    if not isinstance(returned, Mapping):
+        what = f"a tuple of {len(returned)}" if isinstance(returned, tuple) else repr(returned)
+        raise JobError(
+            f"entry {entry!r} returned {what:.200}; accepted: a dict with 'model', 'optimizer', "
+            "'data' and more, or a tuple (model, optimizer, data, loss)"
+        )
+    for name in _REQUIRED:
+        if name not in returned:
+            raise JobError(f"entry {entry!r} returned {_without(name, returned)}")
+    _check_kind(entry, "model", returned["model"], torch.nn.Module, "a torch.nn.Module")
+    _check_kind(
+        entry, "optimizer", returned["optimizer"], torch.optim.Optimizer, "a torch.optim.Optimizer"
+    )
+    return dict(returned)
+
+
+def _without(name: str, returned: Mapping[str, Any]) -> str:
+    """What to say of things that one is missing from."""
+    others = [other for other in map(str, returned) if other not in _TAKEN]
+    near = get_close_matches(name, others, n=1)
+    if near:
+        return f"{near[0]!r}, which the trainer does not know; did you mean {name!r}?"
+    there = f", only {', '.join(map(repr, returned))}" if returned else ""
+    return f"no {name!r}{there}; accepted: a dict with 'model', 'optimizer', 'data' and more"
+
+
+class JobFiles:
+    """Writes the resolved job and the plan of its events into the run's folder.
+
+    That is when the loop begins, and not before: a resume that is refused must leave the folder's
+    job as it is, or the next one would be refused for the same.
+    """
+
+    def __init__(self, prepared: Prepared, trainer: Trainer) -> None:
+        job = prepared.job
+        plugins = {name: found.source for name, found in prepared.found.items()}
+        trainer.bus.set_tasks(trainer.ctx.data.tasks)
+        plan = json.dumps(plan_of(trainer.bus).as_json()["events"], indent=2)
+        self.run_dir = job.run_dir
+        self.texts = {
+            JOB_FILE: job.to_json(version=__version__, distributions=plugins),
+            PLAN_FILE: plan + "\n",
+        }
+        if trainer.ctx.rank == 0:
+            with written_into(self.run_dir):
+                self.run_dir.mkdir(parents=True, exist_ok=True)
+
+    @hookimpl(wrapper=True)
+    def run_loop(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Writes them, on rank 0.
+
+        Raises:
+            SaveError: the folder cannot be written.
+        """
+        with written_into(self.run_dir):
+            for name, text in self.texts.items() if ctx.rank == 0 else ():
+                partial = self.run_dir / f".{name}.{os.getpid()}"
+                partial.write_text(text, "utf-8")
+                partial.replace(self.run_dir / name)
+        return (yield)
+
+
+@contextmanager
+def written_into(folder: Path) -> Iterator[None]:
+    """Says what to do when the run's folder cannot be written.
+
+    Raises:
+        SaveError: it cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(
+            f"cannot write into {str(folder)!r}: {error.strerror}; choose another run_dir"
+        ) from error
+
+
+def _register(trainer: Trainer, job: Job, instances: dict[str, object]) -> None:
+    """Puts the plugins on the trainer's bus, in the job's order."""
+    problems = []
+    for name, instance in instances.items():
+        plugin = job.plugins[name]
+        try:
+            trainer.bus.register(instance, name, overrides=plugin.filters)
+        except PluginError as error:
+            problems.append(f"{error} ({plugin.where})")
+    if problems:
+        raise PluginError("\n".join(problems))
+    trainer.bus.order()
+
+
+def _check_kind(entry: str, name: str, thing: object, kind: type[Any], wanted: str) -> None:
+    if not isinstance(thing, kind):
+        raise JobError(
+            f"entry {entry!r} returned a {type(thing).__name__} as {name!r}; accepted: {wanted}"
+        )

@@ -1,0 +1,71 @@
+"""What a run shows when it is over: the last metrics, and where its files are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hatbus.insight.profile import Profile
+    from hatbus.jobs.job import Job
+    from hatbus.loop.context import Context
+
+
+def show_results(ctx: Context, places: list[Path]) -> None:
+    """Prints the last published metrics and where the run's files are."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    metrics = dict(scalars_of(ctx))
+    if metrics:
+        table = Table("metric", title=f"after {ctx.position.global_step} steps")
+        table.add_column("value", justify="right")
+        for name, value in sorted(metrics.items()):
+            table.add_row(Text(name), f"{value:.6g}")
+        console.print(table)
+    else:
+        console.print(f"done after {ctx.position.global_step} steps; no plugin published a metric")
+    for place in places:
+        console.print(f"files: {place}", soft_wrap=True, highlight=False)
+        console.print(f"       {contents(place)}", soft_wrap=True, highlight=False)
+
+
+def contents(folder: Path) -> str:
+    """What lies in a folder, folders with a slash, hidden files left out."""
+    seen = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    return "  ".join(sorted(f"{p.name}/" if p.is_dir() else p.name for p in seen))
+
+
+def show_profile(profile: Profile, folder: Path) -> None:
+    """Prints what the plugins cost, and writes the trace into the run's folder."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(profile.table())
+    path = folder / "profile.json"
+    profile.write_trace(path)
+    left_out = f" ({profile.untraced} later calls not drawn)" if profile.untraced else ""
+    console.print(f"trace: {path}{left_out}; open it in Perfetto or chrome://tracing")
+
+
+def scalars_of(ctx: Context) -> Iterator[tuple[str, float]]:
+    """The published values that are single numbers."""
+    for name, value in ctx.latest.items():
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            yield name, float(value)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield name, value
+
+
+def places_of(job: Job) -> list[Path]:
+    """The run's folder, and the folders outside it that plugins were told to write to."""
+    told = [p.options.get("save_dir") for p in job.enabled.values()]
+    places = [job.run_dir, *(Path(str(folder)) for folder in told if folder)]
+    outside = [p for p in dict.fromkeys(places[1:]) if not p.is_relative_to(job.run_dir)]
+    return [place for place in (job.run_dir, *outside) if place.is_dir()]

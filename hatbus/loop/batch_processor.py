@@ -1,0 +1,199 @@
+"""What happens to one batch, and to the gradients of one step.
+
+``BatchProcessor`` is the core's own implementation of the spans from ``run_batch`` to
+``optimizer_step``. Give the trainer one of your own for full control, or replace a single span
+from a plugin. Source: ``hat`` batch processors (``need_grad_update``, ``loss_collector``).
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from hatbus.errors import JobError, did_you_mean
+from hatbus.events.declare import hookimpl
+
+if TYPE_CHECKING:
+    from hatbus.loop.context import Context
+
+Loss = Callable[[Any, Any], Any]
+_LOSS_NAME: Final = re.compile("^.*loss.*", re.IGNORECASE)
+_is_profiled: Final = getattr(torch.autograd, "_profiler_enabled", lambda: True)
+
+
+class BatchProcessor:
+    """Forward, loss and backward of a batch; clipping and update of a step.
+
+    Args:
+        loss: ``loss(model_outs, target)`` returning a 0-d tensor or ``{name: 0-d tensor}``; or one
+            such function per task. Without it the model gets the whole batch and its outputs carry
+            the losses.
+        need_grad_update: run backward and update; False for evaluation.
+        loss_collector: ``loss_collector(model_outs)`` returning the losses, when ``loss`` is None;
+            by default every entry of a mapping whose name contains "loss".
+    """
+
+    def __init__(
+        self,
+        loss: Loss | Mapping[str, Loss] | None = None,
+        *,
+        need_grad_update: bool = True,
+        loss_collector: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.loss = loss
+        self.need_grad_update = need_grad_update
+        self.loss_collector = loss_collector or collect_losses
+        self._per_task = isinstance(loss, Mapping)
+        self._asked: torch.nn.Module | None = None
+        self._wants_task = False
+
+    @hookimpl(trylast=True)
+    def run_batch(self, ctx: Context) -> dict[str, torch.Tensor]:
+        """Forward, loss, and backward if gradients are wanted."""
+        emit = ctx.emit
+        ctx.model_outs = emit.forward(ctx)
+        losses: dict[str, torch.Tensor] = emit.compute_loss(ctx)
+        ctx.losses = losses
+        if self.need_grad_update:
+            (loss,) = losses.values() if len(losses) == 1 else (total(losses),)
+            ctx.loss = loss if ctx.weight == 1.0 else loss * ctx.weight
+            emit.backward(ctx)
+        return losses
+
+    @hookimpl(trylast=True)
+    def forward(self, ctx: Context) -> Any:
+        """``model(inputs)`` of an ``(inputs, target)`` batch; ``task=`` when the model takes it."""
+        model, inputs = ctx.model, ctx.batch
+        if self.loss is not None:
+            inputs = split(inputs)[0]
+        if self._asked is not model:
+            self._wants_task = "task" in inspect.signature(model.forward).parameters
+            self._asked = model
+        if self._wants_task:
+            return ctx.wrapped_model(inputs, task=ctx.task)
+        return ctx.wrapped_model(inputs)
+
+    @hookimpl(trylast=True)
+    def compute_loss(self, ctx: Context) -> dict[str, torch.Tensor]:
+        """The losses by name."""
+        if self.loss is None:
+            return named_losses(self.loss_collector(ctx.model_outs), ctx.task)
+        loss: Any = self.loss_of(ctx.task) if self._per_task else self.loss
+        found = loss(ctx.model_outs, split(ctx.batch)[1])
+        if type(found) is torch.Tensor and found.ndim == 0:
+            return {"loss": found}
+        return named_losses(found, ctx.task)
+
+    @hookimpl(trylast=True)
+    def backward(self, ctx: Context) -> bool:
+        """Adds the gradients of ``ctx.loss``."""
+        ctx.loss.backward()  # type: ignore[union-attr]  # run_batch has set it
+        return True
+
+    @hookimpl(trylast=True)
+    def clip_gradients(self, ctx: Context) -> bool:
+        """Clips nothing; a plugin may."""
+        return False
+
+    @hookimpl(trylast=True)
+    def optimizer_step(self, ctx: Context) -> bool:
+        """Makes the update, if gradients are wanted."""
+        if not self.need_grad_update:
+            return False
+        ctx.optimizer.step()  # type: ignore[union-attr]  # a training run has one
+        return True
+
+    def loss_of(self, task: str | None) -> Loss:
+        """The loss of a task.
+
+        Raises:
+            JobError: no loss was given for it.
+        """
+        losses: Any = self.loss
+        if task not in losses:
+            raise JobError(f"no loss for task {task!r}{did_you_mean(str(task), losses)}")
+        found: Loss = losses[task]
+        return found
+
+
+def _torchs_own(function: Any) -> Any:
+    """A function of torch's; something else in the place of one that somebody has replaced."""
+    code = getattr(function, "__code__", None)
+    is_its_own = code is not None and Path(torch.__file__).parent in Path(code.co_filename).parents
+    return function if is_its_own else object()
+
+
+_TORCHS_OWN: Final = _torchs_own(torch.optim.Optimizer.zero_grad)
+
+
+def clear_gradients(optimizer: Any) -> None:
+    """Sets the gradient of every parameter to None: what ``optimizer.zero_grad()`` does.
+
+    torch's own takes some 10 us for it, most of them for a label in a profile, so it is called
+    while a profiler is on; and so is whatever an optimizer has in the place of torch's own.
+    """
+    clear = optimizer.zero_grad
+    if getattr(clear, "__func__", None) is not _TORCHS_OWN or _is_profiled():
+        clear()
+        return
+    for group in clear.__self__.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
+def split(batch: Any) -> tuple[Any, Any]:
+    """``(inputs, target)`` of a batch.
+
+    Raises:
+        JobError: the batch is no pair.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        return batch[0], batch[1] if len(batch) == 2 else batch[1:]
+    raise JobError(
+        f"a batch is a {type(batch).__name__}, not a pair (inputs, target); make the loader give "
+        "pairs, or give no loss and let the model take the whole batch and return its losses"
+    )
+
+
+def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The sum of a batch's losses."""
+    return torch.stack(list(losses.values())).sum()
+
+
+def named_losses(found: Any, task: str | None) -> dict[str, torch.Tensor]:
+    """Losses as a mapping from name to 0-d tensor.
+
+    Raises:
+        JobError: something in it is no 0-d tensor, or there is none.
+    """
+    losses = dict(found) if isinstance(found, Mapping) else {"loss": found}
+    for name, value in losses.items():
+        if not isinstance(value, torch.Tensor):
+            what = f"a {type(value).__name__}"
+        elif value.dim() != 0:
+            what = f"a tensor of shape {tuple(value.shape)}"
+        else:
+            continue
+        where = f"task {task!r}: " if task else ""
+        raise JobError(
+            f"{where}loss {name!r} is {what}; accepted: a 0-d tensor or {{name: 0-d tensor}}"
+        )
+    if not losses:
+        raise JobError("there is no loss; return a 0-d tensor, or give the trainer a loss=")
+    return losses
+
+
+def collect_losses(model_outs: Any) -> Any:
+    """The losses that a model returned: a 0-d tensor, or the entries named like a loss."""
+    if not isinstance(model_outs, Mapping):
+        return model_outs
+    return {
+        name: value
+        for name, value in model_outs.items()
+        if _LOSS_NAME.match(str(name)) and isinstance(value, torch.Tensor)
+    }

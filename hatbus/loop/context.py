@@ -1,0 +1,181 @@
+"""The context: the state of a run, and what a plugin can do through ``ctx``."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from hatbus.bus.moments import emit_after_error
+from hatbus.events.training import PAIRS
+from hatbus.log import log
+from hatbus.loop.control import Control
+from hatbus.loop.weights import Weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    import torch
+
+    from hatbus.bus.bus import Bus, Emitter
+
+
+class Context:
+    """What is so in a run just now. Every event argument of the same name is read from here.
+
+    Attributes:
+        bus: the bus that holds the plugins.
+        emit: one callable (or None) per event, in the scope of the present task.
+        model: the raw model.
+        wrapped_model: what ``forward`` calls: the model, or its DDP or compiled wrapper.
+        optimizer, data_loader, device: as given to the trainer.
+        data: the plan that turns loaders into steps (``hatbus.data.steps``).
+        batches: the present step's batches, each ``(task, batch, weight)``.
+        task, batch, model_outs, losses: of the present batch; at step end ``losses`` of the step.
+        loss: 0-d tensor that ``backward`` differentiates, weight included.
+        epoch_id, step_id, global_step_id: 0-based counters; equal at begin and end of a thing.
+        num_epochs, num_steps: the plan; one of them is None.
+        steps_per_epoch: None when a loader has no length.
+        total_steps: steps of the whole run; None when nobody can know.
+        weight: the present batch's share in the step's gradient.
+        updates: committed optimizer updates so far.
+        committed: whether the present step's update was committed.
+        data_wait: seconds that the present step waited for its batches, once a plugin has set
+            ``ctx.data.times_waits``.
+        rank, world_size: of this process and of the run.
+        seed: of the run.
+        latest: the last published value of every log name.
+        storage: a place where plugins leave things for one another.
+        exception: what is ending the run, else None.
+        run_dir: folder of this run's files; None when the user named none.
+        position: what the loop will do next (``epoch``, ``step`` in it, ``global_step``).
+    """
+
+    __slots__ = (
+        "batch",
+        "batches",
+        "bus",
+        "committed",
+        "control",
+        "data",
+        "data_loader",
+        "data_wait",
+        "device",
+        "emit",
+        "epoch_id",
+        "exception",
+        "global_step_id",
+        "latest",
+        "loss",
+        "losses",
+        "model",
+        "model_outs",
+        "num_epochs",
+        "num_steps",
+        "optimizer",
+        "position",
+        "rank",
+        "run_dir",
+        "scaler",
+        "seed",
+        "step_id",
+        "steps_per_epoch",
+        "storage",
+        "task",
+        "total_steps",
+        "train_metrics",
+        "updates",
+        "val_metrics",
+        "weight",
+        "weights",
+        "world_size",
+        "wrapped_model",
+    )
+
+    def __init__(self, bus: Bus, **values: Any) -> None:
+        self.bus = bus
+        self.emit: Emitter = bus.emitter()
+        self.control = Control(bus.callers)
+        self.weights = Weights()
+        self.model: torch.nn.Module = values.pop("model", None)
+        self.wrapped_model: Any = values.pop("wrapped_model", self.model)
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.scaler: torch.amp.GradScaler | None = None
+        self.data_loader: Any = None
+        self.data: Any = None
+        self.device: Any = None
+        self.batches: list[tuple[str | None, Any, float]] = []
+        self.task: str | None = None
+        self.batch: Any = None
+        self.model_outs: Any = None
+        self.losses: dict[str, torch.Tensor] = {}
+        self.loss: torch.Tensor | None = None
+        self.epoch_id = self.step_id = self.global_step_id = 0
+        self.num_epochs: int | None = None
+        self.num_steps: int | None = None
+        self.steps_per_epoch: int | None = None
+        self.total_steps: int | None = None
+        self.updates = 0
+        self.committed = False
+        self.weight = 1.0
+        self.data_wait = 0.0
+        self.rank, self.world_size, self.seed = bus.rank, 1, 0
+        self.train_metrics: Any = ()
+        self.val_metrics: Any = ()
+        self.latest: dict[str, Any] = {}
+        self.storage: dict[str, Any] = {}
+        self.exception: BaseException | None = None
+        self.run_dir: Path | None = None
+        self.position = Position()
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def log(self, values: Mapping[str, Any], kind: str = "scalar") -> None:
+        """Publishes values on the bus: every sink sees them, and ``latest`` keeps the last.
+
+        Args:
+            values: name to number, 0-d tensor (left on its device), image, histogram or text.
+                Sinks may read a tensor later: do not change it afterwards, publish a copy.
+            kind: ``"scalar"``, ``"image"`` (CHW or HW, 0..1), ``"histogram"`` (any tensor) or
+                ``"text"``.
+        """
+        self.latest.update(values)
+        on_log = self.emit.on_log
+        if on_log is not None:
+            on_log(self, values, kind)
+
+    def save(self, reason: str) -> Any:
+        """Writes a checkpoint now, unless a plugin vetoes it.
+
+        Returns:
+            What ``save_checkpoint`` returned: the path, or False when nobody saves or one vetoed.
+        """
+        vetoes = self.emit.veto_checkpoint and self.emit.veto_checkpoint(self, reason)
+        for name, why in vetoes or ():
+            log.info("no checkpoint (%s): vetoed by %s (%s)", reason, name, why)
+        return False if vetoes else self.emit.save_checkpoint(self, reason)
+
+    @contextmanager
+    def within(self, span: str) -> Iterator[None]:
+        """Emits the begin of a span now and its end on the way out; for loops of your own."""
+        begin, end = (getattr(self.emit, name) for name in PAIRS[span])
+        try:
+            if begin is not None:
+                begin(self)
+            yield
+        except BaseException as error:
+            outer, self.exception = self.exception, error
+            emit_after_error(end, error, self)
+            self.exception = outer
+            raise
+        if end is not None:
+            end(self)
+
+
+class Position:
+    """What the loop does next: how many epochs, steps of the epoch, and steps are behind it."""
+
+    __slots__ = ("epoch", "global_step", "step")
+
+    def __init__(self, epoch: int = 0, step: int = 0, global_step: int = 0) -> None:
+        self.epoch, self.step, self.global_step = epoch, step, global_step

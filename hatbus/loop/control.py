@@ -1,0 +1,104 @@
+"""Requests of plugins to the loop: stop, save, validate. Made anywhere, read at one place."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hatbus.bus.blame import caller_name
+from hatbus.errors import HookError
+from hatbus.log import log
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request: what is wanted, who wants it, and why."""
+
+    wish: str
+    by: str
+    reason: str
+
+
+class Control:
+    """Collects requests until the loop reads them at the next step's or epoch's end.
+
+    Attributes:
+        pending: requests not yet read, in the order they were made.
+        stopped: the stop that was granted, once there is one.
+    """
+
+    __slots__ = ("_lines", "pending", "stopped")
+    is_shared = False
+    """Whether ``due`` is to be asked at every boundary: other processes may want something."""
+
+    def __init__(self, lines: Mapping[str, Sequence[str]] | None = None) -> None:
+        self.pending: list[Request] = []
+        self.stopped: Request | None = None
+        self._lines = lines if lines is not None else {}
+
+    def stop(self, what: str = "run", reason: str = "") -> None:
+        """Asks the loop to end the ``"epoch"`` or the ``"run"`` after the present step."""
+        if what not in ("epoch", "run"):
+            raise HookError(f"cannot stop {what!r}; accepted: 'epoch', 'run'")
+        self._ask(f"stop {what}", reason)
+
+    def save(self, reason: str = "") -> None:
+        """Asks for a checkpoint after the present step."""
+        self._ask("save", reason)
+
+    def validate(self, reason: str = "") -> None:
+        """Asks for a validation after the present step."""
+        self._ask("validate", reason)
+
+    def due(self) -> bool:
+        """Whether there is anything to take at this boundary."""
+        return bool(self.pending)
+
+    def take(self) -> list[Request]:
+        """The requests that are due, each wish once, logged; they are not due any more."""
+        taken = list({r.wish: r for r in reversed(self._taken())}.values())[::-1]
+        for request in taken:
+            why = request.reason or "no reason given"
+            log.info("%s: asked for by %s (%s)", request.wish, request.by, why)
+        return taken
+
+    def withdraw(self, wish: str) -> None:
+        """Forgets requests that have become pointless."""
+        for request in [r for r in self.pending if r.wish == wish]:
+            self.pending.remove(request)  # in place: a signal may add to the list meanwhile
+
+    def anywhere(self, flags: list[bool]) -> list[bool]:
+        """Which flags are set on any rank; every rank calls this at the same places."""
+        return flags
+
+    def now(self) -> float:
+        """Seconds on the clock of intervals; every rank reads the same there."""
+        return time.monotonic()
+
+    def close(self) -> None:
+        """The run is over."""
+
+    def is_owed(self) -> bool:
+        """Whether requests are still to be served at the end of the run."""
+        return self.due()
+
+    def tell_late(self) -> None:
+        """Says what was asked for when nothing could be done any more: the run is over."""
+        for request in self.pending:
+            if request.wish in ("validate", "save"):
+                log.warning(
+                    "%s: asked for by %s too late: the run is over", request.wish, request.by
+                )
+
+    def _taken(self) -> list[Request]:
+        taken, self.pending = self.pending, []
+        return taken
+
+    def _ask(self, wish: str, reason: str) -> None:
+        frame = sys._getframe(2)  # noqa: SLF001 - documented; the frame that called stop, save, ...
+        self.pending.append(Request(wish, caller_name(frame, self._lines), reason))

@@ -1,0 +1,216 @@
+"""The loop: the core's own ``run_loop``, ``run_epoch`` and ``run_step``, as any plugin would do it.
+
+What surrounds these spans (moments, task scope, intervals) are hook wrappers; see
+``hatbus.events.training`` for the whole picture.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from hatbus.events.declare import hookimpl
+from hatbus.log import log
+from hatbus.loop.batch_processor import clear_gradients
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hatbus.loop.context import Context
+
+_SERVED: Final = ("validate", "save", "stop epoch", "stop run")
+
+
+class Loop:
+    """Epochs, steps, and the order of things inside a step."""
+
+    @hookimpl(trylast=True)
+    def run_loop(self, ctx: Context) -> int:
+        """Runs epochs until the plan is fulfilled or a stop was granted."""
+        position = ctx.position
+        ctx.bus.check_states()
+        while not is_done(ctx):
+            ctx.epoch_id = position.epoch
+            if position.step != ctx.steps_per_epoch:  # else none is left: the last counts
+                ctx.step_id, ctx.global_step_id = position.step, position.global_step
+            ctx.emit.run_epoch(ctx)
+            ctx.control.withdraw("stop epoch")  # it is over
+            if ctx.control.due():
+                serve_requests(ctx)
+            if ctx.control.stopped is not None and ctx.control.stopped.wish == "stop epoch":
+                ctx.control.stopped = None
+        for _ in _SERVED:  # what serving the last requests asks for is served too, but no circle
+            if not ctx.control.is_owed():
+                break
+            serve_requests(ctx)
+        return position.global_step
+
+    @hookimpl(trylast=True)
+    def run_epoch(self, ctx: Context) -> int:
+        """Runs the steps of one epoch, from the first that is still to do."""
+        position, control, emit = ctx.position, ctx.control, ctx.emit
+        first, complete = position.step, False
+        steps = ctx.data.steps(ctx)
+        for ctx.batches in steps:  # the context holds the step's batches
+            ctx.step_id, ctx.global_step_id = position.step, position.global_step
+            position.step += 1
+            position.global_step += 1
+            ctx.committed, ctx.losses = False, {}
+            emit.run_step(ctx)
+            if (control.pending or control.is_shared) and control.due():
+                serve_requests(ctx)
+            if control.stopped is not None or position.global_step == ctx.num_steps:
+                break
+        else:
+            complete = True
+        ran = position.step - first
+        if not ran and first:  # only the end was left
+            ctx.step_id, ctx.global_step_id = first - 1, position.global_step - 1
+        if not complete and position.step == ctx.steps_per_epoch:
+            next(steps, None)  # to the data's very end, where a sampler may draw once more
+            complete = True
+        stopped = control.stopped is not None and control.stopped.wish == "stop epoch"
+        if complete or stopped:
+            position.epoch, position.step = position.epoch + 1, 0
+        if stopped:
+            control.stopped = None
+        return ran
+
+    @hookimpl(trylast=True)
+    def run_step(self, ctx: Context) -> bool:
+        """Runs the step's batches, then makes one update."""
+        emit, scopes = ctx.emit, ctx.bus.scopes
+        clear_gradients(ctx.optimizer)
+        losses: dict[str, Any] = {}
+        if ctx.bus.asks_batches:
+            ctx.batches = kept_batches(ctx)
+        for ctx.task, ctx.batch, ctx.weight in ctx.batches:  # noqa: B020 - and each of them
+            ctx.model_outs, ctx.losses = None, {}
+            found = scopes[ctx.task].run_batch(ctx)
+            found = found if ctx.task is None else prefixed(found, ctx.task)
+            is_all = ctx.weight == 1.0 and not losses
+            losses = found if is_all else with_more(losses, found, ctx.weight)
+        ctx.task, ctx.losses = None, losses
+        emit.clip_gradients(ctx)
+        decide = emit.skip_update
+        reasons = decide(ctx) if decide is not None else ()
+        if reasons or not ctx.batches:
+            log_skipped(ctx, "update", reasons)
+        else:
+            emit.optimizer_step(ctx)
+        return ctx.committed
+
+
+def prefixed(losses: dict[str, Any], task: str) -> dict[str, Any]:
+    """A task's losses under the names they have at step end."""
+    return {f"{task}/{name}": loss for name, loss in losses.items()}
+
+
+def with_more(losses: dict[str, Any], found: dict[str, Any], weight: float) -> dict[str, Any]:
+    """The losses of a step with one more batch's: they sum up to what the step differentiates.
+
+    So a loss that is not finite is seen whichever micro-batch it came from.
+    """
+    if weight == 1.0 and losses.keys().isdisjoint(found):
+        return {**losses, **found}
+    more = {name: loss.detach() * weight for name, loss in found.items()}
+    both = losses.keys() & more.keys()
+    return {**losses, **more, **{name: losses[name].detach() + more[name] for name in both}}
+
+
+def is_done(ctx: Context) -> bool:
+    """Whether the plan is fulfilled, or a stop was granted."""
+    if ctx.control.stopped is not None:
+        return True
+    if ctx.num_steps is not None:
+        return ctx.position.global_step >= ctx.num_steps
+    return ctx.num_epochs is not None and ctx.position.epoch >= ctx.num_epochs
+
+
+def is_cut_short(ctx: Context) -> bool:
+    """Whether the epoch that ends was stopped inside, for a resume to go on with it.
+
+    Its end is then still to come: what is published of it, the resumed run publishes. A run that
+    has all its ``num_steps`` ends its last epoch, wherever that is.
+    """
+    position = ctx.position
+    is_training = ctx.optimizer is not None
+    return is_training and position.step != 0 and position.global_step != ctx.num_steps
+
+
+def serve_requests(ctx: Context) -> None:
+    """Does what plugins asked for: validate, then save, then stop."""
+    taken = ctx.control.take()
+    for request in sorted(taken, key=lambda r: _SERVED.index(r.wish)):
+        if request.wish == "validate":
+            served = ctx.emit.validate(ctx, request.reason)
+        elif request.wish == "save":
+            served = ctx.save(request.reason)
+        else:
+            served = request
+            if ctx.control.stopped is None or ctx.control.stopped.wish != "stop run":
+                ctx.control.stopped = request  # the end of the run is not taken back
+        if served is False:
+            log.warning("%s: asked for by %s, but nothing did it", request.wish, request.by)
+
+
+def kept_batches(ctx: Context) -> list[tuple[str | None, Any, float]]:
+    """The step's batches that no plugin asks to skip; those kept of a group share its weight."""
+    kept: list[tuple[str | None, Any, float]] = []
+    for group in groups_of(ctx.batches):
+        mine = [entry for entry in group if not is_skipped(ctx, entry)]
+        kept += [(task, batch, w * len(group) / len(mine)) for task, batch, w in mine]
+    return kept
+
+
+def groups_of(batches: Sequence[tuple[str | None, Any, float]]) -> list[list[Any]]:
+    """The step's batches by group: a batch of weight 1/n is one of n micro-batches of a group."""
+    groups: list[list[Any]] = []
+    for entry in batches:
+        last = groups[-1] if groups else []
+        task, _, weight = entry
+        is_same = bool(last) and last[0][0] == task and last[0][2] == weight
+        if not is_same or len(last) >= round(1 / (weight or 1)):
+            groups.append([])
+        groups[-1].append(entry)
+    return groups
+
+
+def is_skipped(ctx: Context, entry: tuple[str | None, Any, float]) -> bool:
+    """Whether a plugin asks to leave a batch out."""
+    ctx.task, ctx.batch, ctx.weight = entry
+    ctx.model_outs = None
+    asks = ctx.bus.scopes[ctx.task].skip_batch
+    reasons = asks(ctx) if asks is not None else ()
+    log_skipped(ctx, "batch", reasons)
+    return bool(reasons)
+
+
+def log_skipped(ctx: Context, what: str, reasons: Sequence[tuple[str, str]]) -> None:
+    """Says what was skipped, by whom and why."""
+    for name, reason in reasons:
+        task = f", task {ctx.task!r}" if ctx.task else ""
+        log.info("step %d%s: %s skipped by %s (%s)", ctx.global_step_id, task, what, name, reason)
+
+
+class Nobody:
+    """The spans that plugins provide, when none does."""
+
+    @hookimpl(trylast=True)
+    def validate(self) -> bool:
+        """Nobody validates."""
+        return False
+
+    @hookimpl(trylast=True)
+    def save_checkpoint(self) -> bool:
+        """Nobody saves."""
+        return False
+
+    @hookimpl(trylast=True)
+    def load_checkpoint(self) -> bool:
+        """Nobody loads."""
+        return False
+
+    @hookimpl(trylast=True)
+    def export_model(self) -> bool:
+        """Nobody exports."""
+        return False

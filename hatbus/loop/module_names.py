@@ -1,0 +1,96 @@
+"""Modules by dotted name, as in ``model.get_submodule``; wrappers are looked through.
+
+A name stands for that module and everything below it. It is looked up once, at loop begin, and
+again when a plugin has changed the model's structure: whoever replaces modules or parameters
+calls ``structure_changed(ctx)``, whoever keeps references to them compares ``structure_of(ctx)``.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Final
+
+from hatbus.errors import JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+
+    from hatbus.loop.context import Context
+
+_STRUCTURE: Final = "model.structure"
+_SHOWN: Final = 3
+
+
+def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    """The module inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``."""
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+    inner: Any = module
+    while True:
+        if isinstance(inner, (DataParallel, DistributedDataParallel)):
+            inner = inner.module
+            continue
+        compiled_from = getattr(inner, "_orig_mod", None)
+        if compiled_from is None:
+            found: torch.nn.Module = inner
+            return found
+        inner = compiled_from
+
+
+def find_module(model: torch.nn.Module, name: str, where: str) -> torch.nn.Module:
+    """The module of a dotted name; ``""`` is the model itself.
+
+    Args:
+        model: the model, wrapped or not; wrapped submodules are looked through as well.
+        name: such as ``"backbone.layer1"``; never a mere part of a name.
+        where: what the message blames, such as ``"grad_scale: module_and_scale"``.
+
+    Raises:
+        JobError: there is no such module; the message says which names come closest.
+    """
+    module = unwrapped(model)
+    for part in name.split(".") if name else ():
+        child = dict(module.named_children()).get(part)
+        if child is None:
+            raise JobError(f"{where}: unknown module {name!r}{_closest(name, module_names(model))}")
+        module = unwrapped(child)
+    return module
+
+
+def module_names(model: torch.nn.Module) -> list[str]:
+    """Every dotted name in the model, wrappers left out, in the order of definition."""
+    found: list[str] = []
+    _collect(unwrapped(model), "", found)
+    return found
+
+
+def structure_of(ctx: Context) -> int:
+    """How often the model's structure was changed in this run."""
+    count: int = ctx.storage.get(_STRUCTURE, 0)
+    return count
+
+
+def structure_changed(ctx: Context) -> None:
+    """Says that modules or parameters were replaced, so that kept references are looked up anew."""
+    ctx.storage[_STRUCTURE] = structure_of(ctx) + 1
+
+
+def _collect(module: torch.nn.Module, prefix: str, found: list[str]) -> None:
+    for name, child in module.named_children():
+        found.append(prefix + name)
+        _collect(unwrapped(child), f"{prefix}{name}.", found)
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
+    """End of the message: the closest names, else the names at the top of the model."""
+    names = list(known)
+    close = get_close_matches(name, names, n=_SHOWN, cutoff=0.6)
+    # "conv1" alone resembles no long dotted name, but may be the last part of one
+    last = name.rpartition(".")[2]
+    close += [n for n in names if n.rpartition(".")[2] == last and n not in close]
+    if close:
+        return f"; did you mean {' or '.join(repr(n) for n in close[:_SHOWN])}?"
+    top = [n for n in names if "." not in n]
+    return f"; known: {', '.join(map(repr, top))}" if top else "; the model has no submodules"

@@ -1,0 +1,156 @@
+"""SIGTERM and SIGINT end a run after the present step, state saved; SIGUSR1 saves and goes on.
+
+A handler only asks, as any plugin would, for a save and a stop at the end of the step. A second
+SIGTERM or SIGINT ends the process at once. Worker processes of loaders do not hear these signals:
+one to the whole process group would else kill them, and with them the step that was to be finished.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from hatbus.events.declare import hookimpl
+from hatbus.log import log
+from hatbus.loop.control import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from hatbus.loop.context import Context
+    from hatbus.loop.control import Control
+
+STOPPED_AND_SAVED: Final = 75
+"""Exit code of a run that was stopped by a signal and can be resumed."""
+_STOPS: Final = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGINT") if hasattr(signal, n))
+_SAVES: Final = tuple(getattr(signal, n) for n in ("SIGUSR1",) if hasattr(signal, n))
+_active: list[Signals] = []
+_forking: list[bool] = []
+
+
+class Signals:
+    """Serves the signals of one process while its loop is on.
+
+    Attributes:
+        stop: the signal that asks for the end; 0 before one came.
+    """
+
+    def __init__(self) -> None:
+        self.stop = 0
+        self._control: Control | None = None
+        self._saved_at = -1
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def run_loop(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Serves signals inside the loop; handlers are put back on every way out."""
+        self.stop, self._control, self._saved_at = 0, ctx.control, -1
+        if not can_serve():
+            return (yield)
+        kept = {number: signal.signal(number, self._note) for number in (*_STOPS, *_SAVES)}
+        _active.append(self)
+        try:
+            return (yield)
+        finally:
+            _active.remove(self)
+            for number, handler in kept.items():
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    @hookimpl(wrapper=True)
+    def load_checkpoint(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Remembers that the run stands where it was saved."""
+        loaded = yield
+        if loaded is not False:
+            self._saved_at = ctx.position.global_step
+        return loaded
+
+    @hookimpl
+    def on_checkpoint_saved(self, ctx: Context) -> None:
+        """Remembers which step is safe."""
+        self._saved_at = ctx.position.global_step
+
+    def leave(self, ctx: Context) -> None:
+        """Ends the process if a signal asked for that; for the end of ``fit``.
+
+        Raises:
+            SystemExit: 75 when the state was saved, else 128 + the signal's number.
+        """
+        if not self.stop:
+            return
+        name = signal.Signals(self.stop).name
+        if self._saved_at == ctx.position.global_step:
+            of_a_job = "job" in ctx.storage and ctx.run_dir is not None
+            way = f"`hatbus resume {ctx.run_dir}`" if of_a_job else "resume = 'auto'"
+            log.info("stopped by %s, state saved; go on with %s", name, way)
+            raise SystemExit(STOPPED_AND_SAVED)
+        log.warning("stopped by %s, and no checkpoint was saved", name)
+        raise SystemExit(128 + self.stop)
+
+    def _note(self, number: int, _frame: object) -> None:
+        if self.stop and number in _STOPS:
+            os._exit(128 + number)
+        wishes = ["save"]
+        if number in _STOPS:
+            self.stop = number
+            wishes.append("stop run")
+        name, pending = signal.Signals(number).name, self._control.pending  # type: ignore[union-attr]  # set before the handlers are
+        pending.extend(Request(wish, "a signal", name) for wish in wishes)
+
+
+def ignore_saves() -> None:
+    """From now on a signal that asks for a checkpoint does not end the process; for its start.
+
+    Before the loop there is nothing to save yet.
+    """
+    for number in _SAVES if can_serve() else ():
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def can_serve() -> bool:
+    """Whether this thread may set signal handlers."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def stop_wanted() -> bool:
+    """Whether a signal asked the run to end; for long work inside a step, such as a validation."""
+    return any(served.stop for served in _active)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Processes that are forked in here are deaf to the signals that the run serves.
+
+    They still end when their parent terminates them. Processes that are spawned are not covered.
+    """
+    if not _active or multiprocessing.get_start_method() != "fork":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_STOPS, *_SAVES))
+    _forking.append(True)
+    try:
+        yield
+    finally:
+        _forking.pop()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _deafen() -> None:
+    """In a new child: leaves the inherited block on, and reads the blocked signals in a thread."""
+    if _forking:
+        threading.Thread(target=_hear_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _hear_parent(parent: int) -> None:
+    """Obeys SIGTERM of the parent (``Process.terminate``) and drops all others."""
+    while True:
+        found = signal.sigwaitinfo((*_STOPS, *_SAVES))
+        if found.si_signo == signal.SIGTERM and found.si_pid == parent:
+            os._exit(0)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_deafen)
