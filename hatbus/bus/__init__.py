@@ -8,8 +8,8 @@ from hatbus.lazily import lazily
 
 if TYPE_CHECKING:
     from hatbus.bus.moments import Moments, TaskScope
-    from hatbus.bus.plugin_state import state_version
     from hatbus.bus.registration import default_name
+    from hatbus.bus.states import state_version
 
 __all__ = ["Moments", "TaskScope", "default_name", "state_version"]
 
@@ -17,6 +17,6 @@ __getattr__ = lazily(
     __name__,
     default_name="registration",
     Moments="moments",
-    state_version="plugin_state",
+    state_version="states",
     TaskScope="moments",
 )

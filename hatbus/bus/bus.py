@@ -8,30 +8,26 @@ that a loop which is under way sees the change at its next event.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
 
 import pluggy
 
 from hatbus.bus.dispatch import Gate, Rules, freeze
 from hatbus.bus.intervals import Interval, Intervals
+from hatbus.bus.member import CORE, Member
 from hatbus.bus.order import Place, Placed, resolve
-from hatbus.bus.plugin_state import give_state, how_to_drop, rank_part
 from hatbus.bus.registration import PLUGINS, admit, default_name, options_of
-from hatbus.errors import CheckpointError, PluginError, did_you_mean
+from hatbus.bus.rules import check_claims, check_replacements
+from hatbus.bus.states import States, collected, rank_part
+from hatbus.errors import PluginError, did_you_mean
 from hatbus.events import on_demand, training
-from hatbus.events.declare import PROJECT, Declaration, declaration_of
-from hatbus.events.training import DECISION, EVENTS, SPAN, Event
+from hatbus.events.declare import PROJECT, declaration_of
+from hatbus.events.training import DECISION, EVENTS, Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-CORE: Final = "core."
-"""What the names of hatbus's own parts begin with; no plugin's may."""
 INTERVALS: Final = f"{CORE}intervals"
-_seen_by: Final[WeakKeyDictionary[object, object]] = WeakKeyDictionary()
-"""Plugin that keeps a state to the mark of the bus in whose run it was."""
 
 
 class Emitter:
@@ -51,19 +47,6 @@ class _Manager(pluggy.PluginManager):
         if name.startswith("__"):  # most names of an object; pluggy looks long at each
             return None
         return options_of(plugin, name) or super().parse_hookimpl_opts(plugin, name)
-
-
-@dataclass(slots=True)
-class Member:
-    """One registered plugin."""
-
-    name: str
-    plugin: object
-    declared: Declaration
-    position: int
-    core: bool
-    interval: Interval | None = None
-    kind: str = ""
 
 
 class Bus:
@@ -99,7 +82,7 @@ class Bus:
         self.scopes: dict[str | None, Emitter] = {None: Emitter()}
         self._intervals: list[Interval] = []
         self._tasks: list[str] | None = None
-        self._mark = object()
+        self._states: Final = States()
         self._positions = 0
         self._manager = _new_manager()
         self._is_frozen = False
@@ -198,13 +181,13 @@ class Bus:
 
     def freeze(self) -> None:
         """Puts the plugins in order and writes one callable per event and task."""
-        self._check_claims()
+        check_claims(self.members.values())
         order = self.order()
         self._manager = _new_manager()
         core = [m for m in self.members.values() if m.core]
         for name in reversed([*(m.name for m in core), *(p.name for p in order)]):
             self._manager.register(self.members[name].plugin, name)
-        self._check_replacements()
+        check_replacements(self.members, self._manager.hook)
         self.gates = {m.name: m.interval.gate for m in self.members.values() if m.interval}
         shared = self.scopes[None]
         for event in EVENTS.values():
@@ -289,42 +272,6 @@ class Bus:
                     f"have{did_you_mean(task, known) or '; it has no tasks'}"
                 )
 
-    # ---- rules over all plugins ---------------------------------------------------------------
-
-    def _check_claims(self) -> None:
-        """Refuses two writers of one thing."""
-        writers: dict[str, list[Member]] = {}
-        for member in self.members.values():
-            for claim in dict.fromkeys(member.declared.writes):
-                for other in writers.setdefault(claim, []):
-                    if not _apart(other.declared, member.declared):
-                        raise PluginError(
-                            f"plugins {other.name!r} and {member.name!r} both write {claim!r}; "
-                            f"switch one off (-p no:{member.name})"
-                        )
-                writers[claim].append(member)
-
-    def _check_replacements(self) -> None:
-        """Refuses two replacements of one span."""
-        for event in EVENTS.values():
-            if event.kind != SPAN:
-                continue
-            found: dict[str, Member] = {}
-            for impl in reversed(getattr(self._manager.hook, event.name).get_hookimpls()):
-                member = self.members[impl.plugin_name]
-                if impl.wrapper or impl.trylast:
-                    continue
-                for other in found.values():
-                    one, two = other.declared, member.declared
-                    shared = event.name in one.shares and event.name in two.shares
-                    if not shared and not (event.per_task and _apart(one, two)):
-                        raise PluginError(
-                            f"plugins {other.name!r} and {member.name!r} both replace "
-                            f"{event.name}; switch one off (-p no:{member.name}), "
-                            "or make it a wrapper"
-                        )
-                found[member.name] = member
-
     # ---- state --------------------------------------------------------------------------------
 
     def check_states(self) -> None:
@@ -333,29 +280,15 @@ class Bus:
         Raises:
             PluginError: which, and what to do.
         """
-        for name, plugin in self._stateful().items():
-            if _seen_by.get(plugin, self._mark) is not self._mark:
-                raise PluginError(
-                    f"plugin {name!r} keeps what it saw in a run of another trainer; "
-                    "give each trainer an instance of its own"
-                )
+        self._states.check(self.members.values())
 
     def keep_states(self) -> None:
         """Notes that the plugins keep something of a run of this bus."""
-        _seen_by.update(dict.fromkeys(self._stateful().values(), self._mark))
-
-    def _stateful(self) -> dict[str, object]:
-        """The plugins that keep something in checkpoints; not those that nobody can remember."""
-        return {
-            m.name: m.plugin
-            for m in self.members.values()
-            if not m.core and hasattr(m.plugin, "state_dict") and hasattr(m.plugin, "__weakref__")
-        }
+        self._states.keep(self.members.values())
 
     def state_dict(self) -> dict[str, Any]:
         """The state of every plugin that has one, by instance name."""
-        stateful = ((m.name, getattr(m.plugin, "state_dict", None)) for m in self._in_order())
-        return {name: get() for name, get in stateful if get is not None}
+        return collected(self._in_order())
 
     def rank_parts(self, state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """What in the plugins' state is each process's own, by instance name.
@@ -384,20 +317,7 @@ class Bus:
             CheckpointError: a state has no taker, is of a version that its plugin cannot read, or
                 the plugin failed to take it.
         """
-        takers = {m.name for m in self.members.values() if hasattr(m.plugin, "load_state_dict")}
-        state = {n: s for n, s in state.items() if n in takers or not n.startswith(CORE)}
-        for name in state:
-            if name not in takers:
-                raise CheckpointError(
-                    f"there is saved state of plugin {name!r}, which is not in this run or takes "
-                    f"none; add the plugin, or leave its state out: {how_to_drop(name)}"
-                )
-        for member in self._in_order():
-            if member.name in state:
-                saved = (versions or {}).get(member.name, 1)
-                give_state(member.name, member.plugin, state[member.name], saved)
-        loaded = {n: p for n, p in self._stateful().items() if n in state}
-        _seen_by.update(dict.fromkeys(loaded.values(), self._mark))  # the rest is gone
+        self._states.load(self._in_order(), state, versions or {})
 
     def _in_order(self) -> list[Member]:
         core = [m for m in self.members.values() if m.core]
@@ -417,11 +337,6 @@ def named_instances(
     if isinstance(plugins, (str, bytes)) or not hasattr(plugins, "__iter__"):
         raise PluginError(f"plugins is {plugins!r:.80}; accepted: {PLUGINS}")
     return ((None, instance) for instance in plugins)
-
-
-def _apart(one: Declaration, other: Declaration) -> bool:
-    """Whether two plugins are bound to tasks that never meet."""
-    return bool(one.tasks and other.tasks and not set(one.tasks) & set(other.tasks))
 
 
 def _new_manager() -> _Manager:

@@ -21,27 +21,23 @@ traceback names the plugin, so a run without errors pays nothing for good error 
 
 from __future__ import annotations
 
-import inspect
 import linecache
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 from weakref import finalize
 
-from hatbus.bus.blame import FILE_PREFIX, acquit, blame, came_out_of, frozen_line, note_another
+from hatbus.bus import answers
+from hatbus.bus.blame import acquit, blame, came_out_of, frozen_line, note_another
+from hatbus.bus.frozen_source import Frozen, Source, arguments, begin, parameters, wanted
 from hatbus.errors import HookError
-from hatbus.events.payload import BATCH
 from hatbus.events.training import DECISION, MOMENT, SPAN
 
 if TYPE_CHECKING:
     from pluggy import HookImpl
 
     from hatbus.events.training import Event
-
-Frozen = Callable[..., Any]
-_serial: Final = count()
 
 
 class Gate:
@@ -51,30 +47,6 @@ class Gate:
 
     def __init__(self) -> None:
         self.is_open = True
-
-
-@dataclass(slots=True)
-class _Source:
-    """Lines of a function being written, and the names they use."""
-
-    event: Event
-    filename: str
-    lines: list[str] = field(default_factory=list)
-    names: dict[str, Any] = field(default_factory=dict)
-    calls: dict[int, HookImpl] = field(default_factory=dict)
-
-    def add(self, indent: int, text: str, impl: HookImpl | None = None) -> None:
-        self.lines.append("    " * indent + text)
-        if impl is not None:
-            self.calls[len(self.lines)] = impl
-
-    def compile(self) -> Frozen:
-        text = "\n".join(self.lines) + "\n"
-        exec(compile(text, self.filename, "exec"), self.names)  # noqa: S102 - the point of this module
-        linecache.cache[self.filename] = (len(text), None, text.splitlines(True), self.filename)
-        frozen: Frozen = self.names[self.event.name]
-        frozen.__doc__ = self.event.doc
-        return frozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +109,12 @@ def freeze(event: Event, impls: Sequence[HookImpl], rules: Rules | None = None) 
 
 def _is_plain_core(event: Event, impl: HookImpl) -> bool:
     """Whether an implementation is the core's own and takes just what dispatch is given."""
-    return impl.plugin_name.startswith("core.") and [*impl.argnames] == ["ctx", *_parameters(event)]
+    return impl.plugin_name.startswith("core.") and [*impl.argnames] == ["ctx", *parameters(event)]
 
 
 def _write_calls(event: Event, impls: list[HookImpl], rules: Rules) -> Frozen:
     """The function that calls every implementation that is no wrapper."""
-    source = _begin(event, impls)
+    source = begin(event, impls)
     if event.kind == DECISION:
         source.add(1, "found = []")
     source.add(1, "try:" if impls else "pass")
@@ -169,12 +141,12 @@ _MAY_CHANGE: Final = {
 """What an implementation may put another in the place of, for those that come after it."""
 
 
-def _write_call(source: _Source, indent: int, index: int, impl: HookImpl, *, strict: bool) -> None:
-    call = f"f{index}({_arguments(source.event, impl)})"
+def _write_call(source: Source, indent: int, index: int, impl: HookImpl, *, strict: bool) -> None:
+    call = f"f{index}({arguments(source.event, impl)})"
     kind = source.event.kind
     if index:
         for name in _MAY_CHANGE.get(source.event.name, ()):
-            if name in _wanted(source.event, impl):
+            if name in wanted(source.event, impl):
                 source.add(indent, f"{name} = ctx.{name}")
     if kind == SPAN:
         source.add(indent, f"result = {call}", impl)
@@ -195,7 +167,7 @@ def _write_call(source: _Source, indent: int, index: int, impl: HookImpl, *, str
 
 
 def _write_failure(
-    source: _Source, impls: list[HookImpl], rules: Rules, inside: tuple[int, Frozen] | None = None
+    source: Source, impls: list[HookImpl], rules: Rules, inside: tuple[int, Frozen] | None = None
 ) -> None:
     """What happens when an implementation raises; costs nothing until then.
 
@@ -229,13 +201,13 @@ def _write_failure(
     source.names.update(
         fail=fail,
         call_the_rest=call_the_rest,
-        refuse_none=lambda index: _refuse_none(event, impls[index]),
-        refuse_result=lambda index, result: _refuse_result(event, impls[index], result),
-        answer=lambda index, result: _answer(event, impls[index], result),
+        refuse_none=lambda index: answers.refuse_none(event, impls[index]),
+        refuse_result=lambda index, result: answers.refuse_result(event, impls[index], result),
+        answer=lambda index, result: answers.answer(event, impls[index], result),
     )
     source.add(1, "except BaseException as error:")
     if event.kind == MOMENT and (event.name.endswith("_end") or event.name == "on_exception"):
-        more = "".join(f", {name}" for name in _parameters(event))
+        more = "".join(f", {name}" for name in parameters(event))
         source.add(2, f"call_the_rest(error, ctx{more})")
     else:
         source.add(2, "fail(error, ctx)")
@@ -244,15 +216,15 @@ def _write_failure(
 
 def _write_wrapper(event: Event, impl: HookImpl, body: Frozen, rules: Rules) -> Frozen:
     """The function that runs one generator around everything inside it."""
-    source = _begin(event, [impl])
+    source = begin(event, [impl])
     source.names.update(wrapper=rules.function(event, impl), body=body, leave=_leave_with)
-    passed = "".join(f", {name}" for name in _parameters(event))
+    passed = "".join(f", {name}" for name in parameters(event))
     if impl.plugin_name in rules.gates:
         source.names["gate"] = rules.gates[impl.plugin_name]
         source.add(1, "if not gate.is_open:")
         source.add(2, f"return body(ctx{passed})")
     source.add(1, "try:")
-    source.add(2, f"generator = wrapper({_arguments(event, impl)})", impl)
+    source.add(2, f"generator = wrapper({arguments(event, impl)})", impl)
     source.add(2, "try:")
     source.add(3, "next(generator)", impl)
     source.add(2, "except StopIteration:")
@@ -271,15 +243,15 @@ def _write_wrapper(event: Event, impl: HookImpl, body: Frozen, rules: Rules) -> 
     source.add(3, "return stop.value")
     source.add(2, "second_yield(generator)", impl)
     source.names.update(
-        refuse_answers=lambda found: _refuse_answers(event, impl, found),
-        no_yield=lambda: _wrong_yields(event, impl, "did not yield"),
-        second_yield=lambda generator: _second_yield(event, impl, generator),
+        refuse_answers=lambda found: answers.refuse_answers(event, impl, found),
+        no_yield=lambda: answers.wrong_yields(event, impl, "did not yield"),
+        second_yield=lambda generator: answers.second_yield(event, impl, generator),
     )
     _write_failure(source, [impl], rules, inside)
     return _finish(source, rules)
 
 
-def _write_check(source: _Source, impl: HookImpl, value: str) -> None:
+def _write_check(source: Source, impl: HookImpl, value: str) -> None:
     """Refuses what a plugin's wrapper may not return."""
     if impl.plugin_name.startswith("core."):
         return
@@ -307,19 +279,7 @@ def _leave_with(generator: Any, error: BaseException) -> Any:
     raise HookError("a hook wrapper yielded twice; yield once")
 
 
-def _begin(event: Event, impls: list[HookImpl]) -> _Source:
-    filename = f"{FILE_PREFIX}{event.name} #{next(_serial)}>"
-    source = _Source(event, filename)
-    parameters = _parameters(event)
-    source.add(0, f"def {event.name}({', '.join(['ctx', *parameters])}):")
-    wanted = dict.fromkeys(n for impl in impls for n in _wanted(event, impl))
-    for name in wanted:
-        if name != "ctx" and name not in parameters:
-            source.add(1, f"{name} = ctx.{name}")
-    return source
-
-
-def _finish(source: _Source, rules: Rules) -> Frozen:
+def _finish(source: Source, rules: Rules) -> Frozen:
     at = {line: impl.plugin_name for line, impl in source.calls.items()}
     rules.callers[source.filename] = tuple(at.get(n, "") for n in range(len(source.lines) + 1))
     frozen = source.compile()
@@ -333,75 +293,12 @@ def _forget(filename: str, callers: dict[str, tuple[str, ...]]) -> None:
     callers.pop(filename, None)
 
 
-def _parameters(event: Event) -> list[str]:
-    """The arguments of an event that are not attributes of the context."""
-    return [name for name in event.arguments if name not in BATCH]
-
-
-def _wanted(event: Event, impl: HookImpl) -> list[str]:
-    """The event's arguments that an implementation takes, ``**kwargs`` included."""
-    named = [n for n in (*impl.argnames, *impl.kwargnames) if n in event.arguments]
-    parameters = inspect.signature(impl.function).parameters.values()
-    more = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        more = list(event.arguments)
-    return named + [n for n in more if n in event.arguments and n not in named]
-
-
-def _arguments(event: Event, impl: HookImpl) -> str:
-    positional = list(impl.argnames)
-    keywords = [n for n in _wanted(event, impl) if n not in positional]
-    return ", ".join([*positional, *(f"{n}={n}" for n in keywords)])
-
-
 def _call_alone(event: Event, impl: HookImpl, ctx: Any, more: tuple[Any, ...]) -> None:
     """Calls one implementation with what it wants."""
-    given = {"ctx": ctx, **dict(zip(_parameters(event), more, strict=True))}
-    wanted = {n: given[n] if n in given else getattr(ctx, n) for n in _wanted(event, impl)}
+    given = {"ctx": ctx, **dict(zip(parameters(event), more, strict=True))}
+    takes = {n: given[n] if n in given else getattr(ctx, n) for n in wanted(event, impl)}
     try:
-        impl.function(**wanted)
+        impl.function(**takes)
     except BaseException as error:
         blame(error, impl, event.name, ctx)
         raise
-
-
-def _who(impl: HookImpl, event: Event) -> str:
-    return f"plugin {impl.plugin_name!r}: {event.name}"
-
-
-def _refuse_none(event: Event, impl: HookImpl) -> None:
-    raise HookError(
-        f"{_who(impl, event)} is a span and returned None; return its result ({event.name} "
-        f"returns one, see `hatbus events`), or from a wrapper what `yield` gave"
-    )
-
-
-def _refuse_result(event: Event, impl: HookImpl, result: Any) -> None:
-    raise HookError(
-        f"{_who(impl, event)} is a moment and returned {result!r}; a moment returns nothing"
-    )
-
-
-def _answer(event: Event, impl: HookImpl, result: Any) -> tuple[str, str]:
-    if not isinstance(result, str):
-        raise HookError(
-            f"{_who(impl, event)} is a decision and returned {result!r}; "
-            "accepted: a reason (a string) for yes, or None for no"
-        )
-    return impl.plugin_name, result
-
-
-def _refuse_answers(event: Event, impl: HookImpl, found: Any) -> None:
-    raise HookError(
-        f"{_who(impl, event)} is a decision and its wrapper returned {found!r}; return the list "
-        "that `yield` gave, or another list of (name, reason)"
-    )
-
-
-def _wrong_yields(event: Event, impl: HookImpl, fault: str) -> None:
-    raise HookError(f"{_who(impl, event)} is a wrapper and {fault}; yield exactly once") from None
-
-
-def _second_yield(event: Event, impl: HookImpl, generator: Any) -> None:
-    generator.close()
-    _wrong_yields(event, impl, "yielded twice")

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from pluggy import HookImpl
 
-    from hatbus.bus.bus import Bus, Member
+    from hatbus.bus.bus import Bus
+    from hatbus.bus.member import Member
 
 CORE: Final = "hatbus"
 

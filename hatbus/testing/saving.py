@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hatbus import rng
-from hatbus.bus.plugin_state import state_version
+from hatbus.bus.states import state_version
 from hatbus.events.declare import hookimpl, plugin
 from hatbus.testing.trees import copied
 

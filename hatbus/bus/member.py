@@ -1,0 +1,26 @@
+"""One plugin as the bus holds it: its name, what it declared, and when it is due."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from hatbus.bus.intervals import Interval
+    from hatbus.events.declare import Declaration
+
+CORE: Final = "core."
+"""What the names of hatbus's own parts begin with; no plugin's may."""
+
+
+@dataclass(slots=True)
+class Member:
+    """One registered plugin."""
+
+    name: str
+    plugin: object
+    declared: Declaration
+    position: int
+    core: bool
+    interval: Interval | None = None
+    kind: str = ""
