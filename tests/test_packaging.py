@@ -169,6 +169,16 @@ def test_plugin_folder_is_known_to_development_and_type_check(folder: Path) -> N
     assert f"plugins/{folder.name}/src" in settings["mypy_path"]
 
 
+@pytest.mark.parametrize("folder", PLUGINS, ids=name_of)
+def test_plugin_folder_is_known_to_the_check_of_imports(folder: Path) -> None:
+    package = folder.name.replace("-", "_")
+    for file in ("pyproject.toml", ".ci/public_names.toml"):
+        settings = tomllib.loads((ROOT / file).read_text())["tool"]["importlinter"]
+        assert package in settings["root_packages"]
+        for contract in settings["contracts"]:
+            assert contract["id"] != "core" or package in contract["forbidden_modules"]
+
+
 def test_lists_name_no_plugin_folder_that_is_missing() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
     listed = re.findall(r"^-e (plugins/\S+)$", (ROOT / "requirements-dev.txt").read_text(), re.M)

@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 FIRST_NAME: Final = "val"
 
 
-def fellows_of(one: Validation, bus: Bus) -> dict[str, Validation]:
-    """The validations on a bus by instance name, in the order of the plugins."""
-    from hatbus_validation.validation import Validation
+def fellows_of(one: Validation, kind: type[Validation], bus: Bus) -> dict[str, Validation]:
+    """The plugins of a kind on a bus by instance name, in the order of the plugins.
 
+    Args:
+        one: the one that asks; alone where it is not on the bus itself.
+        kind: the class; given, so that this module need not import it.
+        bus: where to look.
+    """
     found = {place.name: bus.members[place.name].plugin for place in bus.order()}
-    mine = {name: plugin for name, plugin in found.items() if isinstance(plugin, Validation)}
+    mine = {name: plugin for name, plugin in found.items() if isinstance(plugin, kind)}
     return mine if one in mine.values() else {FIRST_NAME: one}
 
 

@@ -155,7 +155,7 @@ class Validation:
             refuse_sharded(
                 self.trained_model(ctx), converting, "leave it out, or give it a whole val_model"
             )
-        self._fellows = fellows_of(self, ctx.bus)
+        self._fellows = fellows_of(self, Validation, ctx.bus)
         self._first_name = first_names(self._fellows)[self]
         given = sources(self.data_loader, getattr(ctx.data, "tasks", ()))
         lists = self.callbacks * len(given) if self.share_callbacks else self.callbacks
@@ -253,7 +253,7 @@ class Validation:
         """``(global step, label)`` of every planned validation, for ``hatbus preview``."""
         if self.is_off:
             return []
-        name = first_names(fellows_of(self, ctx.bus))[self]
+        name = first_names(fellows_of(self, Validation, ctx.bus))[self]
         label = "validation" if name == FIRST_NAME else f"validation {name}"
         every, end = self.val_interval, bool(self.val_on_train_end)
         return marks_every(label, every, self.interval_by, ctx, at_end=end)
