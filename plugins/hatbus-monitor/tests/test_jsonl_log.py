@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,45 @@ def test_the_rest_is_written_when_the_run_fails(trainer, tmp_path, kind) -> None
     with pytest.raises(SystemExit):
         trainer([Publishes(), Fails(), kind(path)]).fit(num_epochs=1)
     assert of(path, "a") == [(0, 0.0), (1, 0.5), (2, 1.0)]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c", "\n", "\r\n"])
+def test_what_some_call_a_line_end_comes_back_from_a_file(tmp_path, mark) -> None:
+    from hatbus_monitor.csv_log import Table
+    from hatbus_monitor.jsonl_log import JsonLines
+
+    row = {"step": 1, "epoch": 0, "event": "step", "time": 1.0, f"a{mark}b": 2.0}
+    text = {**row, "sample": f"first{mark}second"}
+    for style, rows_of in ((JsonLines(), [row, text]), (Table(), [row])):
+        path = tmp_path / f"log{style.suffix}"
+        style.rewrite(path, rows_of)
+        style.append(path, rows_of)
+        found = [{name: str(value) for name, value in r.items()} for r in style.read(path)]
+        assert found == [{name: str(value) for name, value in r.items()} for r in rows_of] * 2
+
+
+@SINKS
+def test_a_value_that_was_published_with_its_graph_keeps_no_activations(
+    trainer, tmp_path, kind
+) -> None:
+    alive: list[int] = []
+    kept: list[Any] = []
+
+    class Spread:
+        @hookimpl
+        def on_forward_end(self, ctx: Any, model_outs: torch.Tensor) -> None:
+            big = model_outs * 2
+            kept.append(weakref.ref(big))
+            ctx.log({"spread": (big * big).mean()})
+
+        @hookimpl
+        def on_step_end(self) -> None:
+            alive.append(sum(one() is not None for one in kept))
+
+    sink = kind(tmp_path / file_name(kind))
+    trainer([Spread(), sink]).fit(num_epochs=1)
+    assert max(alive) == 1  # that of ``ctx.latest``
+    assert len(of(tmp_path / file_name(kind), "spread")) == 6
 
 
 def test_a_line_that_was_cut_off_is_dropped(tmp_path) -> None:

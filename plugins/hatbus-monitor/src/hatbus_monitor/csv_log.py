@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,9 @@ class Table:
 
     def read(self, path: Path) -> list[Row]:
         """The rows, values as text; a line that a kill cut off is left out."""
-        text = path.read_text("utf-8", errors="replace")
+        text = path.read_bytes().decode("utf-8", errors="replace")
         whole = text[: text.rfind("\n") + 1]
-        rows = csv.DictReader(whole.splitlines())
+        rows = csv.DictReader(io.StringIO(whole, newline=""))
         return [
             {name: value for name, value in row.items() if value not in ("", None)}
             for row in rows

@@ -22,9 +22,9 @@ class JsonLines:
     def read(self, path: Path) -> list[Row]:
         """The rows; a line that a kill cut off is left out."""
         rows: list[Row] = []
-        for line in path.read_text("utf-8", errors="replace").splitlines():
+        for line in path.read_bytes().splitlines():  # those of text have U+2028 and more as ends
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8", errors="replace"))
             except ValueError:
                 continue
             if isinstance(row, dict) and "step" in row and "event" in row:
@@ -33,13 +33,13 @@ class JsonLines:
 
     def append(self, path: Path, rows: list[Row]) -> None:
         """Adds lines."""
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", newline="") as file:
             file.write("".join(map(line_of, rows)))
 
     def rewrite(self, path: Path, rows: list[Row]) -> None:
         """Writes the file anew, all or nothing."""
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(map(line_of, rows)), "utf-8")
+        partial.write_text("".join(map(line_of, rows)), "utf-8", newline="")
         partial.replace(path)
 
 

@@ -92,7 +92,7 @@ class LogRows:
     def add(self, ctx: Context, logs: Mapping[str, Any], *, texts: bool) -> None:
         """Takes published values; those that are no single number (or text) are left out."""
         values = {
-            f"log/{name}" if name in FIXED else name: value
+            f"log/{name}" if name in FIXED else name: without_graph(value)
             for name, value in logs.items()
             if is_number(value) or (texts and isinstance(value, str))
         }
@@ -183,6 +183,11 @@ def still_true(rows: Iterable[Row], saved: int | None, ctx: Context) -> list[Row
         return step < last or (step == last and row["event"] in moments)
 
     return [row for number, row in enumerate(rows) if is_behind(number, row)]
+
+
+def without_graph(value: Any) -> Any:
+    """The same value, but of a tensor not what it was computed from; no copy, no waiting."""
+    return value.detach() if isinstance(value, Tensor) and value.requires_grad else value
 
 
 def is_number(value: Any) -> bool:
