@@ -9,7 +9,7 @@ Blocks are told apart by their language:
 * ``console``: so do its ``$`` lines, and their output is compared with what the page shows.
 
 ``sh session`` is one story, which a shell runs in test_a_stranger_follows_the_docs.py. ``no-run``
-behind the language leaves a block out; test_docs_elsewhere.py sees to those.
+behind the language leaves a block out; test_docs_no_run.py sees to those.
 
 The READMEs of the plugins speak of a ``model``, an ``optimizer`` and so on without making them;
 ``a_readers_own`` does.

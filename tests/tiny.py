@@ -28,6 +28,20 @@ def tiny_trainer(plugins: Any = (), data: Any = None, **options: Any) -> Trainer
     return Trainer(model, optimizer, batches(3) if data is None else data, loss, plugins, **options)
 
 
+def by_hand(steps: int) -> torch.Tensor:
+    """The tiny run as everybody would write it."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    data = batches(3)
+    for step in range(steps):
+        inputs, target = data[step % 3]
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(model(inputs), target).backward()
+        optimizer.step()
+    return torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
 def weights(trainer: Trainer) -> torch.Tensor:
     """The model's parameters as one vector, copied."""
     return torch.nn.utils.parameters_to_vector(trainer.ctx.model.parameters()).detach().clone()
@@ -51,6 +65,13 @@ def hearing(events: Iterable[str], note: Callable[..., Any]) -> object:
         exec(f"def {name}(self, {', '.join(arguments)}):\n    {body}", names)
         methods[name] = hookimpl(names[name], wrapper=EVENTS[name].kind != MOMENT)
     return type("Hearing", (), methods)()
+
+
+class Listens:
+    """Hears the ends of steps, and does nothing."""
+
+    @hookimpl
+    def on_step_end(self) -> None: ...
 
 
 @plugin(stage="monitor")

@@ -152,3 +152,21 @@ def test_wheel_of_hatbus_holds_the_templates(tmp_path: Path) -> None:
     assert len(templates) == 10
     for path in templates:
         assert path.relative_to(CHECKOUT).as_posix() in names
+
+
+def test_the_readme_of_a_new_plugin_tells_commands_that_run() -> None:
+    text = (CHECKOUT / "hatbus" / "authoring" / "templates" / "plugin" / "README.md.txt").read_text(
+        "utf-8"
+    )
+    workflow = (
+        CHECKOUT / "hatbus" / "authoring" / "templates" / "plugin" / "ci.yml.txt"
+    ).read_text("utf-8")
+    told = re.findall(r"^    (\w.*)$", text, re.MULTILINE)
+    assert told[1:] == [
+        'python -m pip install -e ".[test]"',
+        "python -m pytest",
+        "hatbus plugins check .",
+        "python -m build",
+    ]
+    for command in told[2:]:
+        assert f"- run: {command}\n" in workflow

@@ -96,3 +96,15 @@ def test_a_wrapper_that_is_not_due_is_passed_over() -> None:
 def test_what_is_no_interval_is_told_what_is(every: str) -> None:
     with pytest.raises(PluginError, match=r"every=.* is no interval; accepted: '<n> steps'"):
         steps_heard(every)
+
+
+def test_a_plugin_with_an_interval_may_leave_and_come_again() -> None:
+    heard: list[str] = []
+    sees = hearing(["on_step_end", "on_loop_end"], lambda event, _: heard.append(event))
+    trainer = tiny_trainer()
+    for _ in range(2):
+        trainer.bus.register(sees, "sees", overrides={"every": "2 steps"})
+        trainer.bus.unregister("sees")
+    trainer.bus.register(sees, "sees", overrides={"every": "2 steps"})
+    trainer.fit(num_steps=4)
+    assert heard == ["on_step_end", "on_step_end", "on_loop_end"]  # of steps 1 and 3

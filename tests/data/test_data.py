@@ -10,13 +10,9 @@ import pytest
 import torch
 from samples import Noisy, seen_in_fits
 from tiny import tiny_trainer
-from torch.utils.data import (
-    DataLoader,
-    DistributedSampler,
-    TensorDataset,
-    WeightedRandomSampler,
-)
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset, WeightedRandomSampler
 
+from hatbus import hookimpl
 from hatbus.data.loaders import BatchOrder, ExactLoader, loader
 from hatbus.errors import DataError
 
@@ -154,6 +150,8 @@ SPLIT: dict[str, Callable[[], Any]] = {
     "own batches": lambda: DataLoader(Noisy(), batch_sampler=BatchOrder(10, 2, world=2)),
     "list": lambda: [torch.ones(2)],
 }
+
+
 WHOLE: dict[str, Callable[[], Any]] = {
     "in order": lambda: DataLoader(Noisy(), 2),
     "shuffling": lambda: DataLoader(Noisy(), 2, shuffle=True),
@@ -174,3 +172,25 @@ def test_a_loader_that_gives_all_to_every_process_is_warned_of(
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(DataError, match="the data set is empty"):
         loader(TensorDataset(torch.ones(0, 2)), 3)
+
+
+def test_a_trainer_that_is_only_made_changes_no_other_ones_data() -> None:
+    def orders(*, disturbed: bool) -> list[list[float]]:
+        data = loader(TensorDataset(torch.arange(8.0).reshape(8, 1), torch.zeros(8, 1)), 2)
+        seen: list[list[float]] = []
+
+        class Sees:
+            @hookimpl
+            def on_batch_begin(self, batch: Any) -> None:
+                seen.append(batch[0].flatten().tolist())
+
+            @hookimpl
+            def on_epoch_end(self) -> None:
+                if disturbed:
+                    tiny_trainer(data=data, model=torch.nn.Linear(1, 1), seed=5)
+
+        trainer = tiny_trainer([Sees()], data, model=torch.nn.Linear(1, 1), seed=1)
+        trainer.fit(num_epochs=2)
+        return seen
+
+    assert orders(disturbed=True) == orders(disturbed=False)

@@ -278,3 +278,11 @@ def test_endless_passes_keep_their_order() -> None:
     given = [b[0][1][0] for b in islice(steps.steps(ctx), 5)]
     first = [x for x, _ in batches(2)]
     assert all(torch.equal(one, first[i % 2]) for i, one in enumerate(given))
+
+
+@pytest.mark.parametrize("weight", [0.0, float("inf")])
+def test_weights_that_choose_no_task_are_explained(weight: float) -> None:
+    data = {"det": batches(2), "seg": batches(2)}
+    sampler = WeightedTasks({"det": weight, "seg": 0})
+    with pytest.raises(JobError, match="accepted: finite, and not 0 for all"):
+        tiny_trainer(data=data, task_sampler=sampler)

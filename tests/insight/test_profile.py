@@ -14,6 +14,7 @@ import pytest
 from tiny import tiny_trainer, weights
 
 from hatbus import hookimpl
+from hatbus.errors import HookError
 from hatbus.insight.profile import SYNCHRONIZES, Profile, hearing_syncs
 
 
@@ -149,3 +150,14 @@ def test_without_a_profile_the_plugins_own_functions_are_called() -> None:
     trainer = tiny_trainer([plugin])
     frozen = trainer.bus.emitter().on_step_end
     assert plugin.on_step_end in frozen.__globals__.values()
+
+
+@pytest.mark.parametrize("event", ["run_step", "skip_update", "on_step_end"])
+def test_a_profiled_wrapper_that_yields_twice_is_refused_as_ever(event: str) -> None:
+    names: dict[str, Any] = {}
+    exec(f"def {event}(self):\n    result = yield\n    yield result", names)
+    wraps = type("Wraps", (), {event: hookimpl(names[event], wrapper=True)})()
+    trainer = tiny_trainer({"wraps": wraps})
+    Profile().watch(trainer.bus)
+    with pytest.raises(HookError, match=f"'wraps': {event} is a wrapper and yielded twice"):
+        trainer.fit(num_steps=1)
