@@ -18,6 +18,11 @@ if TYPE_CHECKING:
         prefixed,
         serve_requests,
     )
+    from hatbus.loop.loss_collectors import (
+        collect_loss_by_index,
+        collect_loss_by_regex,
+        collect_losses,
+    )
     from hatbus.loop.module_names import find_module, structure_changed, structure_of, unwrapped
     from hatbus.loop.signals import stop_wanted
     from hatbus.loop.weights import RAW
@@ -30,6 +35,9 @@ __all__ = [
     "Nobody",
     "Position",
     "Request",
+    "collect_loss_by_index",
+    "collect_loss_by_regex",
+    "collect_losses",
     "find_module",
     "is_cut_short",
     "is_done",
@@ -44,6 +52,9 @@ __all__ = [
 
 __getattr__ = lazily(
     __name__,
+    collect_loss_by_index="loss_collectors",
+    collect_loss_by_regex="loss_collectors",
+    collect_losses="loss_collectors",
     Context="context",
     Control="control",
     find_module="module_names",

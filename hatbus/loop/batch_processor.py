@@ -8,7 +8,6 @@ from a plugin. Source: ``hat`` batch processors (``need_grad_update``, ``loss_co
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,12 +16,12 @@ import torch
 
 from hatbus.errors import JobError, did_you_mean
 from hatbus.events.declare import hookimpl
+from hatbus.loop.loss_collectors import collect_losses, losses_if_any, named_losses
 
 if TYPE_CHECKING:
     from hatbus.loop.context import Context
 
 Loss = Callable[[Any, Any], Any]
-_LOSS_NAME: Final = re.compile("^.*loss.*", re.IGNORECASE)
 _is_profiled: Final = getattr(torch.autograd, "_profiler_enabled", lambda: True)
 
 
@@ -33,9 +32,11 @@ class BatchProcessor:
         loss: ``loss(model_outs, target)`` returning a 0-d tensor or ``{name: 0-d tensor}``; or one
             such function per task. Without it the model gets the whole batch and its outputs carry
             the losses.
-        need_grad_update: run backward and update; False for evaluation.
-        loss_collector: ``loss_collector(model_outs)`` returning the losses, when ``loss`` is None;
-            by default every entry of a mapping whose name contains "loss".
+        need_grad_update: run backward and update; False for evaluation, which needs no loss: a
+            model may return losses in training and predictions in eval mode.
+        loss_collector: ``loss_collector(model_outs)`` returning the losses, when ``loss`` is None:
+            a 0-d tensor, a list of them, or a mapping, nested or not. By default every entry whose
+            name contains "loss" (``hatbus.loop.collect_losses``).
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class BatchProcessor:
     def compute_loss(self, ctx: Context) -> dict[str, torch.Tensor]:
         """The losses by name."""
         if self.loss is None:
+            if not self.need_grad_update:  # models may return losses in training only
+                return losses_if_any(self.loss_collector, ctx.model_outs)
             return named_losses(self.loss_collector(ctx.model_outs), ctx.task)
         loss: Any = self.loss_of(ctx.task) if self._per_task else self.loss
         found = loss(ctx.model_outs, split(ctx.batch)[1])
@@ -163,37 +166,3 @@ def split(batch: Any) -> tuple[Any, Any]:
 def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
     """The sum of a batch's losses."""
     return torch.stack(list(losses.values())).sum()
-
-
-def named_losses(found: Any, task: str | None) -> dict[str, torch.Tensor]:
-    """Losses as a mapping from name to 0-d tensor.
-
-    Raises:
-        JobError: something in it is no 0-d tensor, or there is none.
-    """
-    losses = dict(found) if isinstance(found, Mapping) else {"loss": found}
-    for name, value in losses.items():
-        if not isinstance(value, torch.Tensor):
-            what = f"a {type(value).__name__}"
-        elif value.dim() != 0:
-            what = f"a tensor of shape {tuple(value.shape)}"
-        else:
-            continue
-        where = f"task {task!r}: " if task else ""
-        raise JobError(
-            f"{where}loss {name!r} is {what}; accepted: a 0-d tensor or {{name: 0-d tensor}}"
-        )
-    if not losses:
-        raise JobError("there is no loss; return a 0-d tensor, or give the trainer a loss=")
-    return losses
-
-
-def collect_losses(model_outs: Any) -> Any:
-    """The losses that a model returned: a 0-d tensor, or the entries named like a loss."""
-    if not isinstance(model_outs, Mapping):
-        return model_outs
-    return {
-        name: value
-        for name, value in model_outs.items()
-        if _LOSS_NAME.match(str(name)) and isinstance(value, torch.Tensor)
-    }

@@ -9,6 +9,7 @@ from torch import Tensor, distributed
 
 from hatbus import hookimpl, plugin
 from hatbus.data import samples_in
+from hatbus.log import log
 
 if TYPE_CHECKING:
     from hatbus import Context
@@ -25,6 +26,7 @@ class MeanLosses:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._has_told = False
 
     @hookimpl
     def on_epoch_begin(self) -> None:
@@ -51,6 +53,12 @@ class MeanLosses:
     @hookimpl
     def on_epoch_end(self, ctx: Context) -> None:
         """Publishes the means."""
+        if not self._sums and not self._has_told and ctx.exception is None and ctx.rank == 0:
+            self._has_told = True
+            log.warning(
+                "validation: the model returned no loss in eval mode, so nothing is published; "
+                "give callbacks=[...], such as a metric_updater"
+            )
         if ctx.exception is None:
             ctx.log({n: over_all_ranks(s, self._counts[n]) for n, s in self._sums.items()})
 
