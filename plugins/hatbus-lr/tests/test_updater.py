@@ -261,3 +261,35 @@ def test_what_is_set_is_what_get_lr_says_to_the_last_bit(fit, optimizer_of, make
     for step, values in enumerate(notes.values):
         ahead = [updater.lr_at(lr, step, step // 4, step % 4) for lr in (0.3, 0.07)]
         assert list(values) == ahead
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: CosLrUpdater(), lambda: StepDecayLrUpdater(lr_decay_id=[1, 2], warmup_len=0)],
+    ids=["by step", "by epoch"],
+)
+def test_an_optimizer_put_in_anothers_place_is_scheduled_from_its_own_initial_lr(
+    optimizer_of, trainer_of, make
+):
+    seen = {}
+
+    @plugin(stage="setup")
+    class Switch:
+        def __init__(self, lr):
+            self.lr = lr
+
+        @hookimpl
+        def on_epoch_begin(self, ctx, epoch_id):
+            if epoch_id == 1:
+                ctx.optimizer = torch.optim.SGD(ctx.model.parameters(), lr=self.lr)
+
+        @hookimpl
+        def on_step_end(self, ctx, global_step_id):
+            seen.setdefault(self.lr, []).append(ctx.optimizer.param_groups[0]["lr"])
+
+    for lr in (0.1, 0.01):
+        trainer_of(make(), Switch(lr), optimizer=optimizer_of([0.1])).fit(num_epochs=3)
+    first, later = seen[0.1], seen[0.01]
+    per_epoch = len(first) // 3
+    assert later[per_epoch:] == pytest.approx([v / 10 for v in first[per_epoch:]], rel=1e-12)
+    assert later[:per_epoch] == first[:per_epoch]

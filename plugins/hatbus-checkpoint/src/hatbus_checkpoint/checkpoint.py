@@ -21,6 +21,7 @@ from hatbus.loop import is_done
 from hatbus.parallel import refuse_sharded
 from hatbus_checkpoint import compare, durable, snapshot
 from hatbus_checkpoint.agree import first_of_all
+from hatbus_checkpoint.as_built import as_built
 from hatbus_checkpoint.best import Best
 from hatbus_checkpoint.exchange import start_from_hat
 from hatbus_checkpoint.folder import CheckpointFolder, Entry
@@ -139,7 +140,7 @@ class Checkpoint:
             self.folder.sweep()
         self._writer = Writer(in_background=self.async_save and ctx.world_size == 1)
         self._saved_at = ctx.position.global_step
-        compare.groups_as_built(ctx)
+        as_built(ctx)
         wanted = ctx.storage.get("resume") or self.resume
         if wanted and ctx.position.global_step == 0 and Path(wanted).is_file():
             start_from_hat(ctx, Path(wanted), strict=self.strict_match)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hatbus.bus import state_version
 from hatbus.errors import CheckpointError
 from hatbus.log import log
+from hatbus_checkpoint.as_built import as_built, is_same, plain
 from hatbus_checkpoint.listing import ITS_DEFAULT
 
 if TYPE_CHECKING:
@@ -18,14 +19,12 @@ _TRAINS: Final = ("setup", "schedule", "train", "average")
 """Stages whose plugins decide what the weights become."""
 _OF_ONE_START: Final = ("resume", "drop_plugin_state", "override")
 """Options that say how to start a run, and not what it is."""
-_GROUPS: Final = "checkpoint.groups"
 _ARGUMENT: Final = "run.args."
 """Arguments of the entry function may differ: whether they matter, nobody else can know."""
 
 
 def settings_of(ctx: Context) -> dict[str, Any]:
     """What must be the same for a run to go on exactly, as flat JSON data."""
-    optimizer = ctx.optimizer
     found = {
         "seed": ctx.seed,
         "accumulate": ctx.data.accumulate,
@@ -34,38 +33,12 @@ def settings_of(ctx: Context) -> dict[str, Any]:
         else "bf16"
         if "core.autocast" in ctx.bus.members
         else "fp32",
-        "optimizer": type(optimizer).__name__,
+        **as_built(ctx).settings(),
     }
-    groups = groups_as_built(ctx)
-    for name in getattr(optimizer, "defaults", {}):
-        values = {label: _plain(group[name]) for label, group in groups.items()}
-        first = next(iter(values.values()), None)
-        found[f"optimizer.{name}"] = first if all(v == first for v in values.values()) else values
     for task, identity in ctx.data.identity().items():
         found |= {f"data.{task}.{k}" if task else f"data.{k}": v for k, v in identity.items()}
     arguments = ctx.storage.get("job", {}).get("run", {}).get("args", {})
-    found |= {f"{_ARGUMENT}{k}": _plain(v) for k, v in arguments.items()}
-    return found
-
-
-def groups_as_built(ctx: Context) -> dict[str, dict[str, Any]]:
-    """The optimizer's options per param group, by the groups' names or numbers.
-
-    They are those of the first call in a run, before a schedule or a checkpoint changes them.
-    """
-    if _GROUPS not in ctx.storage:
-        groups = [] if ctx.optimizer is None else ctx.optimizer.param_groups
-        named = [str(group.get("name", number)) for number, group in enumerate(groups)]
-        if len(set(named)) < len(named):
-            named = [str(number) for number in range(len(named))]
-        ctx.storage[_GROUPS] = {
-            label: {
-                name: group.get(f"initial_{name}", group.get(name))
-                for name in getattr(ctx.optimizer, "defaults", {})
-            }
-            for label, group in zip(named, groups, strict=True)
-        }
-    found: dict[str, dict[str, Any]] = ctx.storage[_GROUPS]
+    found |= {f"{_ARGUMENT}{k}": plain(v) for k, v in arguments.items()}
     return found
 
 
@@ -163,7 +136,7 @@ def _changes(
     was: Mapping[str, Any], now: Mapping[str, Any], absent: Any = None
 ) -> Iterable[tuple[str, tuple[Any, Any]]]:
     for key in [*was, *(k for k in now if k not in was)]:
-        if was.get(key) != now.get(key):
+        if not is_same(was.get(key), now.get(key)):
             yield key, (was.get(key, absent), now.get(key, absent))
 
 
@@ -187,11 +160,3 @@ def _shown(value: Any, other: Any) -> str:
     if isinstance(value, dict) and isinstance(other, dict):
         value = {k: v for k, v in value.items() if k not in other or other[k] != v} or value
     return f"{value!r:.99}"
-
-
-def _plain(value: Any) -> Any:
-    """An optimizer's option, or an argument, as JSON data."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    simple = value is None or isinstance(value, (bool, int, float, str))
-    return value if simple else repr(value)

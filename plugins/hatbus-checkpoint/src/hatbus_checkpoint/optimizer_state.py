@@ -1,25 +1,38 @@
-"""An optimizer's state by parameter name, so that it does not hang on the order of parameters."""
+"""An optimizer's state by parameter name, so that it does not hang on the order of parameters.
+
+``state_dict`` and ``load_state_dict`` are the contract, whatever an optimizer keeps where.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from hatbus.errors import CheckpointError
+from hatbus.log import log
+from hatbus_checkpoint.same_tree import differing
 
 
 def take(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state: per parameter name, the groups with parameter names, and whatever else it has."""
+    """The state: per parameter name, the groups with parameter names, and whatever else it has.
+
+    Of an optimizer whose ``state_dict`` has another form than torch's, all of it as ``whole``.
+    """
     found = dict(optimizer.state_dict())
     names = names_of(model, optimizer)
-    flat = [name for group in names for name in group]
+    kind = type(optimizer).__name__
+    if not _is_torchs_form(found, len(names)):
+        return {"kind": kind, "groups": [{"params": n} for n in names], "whole": found}
+    flat = dict(enumerate(name for group in names for name in group))
     state = found.pop("state")
     groups = found.pop("param_groups")
     return {
-        "state": {flat[k]: v for k, v in state.items() if isinstance(k, int)},
+        "kind": kind,
+        "state": {flat[k]: v for k, v in state.items() if k in flat},
         "groups": [{**g, "params": n} for g, n in zip(groups, names, strict=True)],
-        "other": [(k, v) for k, v in state.items() if not isinstance(k, int)],
+        "other": [(k, v) for k, v in state.items() if k not in flat],
         "more": found,
     }
 
@@ -39,20 +52,26 @@ def give(
         Names of parameters that start without a state although they are in a known group.
 
     Raises:
-        CheckpointError: the groups or their parameters are not those that were saved.
+        CheckpointError: the groups or their parameters are not those that were saved, or the
+            state is of another class of optimizer.
     """
-    names = names_of(model, optimizer)
-    known = {n for g in saved["groups"] for n in g["params"]}
-    fresh = [n for group in names for n in group if n not in known]
-    gone = sorted(known - {n for group in names for n in group})
-    differ = len(names) != len(saved["groups"])
-    if differ or ((fresh or gone) and strict):
+    kind = type(optimizer).__name__
+    if saved.get("kind", kind) != kind:
         raise CheckpointError(
-            f"the optimizer has {len(names)} groups with {sum(map(len, names))} parameters, the "
-            f"checkpoint {len(saved['groups'])} with {len(known)}"
-            f"{_named('; without a saved state: ', fresh)}{_named('; no longer there: ', gone)}; "
-            "build the optimizer as it was"
+            f"the optimizer is {kind}, the checkpoint holds the state of {saved['kind']:.99}; a "
+            "plugin that puts another optimizer in its place does so in load_state_dict as well"
         )
+    names = names_of(model, optimizer)
+    fresh = _check_names(names, saved["groups"], strict=strict)
+    whole = saved.get("whole")
+    if whole is not None:
+        if fresh or names != [g["params"] for g in saved["groups"]]:
+            raise CheckpointError(
+                f"the state of {kind} is by place and not by parameter: build it with the "
+                "parameters in the order in which it was saved"
+            )
+        optimizer.load_state_dict(whole)
+        return fresh
     state: dict[Any, Any] = dict(saved["other"])
     groups, index = [], 0
     for group, mine in zip(saved["groups"], names, strict=True):
@@ -61,6 +80,10 @@ def give(
         index += len(mine)
     optimizer.load_state_dict({**saved["more"], "state": state, "param_groups": groups})
     _keep_types(optimizer, state)
+    changed = differing(state, optimizer.state_dict()["state"])
+    if changed is not None:
+        what = "optimizer %s does not give back the state that it is given (%s); not bit-exact"
+        log.warning(what, kind, changed)
     return fresh
 
 
@@ -77,14 +100,71 @@ def names_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[l
     return groups
 
 
+def _is_torchs_form(found: Mapping[str, Any], many: int) -> bool:
+    """Whether a state dict has torch's two parts, one entry per group in the second."""
+    groups = found.get("param_groups")
+    is_list = isinstance(groups, list) and len(groups) == many
+    return isinstance(found.get("state"), Mapping) and is_list
+
+
+def _check_names(names: list[list[str]], saved: list[dict[str, Any]], *, strict: bool) -> list[str]:
+    """The names without a saved state.
+
+    Raises:
+        CheckpointError: the groups are others.
+    """
+    known = {n for g in saved for n in g["params"]}
+    fresh = [n for group in names for n in group if n not in known]
+    gone = sorted(known - {n for group in names for n in group})
+    differ = len(names) != len(saved)
+    if differ or ((fresh or gone) and strict):
+        raise CheckpointError(
+            f"the optimizer has {len(names)} groups with {sum(map(len, names))} parameters, the "
+            f"checkpoint {len(saved)} with {len(known)}"
+            f"{_named('; without a saved state: ', fresh)}{_named('; no longer there: ', gone)}; "
+            "build the optimizer as it was"
+        )
+    return fresh
+
+
 def _keep_types(optimizer: torch.optim.Optimizer, state: dict[Any, Any]) -> None:
     """Undoes torch's cast of state to the parameter's type (fp32 state of a bf16 parameter)."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    held = getattr(optimizer, "state", {})
     for index, parameter in enumerate(parameters):
-        for key, value in state.get(index, {}).items():
-            now = optimizer.state[parameter][key]
-            if isinstance(value, torch.Tensor) and now.dtype != value.dtype:
-                optimizer.state[parameter][key] = value.to(now.device)
+        if index in state and parameter in held:
+            _put_back(held[parameter], state[index])
+
+
+def _put_back(held: Any, saved: Any) -> None:
+    """The same in one parameter's state, at any depth; keys that are not there are left alone."""
+    if not isinstance(saved, dict) or not isinstance(held, dict):
+        return
+    for key in saved.keys() & held.keys():
+        value, now = saved[key], held[key]
+        if isinstance(value, torch.Tensor) and isinstance(now, torch.Tensor):
+            if now.dtype != value.dtype:
+                held[key] = value.to(now.device)
+        elif isinstance(value, str):
+            held[key] = value  # torch makes a generator's repr of a text
+        elif isinstance(value, (list, tuple)):
+            held[key] = _put_back_each(now, value)
+        else:
+            _put_back(now, value)
+
+
+def _put_back_each(held: Any, saved: list[Any] | tuple[Any, ...]) -> Any:
+    if type(held) is not type(saved) or len(held) != len(saved):
+        return held
+    pairs = list(zip(held, saved, strict=True))
+    for now, value in pairs:
+        _put_back(now, value)
+    return type(saved)(
+        value.to(now.device)
+        if isinstance(value, torch.Tensor) and now.dtype != value.dtype
+        else now
+        for now, value in pairs
+    )
 
 
 def _named(start: str, names: list[str]) -> str:

@@ -14,10 +14,13 @@ from hatbus import rng
 from hatbus.data import seed_of
 from hatbus.errors import CheckpointError, did_you_mean
 from hatbus_checkpoint import compare, model_state, optimizer_state, tensor_file
+from hatbus_checkpoint.as_built import as_built
 from hatbus_checkpoint.listing import lock_differences
 from hatbus_checkpoint.tree import Tensors, decode
 
 if TYPE_CHECKING:
+    import torch
+
     from hatbus.loop import Context
     from hatbus_checkpoint.folder import Entry
 
@@ -147,9 +150,7 @@ class Reading:
         with using("model"):
             model_state.give(ctx.model, self.model, strict=strict)
         if ctx.optimizer is not None and self.optimizer is not None:
-            with using("optim"):
-                optimizer_state.give(ctx.model, ctx.optimizer, self.optimizer, strict=strict)
-            self._override_optimizer(ctx)
+            self._give_optimizer(ctx, ctx.optimizer, strict=strict)
         with using("progress"):
             self._give_progress(ctx)
         with using(f"rank-{ctx.rank}"):
@@ -167,6 +168,25 @@ class Reading:
                 state = self.states[name]
                 shared = {key: value for key, value in state.items() if key not in part}
                 self.states[name] = {**shared, **mine.get(name, {})}
+
+    def _give_optimizer(
+        self, ctx: Context, optimizer: torch.optim.Optimizer, *, strict: bool
+    ) -> None:
+        """Gives the optimizer its state, but for the options that were overridden.
+
+        Raises:
+            CheckpointError: the state is of another class of optimizer.
+        """
+        built = as_built(ctx)
+        if "optimizer" in self.overridden and type(optimizer).__name__ == built.kind:
+            compare.warner(ctx)("the optimizer %s starts anew", built.kind)
+            return
+        with self.saved.using("optim"):
+            optimizer_state.give(ctx.model, optimizer, self.optimizer, strict=strict)
+        for key in self.overridden:
+            name = key.removeprefix("optimizer.")
+            if name != key:
+                built.override(optimizer, name)
 
     def _give_progress(self, ctx: Context) -> None:
         progress = self.progress
@@ -188,18 +208,6 @@ class Reading:
             return state
         ctx.data.load_state_dict(self.rank["data"], lambda: rng.restore(state))
         return None
-
-    def _override_optimizer(self, ctx: Context) -> None:
-        """Takes overridden options of the optimizer from the run and not from the checkpoint."""
-        built = compare.groups_as_built(ctx).values()
-        for key in self.overridden:
-            name = key.removeprefix("optimizer.")
-            if name == key:
-                continue
-            groups = ctx.optimizer.param_groups  # type: ignore[union-attr]  # it has options
-            for group, mine in zip(groups, built, strict=False):
-                for field in {name, f"initial_{name}"} & set(group) if name in mine else ():
-                    group[field] = mine[name]
 
 
 def rank_state(ctx: Context, saved: Saved) -> dict[str, Any]:

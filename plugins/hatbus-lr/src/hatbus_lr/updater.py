@@ -82,6 +82,7 @@ class Updater:
         self._held_epoch = -1
         self._is_quick = False
         self._labels: tuple[str, ...] = ()
+        self._adopted: list[Group] = []
         if field != "lr":
             claim = (CLAIM.format(field),)
             setattr(self, DECLARATION, replace(type(self).__hatbus__, writes=claim))
@@ -165,7 +166,7 @@ class Updater:
         step, every, groups = ctx.global_step_id, self.step_log_interval, optimizer.param_groups
         if self._by_step and step >= self.warmup_steps:  # as _phase says; most steps of most runs
             values = self._set(groups, False, step)
-        elif self._held_epoch == ctx.epoch_id and len(self._held) == len(groups):
+        elif self._held_epoch == ctx.epoch_id and self._has_adopted(groups):
             values = self._held
         else:
             values = self._set(groups, *self._phase(step, ctx.epoch_id, ctx.step_id))
@@ -202,7 +203,7 @@ class Updater:
     def _set(self, groups: list[Group], warms_up: bool, index: int) -> dict[str, float]:
         """Sets every group's value; gives them back by log name."""
         labels, name, initial = self._labels, self._name, self._initial
-        if not self._is_quick or len(groups) != len(labels):
+        if groups is not self._adopted or not self._is_quick or len(groups) != len(labels):
             return self._set_each(groups, warms_up, index)
         share, rest = self.warmup_line(index) if warms_up else self.line(index)
         ratio = self._ratio if warms_up else 1.0
@@ -214,7 +215,7 @@ class Updater:
 
     def _set_each(self, groups: list[Group], warms_up: bool, index: int) -> dict[str, float]:
         """The same for new groups, for tensors, and for what is no line of the initial value."""
-        if len(groups) != len(self._labels):  # a plugin has added a group
+        if not self._has_adopted(groups):
             self._adopt(groups)
         curve, ratio = (self.get_warmup_lr, self._ratio) if warms_up else (self.get_lr, 1.0)
         values = {}
@@ -223,8 +224,13 @@ class Updater:
             self.field.write(group, value)
         return values
 
+    def _has_adopted(self, groups: list[Group]) -> bool:
+        """Whether these are the known groups: a plugin may add one, or put another optimizer."""
+        return groups is self._adopted and len(groups) == len(self._labels)
+
     def _adopt(self, groups: list[Group]) -> None:
         """Notes the groups' initial values and names, and whether plain floats are set."""
+        self._adopted = groups
         for group in groups:
             self.field.remember(group)
         self._labels = labels(self.field.name, groups)
