@@ -20,6 +20,7 @@ from hatbus.loop.context import Context
 from hatbus.loop.control import Control
 from hatbus.loop.finite import finite_loss
 from hatbus.loop.loop import Loop, Nobody
+from hatbus.loop.modes import TrainModes, tell_of_eval
 from hatbus.loop.precision import Autocast, LossScaling, check_precision
 from hatbus.loop.signals import Signals
 from hatbus.loop.weights import Weights
@@ -41,7 +42,7 @@ class Trainer:
     """Trains a model; everything beyond the loop is a plugin.
 
     Args:
-        model: the model; it is moved to ``device``.
+        model: the model; it is moved to ``device``. Parts that are in eval mode train in it.
         optimizer: over the model's parameters, or some of them.
         data: an iterable of batches, or ``{task: iterable}``. A batch is ``(inputs, target)``; of
             one with more parts the first is the inputs, and the tuple of the rest is the target.
@@ -95,7 +96,7 @@ class Trainer:
         place = own_device(device, rank)
         steps = Steps(data, task_sampler, accumulate, place)
         steps.adopt_seed(seed, anew=False)  # the loader may be in use elsewhere
-        self._signals = Signals()
+        self._signals, self._modes = Signals(), TrainModes()
         processor = batch_processor or BatchProcessor(loss)
         self.bus = Bus(rank=rank)
         self._register_core(processor, steps, nan, world, place)
@@ -161,6 +162,7 @@ class Trainer:
             finally:
                 if ctx.position.global_step > 0:
                     self.bus.keep_states()
+                self._modes.leave(ctx.model)
                 ctx.data.leave(ctx)
             ctx.control.tell_late()
             let_go(ctx)
@@ -176,7 +178,9 @@ class Trainer:
         ctx.weights = Weights()  # a view of a plugin that was taken off the bus must not stay
         ctx.control = (AgreedControl if ctx.world_size > 1 else Control)(self.bus.callers)
         model: Any = ctx.model
-        model.train()
+        in_eval = self._modes.enter(model)
+        if ctx.rank == 0 and ctx.position.global_step == 0:
+            tell_of_eval(model, in_eval)
         if self._compile:
             options = self._compile if isinstance(self._compile, Mapping) else {}
             model = torch.compile(model, **options)

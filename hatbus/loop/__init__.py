@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         collect_loss_by_regex,
         collect_losses,
     )
+    from hatbus.loop.modes import eval_mode
     from hatbus.loop.module_names import find_module, structure_changed, structure_of, unwrapped
     from hatbus.loop.signals import stop_wanted
     from hatbus.loop.weights import RAW
@@ -38,6 +39,7 @@ __all__ = [
     "collect_loss_by_index",
     "collect_loss_by_regex",
     "collect_losses",
+    "eval_mode",
     "find_module",
     "is_cut_short",
     "is_done",
@@ -57,6 +59,7 @@ __getattr__ = lazily(
     collect_losses="loss_collectors",
     Context="context",
     Control="control",
+    eval_mode="modes",
     find_module="module_names",
     is_cut_short="loop",
     is_done="loop",

@@ -261,3 +261,50 @@ def test_process_freezes_in_place() -> None:
     FreezeModule([], [], "step").process(model, "backbone.0")
     assert not model.backbone[0].weight.requires_grad
     assert model.backbone[1].weight.requires_grad
+
+
+def keeps_norm(only_batchnorm: bool) -> list[FreezeModule]:
+    """The backbone is frozen for two steps."""
+    return [FreezeModule([["backbone"]], [1], "step", only_batchnorm, unfreeze_at=[3])]
+
+
+def keeps_norm_twice(only_batchnorm: bool) -> list[FreezeModule]:
+    """A part of it for longer, by another instance, after the first."""
+    inner = FreezeModule([["backbone.1"]], [2], "step", only_batchnorm, unfreeze_at=[4])
+    return [*keeps_norm(only_batchnorm), inner]
+
+
+@pytest.mark.parametrize("only_batchnorm", [False, True])
+@pytest.mark.parametrize("plugins", [keeps_norm, keeps_norm_twice])
+@pytest.mark.parametrize("at", [None, 0, 1, 2, 3])
+def test_unfreezing_leaves_in_eval_mode_what_was_in_it_before(
+    continues_exactly: Callable[..., object],
+    plugins: Callable[[bool], list[FreezeModule]],
+    only_batchnorm: bool,
+    at: int | None,
+) -> None:
+    def again(more: list[object]) -> Trainer:
+        trainer = build(*plugins(only_batchnorm), *more)
+        trainer.ctx.model.backbone[2].p = 0.0
+        trainer.ctx.model.backbone[1].eval()
+        return trainer
+
+    if at is not None:
+        continues_exactly(again, 6, at)
+        return
+    trainer = again([history := History()])
+    trainer.fit(num_steps=6)
+    assert [training["backbone.1"] for training in history.training] == [False] * 6
+    assert history.training[-1]["backbone.0"]
+    assert history.training[-1]["head.0"]
+
+
+def test_a_state_of_before_modes_were_kept_is_loaded() -> None:
+    freeze = FreezeModule([["backbone"]], [0], "step", unfreeze_at=[2])
+    trainer = build(freeze)
+    trainer.ctx.model.backbone[1].eval()
+    trainer.fit(num_steps=1)
+    state = freeze.state_dict()
+    del state["in_eval"]
+    freeze.load_state_dict(state)
+    assert freeze.state_dict()["in_eval"] == {"backbone": ["1"]}

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 from hatbus import hookimpl, plugin
 from hatbus.errors import JobError
 from hatbus.loop import find_module, structure_of
-from hatbus_model.freezing import batch_norms, freeze, held, keep_in_eval, unfreeze
+from hatbus_model import freezing
+from hatbus_model.freezing import keep_in_eval
 from hatbus_model.milestones import check_names, due, previewed, read_marks
 from hatbus_model.surgery import wrap_anew
 
@@ -53,6 +54,7 @@ class FreezeModule:
         ends: list[int | None] = [None] * len(modules) if unfreeze_at is None else unfreeze_at
         self.ends = read_marks("freeze_module", modules, ends, update_by, "unfreeze_at")
         self.frozen: dict[str, list[str]] = {}
+        self.in_eval: dict[str, list[str]] = {}
         self._begun = self._ended = 0
         self._freezers = [self]
         self._kept: list[nn.Module] = []
@@ -90,11 +92,12 @@ class FreezeModule:
     def process(self, model: nn.Module, name: str) -> None:
         """Freezes one module in place, once."""
         module = find_module(model, name, "freeze_module: modules")
-        if self.only_batchnorm:
-            keep_in_eval(batch_norms(module))
-            self.frozen.setdefault(name, [])
-        elif name not in self.frozen:
-            self.frozen[name] = freeze(module, self._held(model))
+        if name in self.frozen:
+            return
+        inside = freezing.parts(module, only_batchnorm=self.only_batchnorm)
+        self.in_eval[name] = freezing.to_eval(inside, self._modes_held(model))
+        stopped = [] if self.only_batchnorm else freezing.freeze(module, self._held(model))
+        self.frozen[name] = stopped
 
     def preview_marks(self, ctx: Context) -> list[tuple[int, str]]:
         """``(global step, label)`` of everything this will do."""
@@ -103,21 +106,26 @@ class FreezeModule:
         return sorted(begins + previewed("unfreeze", self.ends, self.update_by, ctx))
 
     def state_dict(self) -> dict[str, Any]:
-        """Which modules are frozen, and how many marks are behind us."""
+        """Which modules are frozen, what they were before, and how many marks are behind us."""
         frozen = {name: list(stopped) for name, stopped in self.frozen.items()}
-        return {"frozen": frozen, "begun": self._begun, "ended": self._ended}
+        in_eval = {name: list(before) for name, before in self.in_eval.items()}
+        counts = {"begun": self._begun, "ended": self._ended}
+        return {"frozen": frozen, "in_eval": in_eval, **counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Freezes what was frozen, and lets go what was not."""
         self._begun, self._ended = int(state["begun"]), int(state["ended"])
         if self._ctx is None:
             return
-        frozen = {str(name): [str(n) for n in found] for name, found in state["frozen"].items()}
+        frozen, in_eval = (
+            {str(name): [str(n) for n in found] for name, found in state.get(key, {}).items()}
+            for key in ("frozen", "in_eval")
+        )
         for name in list(self.frozen):
             self._release(self._ctx.model, name)
         for name in frozen:
             self.process(self._ctx.model, name)
-        self.frozen = frozen
+        self.frozen, self.in_eval = frozen, self.in_eval | in_eval  # none in an older state
         self._changed(self._ctx)
 
     def _pass_marks(self, ctx: Context, now: int) -> None:
@@ -139,16 +147,20 @@ class FreezeModule:
 
     def _release(self, model: nn.Module, name: str) -> None:
         """Unfreezes one module; what lies in it and was frozen by another name stays so."""
-        stopped, module = self.frozen.pop(name), find_module(model, name, "freeze_module: modules")
-        if self.only_batchnorm:
-            for norm in batch_norms(module):
-                norm.train()
-        else:
-            unfreeze(module, stopped, self._held(model))
+        stopped, before = self.frozen.pop(name), self.in_eval.pop(name)
+        module = find_module(model, name, "freeze_module: modules")
+        if not self.only_batchnorm:
+            freezing.unfreeze(module, stopped, self._held(model))
+        inside = freezing.parts(module, only_batchnorm=self.only_batchnorm)
+        freezing.to_train(inside, before, self._modes_held(model))
 
     def _held(self, model: nn.Module) -> dict[nn.Parameter, bool]:
         """What this and other instances of the run have frozen."""
-        return held(model, (f.frozen for f in self._freezers if not f.only_batchnorm))
+        return freezing.held(model, (f.frozen for f in self._freezers if not f.only_batchnorm))
+
+    def _modes_held(self, model: nn.Module) -> dict[nn.Module, bool]:
+        """What this and other instances of the run keep in eval mode."""
+        return freezing.modes_held(model, ((f.only_batchnorm, f.in_eval) for f in self._freezers))
 
     def _changed(self, ctx: Context) -> None:
         if not self.only_batchnorm:
@@ -158,7 +170,8 @@ class FreezeModule:
     def _find_kept(self, ctx: Context) -> None:
         """The modules to keep in eval mode; other plugins may have replaced some."""
         found = [find_module(ctx.model, n, "freeze_module: modules") for n in self.frozen]
-        parts = (batch_norms(m) if self.only_batchnorm else list(m.modules()) for m in found)
-        self._kept = [module for part in parts for module in part]
+        only = self.only_batchnorm
+        inside = (freezing.parts(m, only_batchnorm=only).values() for m in found)
+        self._kept = [module for part in inside for module in part]
         self._structure = structure_of(ctx)
         keep_in_eval(self._kept)

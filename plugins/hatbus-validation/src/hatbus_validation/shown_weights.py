@@ -44,19 +44,6 @@ def showing(ctx: Context, name: str) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Everything in eval mode, and afterwards every module in the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(modes[0][1])  # for a train() of the user's own; the exact modes come after it
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
 def first_ranks_buffers(ctx: Context, model: nn.Module) -> Iterator[None]:
     """Every rank shows the buffers of rank 0, which a checkpoint saves, and has its own afterwards.
 

@@ -17,7 +17,7 @@ from hatbus.errors import JobError, PluginError
 from hatbus.events import EVENTS
 from hatbus.insight import marks_every
 from hatbus.log import log
-from hatbus.loop import serve_requests, stop_wanted
+from hatbus.loop import eval_mode, serve_requests, stop_wanted
 from hatbus.option_values import UNITS, one_of, text, whole
 from hatbus.parallel import is_sharded, refuse_sharded
 from hatbus.rng import fenced
@@ -281,7 +281,7 @@ class Validation:
                     self._fill(own, self.train_state(ctx))
                     model = own
                     view.close()
-            stack.enter_context(shown.eval_mode(model))
+            stack.enter_context(eval_mode(model))
             stack.enter_context(shown.first_ranks_buffers(ctx, model))
             yield shown.converted(model, self._pipeline).eval()
 

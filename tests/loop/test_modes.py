@@ -1,0 +1,129 @@
+"""Train and eval mode: a fit leaves parts in eval mode that a user has put there."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from tiny import batches
+from torch import nn
+
+from hatbus import Trainer, hookimpl
+from hatbus.loop import eval_mode
+
+
+class Net(nn.Module):
+    """A feature extractor and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x))
+
+
+class Modes:
+    """Which modules were in eval mode in each forward pass."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[str]] = []
+
+    @hookimpl
+    def on_forward_begin(self, model: nn.Module) -> None:
+        self.seen.append(in_eval(model))
+
+
+def in_eval(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if not module.training]
+
+
+def trainer(model: nn.Module, *plugins: object) -> Trainer:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return Trainer(model, optimizer, batches(2), nn.functional.mse_loss, plugins)
+
+
+BODY = ["body", "body.0", "body.1", "body.2"]
+
+
+def test_a_part_in_eval_mode_trains_in_it_in_every_fit() -> None:
+    model, modes = Net(), Modes()
+    model.body.requires_grad_(False).eval()
+    statistics = model.body[1].running_mean.clone()
+    run = trainer(model, modes)
+    run.fit(num_epochs=1)
+    run.fit(num_epochs=2)
+    assert modes.seen == [BODY] * 4
+    assert torch.equal(model.body[1].running_mean, statistics)
+
+
+def test_a_root_in_eval_mode_stays_so_where_a_part_of_it_trains() -> None:
+    model, modes = Net(), Modes()
+    model.eval().head.train()
+    trainer(model, modes).fit(num_epochs=1)
+    assert modes.seen == [["", *BODY]] * 2
+
+
+def test_a_model_in_eval_mode_as_a_whole_is_put_to_train_mode() -> None:
+    model, modes = Net(), Modes()
+    model.eval()
+    trainer(model, modes).fit(num_epochs=1)
+    assert modes.seen == [[]] * 2
+
+
+def test_after_an_evaluation_between_two_fits_the_modes_of_the_first_come_back() -> None:
+    model, modes = Net(), Modes()
+    model.body.eval()
+    run = trainer(model, modes)
+    run.fit(num_epochs=1)
+    model.eval()
+    run.fit(num_epochs=2)
+    assert modes.seen == [BODY] * 4
+
+
+def test_what_a_train_of_ones_own_leaves_in_eval_mode_stays_so() -> None:
+    class Frozen(Net):
+        def train(self, mode: bool = True) -> nn.Module:
+            super().train(mode)
+            self.body[1].eval()
+            return self
+
+    model, modes = Frozen(), Modes()
+    trainer(model, modes).fit(num_epochs=1)
+    assert modes.seen == [["body.1"]] * 2
+
+
+def test_a_plugin_that_evaluates_gives_every_part_its_mode_back() -> None:
+    class Evaluates:
+        @hookimpl
+        def on_step_end(self, model: nn.Module) -> None:
+            with eval_mode(model):
+                assert in_eval(model) == ["", *BODY, "head"]
+
+    model, modes = Net(), Modes()
+    model.body.eval()
+    trainer(model, Evaluates(), modes).fit(num_epochs=1)
+    assert modes.seen == [BODY] * 2
+
+
+@pytest.mark.parametrize(
+    ("part", "frozen", "level", "words"),
+    [
+        ("body", False, logging.WARNING, "'body': in eval mode before the run, and so in training"),
+        ("body", True, logging.INFO, "'body': in eval mode before the run, and so in training"),
+        ("body.1", False, logging.INFO, "'body.1': in eval mode"),
+    ],
+)
+def test_it_is_said_loudly_only_where_weights_train_in_eval_mode(
+    part: str, frozen: bool, level: int, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "hatbus")
+    model = Net()
+    model.get_submodule(part).requires_grad_(not frozen).eval()
+    trainer(model).fit(num_epochs=1)
+    (said,) = [r for r in caplog.records if "eval mode" in r.getMessage()]
+    assert said.levelno == level
+    assert said.getMessage().startswith(words)
