@@ -7,6 +7,7 @@ import math
 import random
 from collections import OrderedDict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,24 +15,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load
 
 from hatbus.errors import CheckpointError, SaveError
-from hatbus_checkpoint import optimizer_state
-from hatbus_checkpoint.tensor_file import DTYPES, chunks_of
+from hatbus_checkpoint import optimizer_state, tensor_file
+from hatbus_checkpoint.tensor_file import DTYPES, NAMES, chunks_of
 from hatbus_checkpoint.tree import decode, encode
 
 
 def round_trip(tree: Any, inline: int = 8192) -> Any:
     data, tensors = encode(tree, inline=inline)
-    stored = load(b"".join(chunks_of(tensors)))
-    return decode(json.loads(json.dumps(data)), stored)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "tensors"
+        path.write_bytes(b"".join(chunks_of(tensors)))
+        return decode(json.loads(json.dumps(data)), tensor_file.read(path))
 
 
 def bits(value: Any) -> Any:
     """The value with every float, tensor and array as its bytes."""
     if isinstance(value, torch.Tensor):
-        raw = value.contiguous().reshape(-1).view(torch.uint8).tolist()
+        plain = value.resolve_conj().resolve_neg().contiguous()
+        raw = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8).tolist()
         return ("tensor", value.dtype, value.shape, raw)
     if isinstance(value, (np.ndarray, np.generic)):
         return (type(value), value.dtype, value.shape, value.tobytes())
@@ -81,6 +84,8 @@ def test_any_plain_tree_comes_back_equal_in_value_and_type(tree: Any) -> None:
 def test_a_tensor_of_any_kind_comes_back_bit_for_bit(
     dtype: torch.dtype, inline: int, shape: tuple[int, ...]
 ) -> None:
+    if not shape and NAMES[dtype] == "F4":
+        pytest.skip("half a byte is refused")
     size = torch.empty(shape, dtype=dtype).element_size()
     raw = torch.randint(0, 2 if dtype is torch.bool else 256, (*shape, size), dtype=torch.uint8)
     tensor = raw.view(dtype).reshape(shape)
@@ -123,6 +128,32 @@ def test_a_dense_tensor_keeps_its_memory_layout(inline: int) -> None:
     assert back.equal(image)
 
 
+CONJUGATE = torch.tensor([[1 + 2j, -0.0 + 4j]], dtype=torch.complex64).conj()
+
+
+@pytest.mark.parametrize("inline", [0, 8192])
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.randn(1, 5)[:, 0],
+        torch.randn(1, 5, 7)[:, :1, 3],
+        torch.randn(4, 5)[::2, 1:],
+        torch.randn(3).expand(4, 3),
+        CONJUGATE,
+        CONJUGATE.imag,
+        CONJUGATE.to(torch.complex128).conj()[:, 1:],
+    ],
+    ids=["stride", "strides", "part", "expanded", "conjugate", "negative", "complex128"],
+)
+def test_a_view_of_any_kind_comes_back_in_value(tensor: torch.Tensor, inline: int) -> None:
+    assert same(round_trip([tensor], inline)[0], tensor)
+
+
+def test_a_tensor_and_its_conjugate_stay_two() -> None:
+    both = round_trip([CONJUGATE, CONJUGATE.conj()], 0)
+    assert same(both, [CONJUGATE, CONJUGATE.conj()])
+
+
 def test_a_tensor_met_twice_is_stored_once_and_comes_back_as_one() -> None:
     shared = torch.randn(5000)
     data, tensors = encode({"a": shared, "b": [shared]})
@@ -138,7 +169,7 @@ def test_a_tensor_met_twice_is_stored_once_and_comes_back_as_one() -> None:
         (object(), "is a builtins.object"),
         (torch.nn.Linear(1, 1), "is a torch.nn.modules.linear.Linear"),
         (torch.eye(3).to_sparse(), "is torch.sparse_coo"),
-        (torch.zeros(2, dtype=torch.complex128), "is of type torch.complex128"),
+        (torch.empty(2, device="meta"), "is meta"),
         (np.array([object()]), "is a numpy object"),
     ],
 )

@@ -11,10 +11,9 @@ from collections.abc import Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from hatbus import hookimpl, option_values, plugin, rng
-from hatbus.errors import JobError
 from hatbus.insight import marks_every
 from hatbus.log import log
 from hatbus.loop import is_done
@@ -27,8 +26,10 @@ from hatbus_checkpoint.exchange import start_from_hat
 from hatbus_checkpoint.folder import CheckpointFolder, Entry
 from hatbus_checkpoint.locate import AUTO, locate
 from hatbus_checkpoint.lock import FolderLock
+from hatbus_checkpoint.options import check_options
 from hatbus_checkpoint.restore import Reading, Saved
 from hatbus_checkpoint.retention import check_kept, superfluous
+from hatbus_checkpoint.storable import check_optimizer, check_state
 from hatbus_checkpoint.tensor_file import chunks_of
 from hatbus_checkpoint.versions import versions
 from hatbus_checkpoint.writer import Writer
@@ -36,8 +37,6 @@ from hatbus_checkpoint.writer import Writer
 if TYPE_CHECKING:
     from hatbus.loop import Context
     from hatbus_checkpoint.snapshot import Snapshot
-
-_UNITS: Final = ("epoch", "step")
 
 
 @plugin(stage="checkpoint")
@@ -121,6 +120,7 @@ class Checkpoint:
         self._saved_at, self._path = -1, Path()
         self._next_time = 0.0
         self._kept: dict[str, Any] = {}
+        self._has_seen_update = False
         self._writer = Writer(in_background=False)
         self._lock: FolderLock | None = None
         self._found: Entry | None = None
@@ -134,6 +134,7 @@ class Checkpoint:
         refuse_sharded(
             ctx.model, "checkpoint", "save it by torch.distributed.checkpoint, or use DDP"
         )
+        check_state(ctx)
         if ctx.rank == 0:
             self.folder.probe()
             self._lock = FolderLock(self.folder.path, self.folder.prefix, self._run)
@@ -169,6 +170,9 @@ class Checkpoint:
             return
         if self._writer.is_finished():
             self._tell(ctx)
+        if not self._has_seen_update and ctx.committed and ctx.optimizer is not None:
+            self._has_seen_update = True  # most optimizers have a state only now
+            check_optimizer(ctx.model, ctx.optimizer)
         if self.interval_by == "step" and self._is_due(ctx.global_step_id):
             self._save(ctx, self._interval())
         elif self.save_seconds is not None and time.monotonic() >= self._next_time:
@@ -377,17 +381,3 @@ class Checkpoint:
                 str(self.folder.path),
                 len(others),
             )
-
-
-def check_options(prefix: Any, interval: Any, unit: Any, seconds: Any) -> None:
-    """Refuses intervals and names that cannot be used."""
-    option_values.one_of("checkpoint: interval_by", unit, _UNITS)
-    if interval is not None:
-        option_values.whole("checkpoint: save_interval", interval, 1)
-    if seconds is not None:
-        option_values.number("checkpoint: save_seconds", seconds, above=True)
-    if not isinstance(prefix, str) or "/" in prefix or prefix.startswith("."):
-        raise JobError(
-            f"checkpoint: name_prefix is {prefix!r:.80}; accepted: a text without '/', and without "
-            "'.' at its start"
-        )

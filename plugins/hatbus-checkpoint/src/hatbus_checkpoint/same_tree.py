@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hatbus_checkpoint.tensor_file import as_bytes
+from hatbus_checkpoint.tensor_file import flat_bytes
 
 
 def differing(one: Any, other: Any, path: str = "") -> str | None:
@@ -35,5 +35,4 @@ def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """The same bits: NaN is the same as itself."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    other = other.to(one.device)
-    return torch.equal(one, other) or as_bytes(one) == as_bytes(other)
+    return torch.equal(flat_bytes(one), flat_bytes(other))

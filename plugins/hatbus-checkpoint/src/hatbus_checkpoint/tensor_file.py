@@ -1,7 +1,8 @@
 """Safetensors files: written straight from the tensors' memory, read with the library.
 
 The format (https://huggingface.co/docs/safetensors): 8 bytes with the header's length, little
-endian; the header, JSON, padded with spaces; then the tensors' bytes without a gap.
+endian; the header, JSON, padded with spaces; then the tensors' bytes without a gap. It has no
+complex128: such a tensor is stored as pairs of F64, and named in the header's metadata.
 """
 
 from __future__ import annotations
@@ -34,10 +35,18 @@ DTYPES: Final[dict[str, torch.dtype]] = {
     "C64": torch.complex64,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "C128": torch.complex128,
 }
-"""The format's names for the element types."""
+"""The format's names for the element types, and one that it has not."""
+for _name, _dtype in (("F8_E8M0", "float8_e8m0fnu"), ("F4", "float4_e2m1fn_x2")):
+    if hasattr(torch, _dtype):  # newer than the oldest torch that is accepted
+        DTYPES[_name] = getattr(torch, _dtype)
 NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 RESERVED: Final = "__metadata__"
+_PAIRS: Final = "complex128"
+"""Key of the metadata: a JSON list of the tensors that stand there as pairs of real numbers."""
 _ALIGN: Final = 8
 
 
@@ -54,18 +63,17 @@ def chunks_of(
         SaveError: a name or a kind of tensor that the format cannot hold.
     """
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header: dict[str, object] = {RESERVED: dict(metadata)} if metadata else {}
+    pairs = [name for name, tensor in ordered if tensor.dtype is torch.complex128]
+    texts = {**(metadata or {}), **({_PAIRS: json.dumps(pairs)} if pairs else {})}
+    header: dict[str, object] = {RESERVED: texts} if texts else {}
     offset = 0
     for name, tensor in ordered:
         if name == RESERVED:
             raise SaveError(f"a tensor is named {RESERVED!r}, which safetensors keeps for itself")
         check_storable(tensor, name)
         end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
+        dtype, shape = _as_stored(tensor)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGN)
@@ -83,16 +91,26 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            for name in json.loads((file.metadata() or {}).get(_PAIRS, "[]")):
+                # A copy: the file's memory is aligned for real numbers only, and torch crashes.
+                found[name] = torch.view_as_complex(found[name].clone())
+            return found
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path.name!r} is no safetensors file: {error!s:.200}") from error
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
     """The elements of a tensor in row-major order, as bytes."""
-    plain = tensor.detach().to("cpu").contiguous().reshape(-1)
-    array: Any = plain.view(torch.uint8).numpy()
+    array: Any = flat_bytes(tensor).numpy()
     return memoryview(array)
+
+
+def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The same as a tensor of bytes on the host; of a contiguous one there no copy."""
+    plain = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
+    # One element may have any stride and is contiguous all the same: its bytes are no view then.
+    return plain.as_strided((plain.numel(),), (1,)).view(torch.uint8)
 
 
 def check_storable(tensor: torch.Tensor, where: str) -> None:
@@ -101,9 +119,30 @@ def check_storable(tensor: torch.Tensor, where: str) -> None:
     Raises:
         SaveError: naming the tensor.
     """
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
-        kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else tensor.layout
+    kind = _odd_kind(tensor)
+    if kind:
         raise SaveError(f"tensor {where!r} is {kind}; accepted: dense tensors with data")
     if tensor.dtype not in NAMES:
         known = ", ".join(sorted(str(d).removeprefix("torch.") for d in NAMES))
         raise SaveError(f"tensor {where!r} is of type {tensor.dtype}; accepted: {known}")
+
+
+def _odd_kind(tensor: torch.Tensor) -> str:
+    """What a tensor is that has not plain memory of its own; empty for any other."""
+    if tensor.layout is not torch.strided:
+        return str(tensor.layout)
+    if tensor.is_quantized or tensor.is_meta:
+        return "meta" if tensor.is_meta else "quantized"
+    if hasattr(tensor, "__tensor_flatten__"):  # made of other tensors, such as quantized ones
+        return f"a {type(tensor).__module__}.{type(tensor).__qualname__}"
+    return "a half of a byte" if NAMES.get(tensor.dtype) == "F4" and not tensor.ndim else ""
+
+
+def _as_stored(tensor: torch.Tensor) -> tuple[str, list[int]]:
+    """The element type and shape that stand in the header."""
+    name, shape = NAMES[tensor.dtype], list(tensor.shape)
+    if name == "C128":
+        return "F64", [*shape, 2]
+    if name == "F4":  # two to a byte, which is torch's element
+        shape[-1] *= 2
+    return name, shape

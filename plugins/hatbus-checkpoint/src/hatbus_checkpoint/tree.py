@@ -163,9 +163,9 @@ class _Decoder:
     def _tensor(self, data: Any) -> torch.Tensor:
         if isinstance(data, dict) and "data" in data:
             raw = bytearray(base64.b64decode(data["data"], validate=True))
-            flat = torch.empty(0, dtype=DTYPES[data["dtype"]])
-            if raw:
-                flat = torch.frombuffer(raw, dtype=DTYPES[data["dtype"]])
+            dtype = DTYPES[data["dtype"]]
+            flat = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0).byte()
+            flat = flat.view(dtype)
             return _laid_out(flat.reshape(data["shape"]), data.get("stride"))
         key = data if isinstance(data, str) else data["key"]
         if key not in self._made:
@@ -179,7 +179,7 @@ def identity(tensor: torch.Tensor) -> Any:
     if tensor.numel() == 0:
         return id(tensor)
     where = (tensor.device, tensor.data_ptr(), tensor.dtype)
-    return (*where, tuple(tensor.shape), tensor.stride())
+    return (*where, tuple(tensor.shape), tensor.stride(), tensor.is_conj(), tensor.is_neg())
 
 
 def _strides(tensor: torch.Tensor) -> list[int] | None:

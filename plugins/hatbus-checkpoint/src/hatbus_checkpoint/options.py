@@ -1,0 +1,24 @@
+"""Checks of the options of ``Checkpoint``."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from hatbus import option_values
+from hatbus.errors import JobError
+
+_UNITS: Final = ("epoch", "step")
+
+
+def check_options(prefix: Any, interval: Any, unit: Any, seconds: Any) -> None:
+    """Refuses intervals and names that cannot be used."""
+    option_values.one_of("checkpoint: interval_by", unit, _UNITS)
+    if interval is not None:
+        option_values.whole("checkpoint: save_interval", interval, 1)
+    if seconds is not None:
+        option_values.number("checkpoint: save_seconds", seconds, above=True)
+    if not isinstance(prefix, str) or "/" in prefix or prefix.startswith("."):
+        raise JobError(
+            f"checkpoint: name_prefix is {prefix!r:.80}; accepted: a text without '/', and without "
+            "'.' at its start"
+        )
