@@ -8,15 +8,19 @@ from hatbus.lazily import lazily
 
 if TYPE_CHECKING:
     from hatbus.data.batch_size import samples_in
-    from hatbus.data.feed import apart, generators_of, length_of, moved
-    from hatbus.data.loaders import loader, seed_of
+    from hatbus.data.feed import apart, generators_of, length_of
+    from hatbus.data.loaders import BatchOrder, loader
+    from hatbus.data.moving import moved
+    from hatbus.data.seeded import SeededSamples, seed_of
     from hatbus.data.steps import Steps, timed
     from hatbus.data.task_sampler import AllTasks, ListedTasks, OneTask, WeightedTasks
 
 __all__ = [
     "AllTasks",
+    "BatchOrder",
     "ListedTasks",
     "OneTask",
+    "SeededSamples",
     "Steps",
     "WeightedTasks",
     "apart",
@@ -33,14 +37,16 @@ __getattr__ = lazily(
     __name__,
     AllTasks="task_sampler",
     apart="feed",
+    BatchOrder="loaders",
     generators_of="feed",
     length_of="feed",
     ListedTasks="task_sampler",
     loader="loaders",
-    moved="feed",
+    moved="moving",
     OneTask="task_sampler",
     samples_in="batch_size",
-    seed_of="loaders",
+    SeededSamples="seeded",
+    seed_of="seeded",
     Steps="steps",
     timed="steps",
     WeightedTasks="task_sampler",

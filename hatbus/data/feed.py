@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch.utils.data import (
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from hatbus import rng
+from hatbus.data.epochs import listeners, tell_epoch
+from hatbus.data.moving import moved
 from hatbus.errors import DataError
 from hatbus.log import log
 from hatbus.loop import signals
@@ -59,7 +61,7 @@ class Feed:
         self._left = False
         self._resumed: dict[str, Any] | None = None
         self._rest = ""
-        self._is_told = False
+        self._is_told = self._told_workers = False
         self._started: bool | None = None
 
     def start(self, epoch: int, behind: int, group: int) -> None:
@@ -192,7 +194,7 @@ class Feed:
 
     def _now(self) -> dict[str, Any]:
         """What a pass that begins now depends on, beside the random state of the process."""
-        starts = starts_workers(self.loader)
+        starts = starts_workers(self.loader) or self._has_deaf_workers()
         return {"generators": self._generator_states(), "starts_workers": starts}
 
     def _open(self) -> Iterator[Any]:
@@ -202,21 +204,56 @@ class Feed:
             self._began = {"positioned": True}
             self.loader.set_position(key, self.taken)
             return self._iterated()
-        for part in (self.loader, *(getattr(self.loader, n, None) for n in _SAMPLERS)):
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(key)
         resumed = self._resumed or {}
         if "loader" in resumed or self._rest:
+            tell_epoch(self.loader, key)
             self._began = {"stateful": True}
             return self._new_pass() if self._rest else self._iterated()
-        self._began = resumed.get("began") or {}
-        self._start_workers_as_before()
-        if "rng" in self._began:
-            rng.restore(self._began["rng"])
-            self._set_generators(self._began["generators"])  # another loader may share them
-        else:
-            self._began = {"rng": rng.capture(), **self._now()}
+        self._begin(resumed.get("began") or {}, key)
         return self._replayed(self._iterated())
+
+    def _begin(self, began: dict[str, Any], key: int) -> None:
+        """Brings about what a pass begins with: random state, epoch, workers, generators.
+
+        Args:
+            began: what the pass began with that a resumed run was in; empty of a new one.
+            key: the epoch; the parts that are told of it may draw random numbers.
+        """
+        before = began.get("rng")
+        if before is not None:
+            rng.restore(before)
+        start = rng.capture() if before is None else before
+        if tell_epoch(self.loader, key):
+            self._renew_workers()
+        self._start_workers_as_before()
+        if before is None:
+            self._began = {"rng": start, **self._now()}
+        else:
+            self._set_generators(began["generators"])  # another loader may share them
+            self._began = began
+
+    def _renew_workers(self) -> None:
+        """Starts persistent workers anew where their copy of the data set wants to know the epoch.
+
+        Nobody can tell them; ``hatbus.data.loader`` says the epoch with every sample.
+        """
+        if not self._has_deaf_workers():
+            return
+        if self.loader._iterator is not None and not self._told_workers:  # noqa: SLF001 - see below
+            self._told_workers = True
+            log.warning(
+                "%s has workers that persist, which nobody can tell the epoch that its data set "
+                "asks for (set_epoch): they are started anew in every epoch; hatbus.data.loader "
+                "keeps them",
+                self.name,
+            )
+        self.loader._iterator = None  # noqa: SLF001 - torch has no other way
+
+    def _has_deaf_workers(self) -> bool:
+        if not keeps_workers(self.loader):
+            return False
+        dataset = self.loader.dataset
+        return not hasattr(dataset, "tells_workers") and bool(listeners(dataset))
 
     def _start_workers_as_before(self) -> None:
         """The next pass starts persistent workers if it did so in the run that is gone on with.
@@ -225,7 +262,7 @@ class Feed:
         """
         wanted, self._started = self._started, None
         starts = starts_workers(self.loader)
-        if wanted is None or wanted == starts:
+        if wanted is None or wanted == starts or self._has_deaf_workers():
             return
         if wanted:
             self.loader._iterator = None  # noqa: SLF001 - torch has no other way
@@ -269,9 +306,6 @@ class Feed:
                     "them are behind the run; the data is not what it was: start a new run"
                 )
         return iterator
-
-
-_SAMPLERS = ("sampler", "batch_sampler", "dataset")
 
 
 def generators_of(loader: Any) -> list[torch.Generator]:
@@ -353,31 +387,3 @@ def apart(loader: Any) -> Any:
     other = copy.copy(loader)
     other._iterator = None  # noqa: SLF001 - torch has no other way
     return other
-
-
-def moved(batch: Any, device: Any) -> Any:
-    """A batch with every tensor in it on the device, without waiting for it.
-
-    What has a ``to`` of its own moves itself (tensors, packed sequences, a tokenizer's batches);
-    tuples, lists and mappings are made anew, of their own type.
-    """
-    if hasattr(batch, "to"):
-        return _moved_itself(batch, device)
-    if isinstance(batch, dict):
-        made = copy.copy(batch)  # a defaultdict has more than its items
-        made.update({k: moved(v, device) for k, v in batch.items()})
-        return made
-    if isinstance(batch, Mapping):
-        return type(batch)({k: moved(v, device) for k, v in batch.items()})  # type: ignore[call-arg]
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(moved(v, device) for v in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(moved(v, device) for v in batch)
-    return batch
-
-
-def _moved_itself(part: Any, device: Any) -> Any:
-    try:
-        return part.to(device, non_blocking=True)
-    except TypeError:  # a `to` of the user's own that takes the device alone
-        return part.to(device)

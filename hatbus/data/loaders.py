@@ -5,30 +5,21 @@ random augmentation alone, for a ``DataLoader`` of your own::
 
     order        (seed, epoch)         -> which sample stands where
     augmentation (seed, epoch, index)  -> what random transforms do to that sample
+    collation    (seed, epoch, batch)  -> what a random collate function does to a batch
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence, Sized
-from contextlib import nullcontext
+from collections.abc import Iterator, Sized
 from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
-from hatbus import rng
+from hatbus.data.loader_arguments import check_arguments
+from hatbus.data.seeded import SeededCollate, SeededSamples, seed_of
 from hatbus.errors import DataError
 from hatbus.parallel.processes import rank_and_world
-
-Place = tuple[int, int]
-"""Epoch and sample index."""
-
-
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed made of the parts; different parts give unrelated seeds."""
-    digest = hashlib.blake2b(" ".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 class BatchOrder(Sampler[list[Any]]):
@@ -49,6 +40,7 @@ class BatchOrder(Sampler[list[Any]]):
         fills: as said under ``world``. Otherwise every sample is on one rank only; the ranks still
             have equally many batches, unless a batch is one sample. Fewer samples than ranks are
             given to every rank.
+        tells: whether the epoch goes with every index; else None does, as in a validation.
     """
 
     def __init__(
@@ -71,16 +63,20 @@ class BatchOrder(Sampler[list[Any]]):
         self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
         self.rank, self.world, self.with_epoch = rank, world, with_epoch
         self.epoch = self.first = 0
-        self.fills = True
+        self.fills = self.tells = True
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
         everywhere = self.batch_size * self.world
         return self.length // everywhere if self.drop_last else -(-self.length // everywhere)
 
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration gives the order of ``epoch``, from its first batch on."""
+        self.epoch, self.first = epoch, 0
+
     def __iter__(self) -> Iterator[list[Any]]:
         """The index batches of the epoch, from the position on that is set just now."""
-        epoch, rest = self.epoch, self.batches()[self.first :]
+        epoch, rest = self.epoch if self.tells else None, self.batches()[self.first :]
         if not self.with_epoch:
             return iter(rest)
         return ([(epoch, i) for i in found] for found in rest)
@@ -109,42 +105,6 @@ class BatchOrder(Sampler[list[Any]]):
         return order[self.rank :: self.world]
 
 
-class SeededSamples(Dataset[Any]):
-    """A data set whose random augmentation is a function of (seed, epoch, index).
-
-    Every sample starts from its own random state, so it does not matter which process fetches it,
-    after which others, or whether the run was resumed. In the training process itself the random
-    state is left as it was.
-
-    Args:
-        samples: the data set; it draws from ``random``, ``numpy.random`` or torch.
-        seed: of the augmentation; None: the run's.
-    """
-
-    def __init__(self, samples: Any, seed: int | None = 0) -> None:
-        self.samples, self.seed = samples, seed
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, place: Place) -> Any:
-        """The sample at ``(epoch, index)``."""
-        return self.__getitems__([place])[0]
-
-    def __getitems__(self, places: Sequence[Place]) -> Sequence[Any]:
-        """The samples of a batch."""
-        with rng.fenced() if get_worker_info() is None else nullcontext():
-            if hasattr(self.samples, "__getitems__"):
-                rng.seed_all(seed_of("batch", self.seed or 0, *places[0]))
-                found: Sequence[Any] = self.samples.__getitems__([index for _, index in places])
-                return found
-            return [self._sample(epoch, index) for epoch, index in places]
-
-    def _sample(self, epoch: int, index: int) -> Any:
-        rng.seed_all(seed_of("sample", self.seed or 0, epoch, index))
-        return self.samples[index]
-
-
 class ExactLoader(DataLoader[Any]):
     """A ``DataLoader`` that can be told where to start; see ``loader``."""
 
@@ -167,7 +127,16 @@ class ExactLoader(DataLoader[Any]):
             self._adopted, self._iterator = seed, None
 
     def set_position(self, epoch: int, batch: int) -> None:
-        """The next iteration gives the batches of ``epoch`` from number ``batch`` on."""
+        """The next iteration gives the batches of ``epoch`` from number ``batch`` on.
+
+        A data set that has ``set_epoch`` is told, also below ``Subset`` and other wrappers, and in
+        every worker.
+        """
+        if isinstance(self.dataset, SeededSamples):
+            self.dataset.set_epoch(epoch)
+        self._go_to(epoch, batch)
+
+    def _go_to(self, epoch: int, batch: int) -> None:
         self.order.epoch, self.order.first = epoch, batch
         seed = seed_of("workers", self.order.seed or 0, epoch)
         cast(torch.Generator, self.generator).manual_seed(seed)
@@ -179,12 +148,13 @@ class ExactLoader(DataLoader[Any]):
             equal: every rank has to have equally many batches; where a batch is one sample, some
                 are repeated for that.
         """
-        self.set_position(0, 0)
+        self._go_to(0, 0)
+        self.order.tells = False  # a training may be inside another epoch of the same data set
         self.order.fills = self.order.drop_last or (equal and self.order.batch_size == 1)
         try:
             yield from self
         finally:
-            self.order.fills = True
+            self.order.fills = self.order.tells = True
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when a run is resumed."""
@@ -214,8 +184,9 @@ def loader(
 ) -> ExactLoader:
     """A ``torch.utils.data.DataLoader`` whose data is a function of (seed, epoch, position).
 
-    Random augmentation inside the data set is seeded per sample (see ``SeededSamples``), with any
-    number of workers; a plain ``TensorDataset`` draws nothing and is read directly.
+    Random augmentation inside the data set is seeded per sample (see ``SeededSamples``) and a
+    ``collate_fn`` per batch, with any number of workers; a plain ``TensorDataset`` draws nothing
+    and is read directly. A data set with ``set_epoch`` is told the epoch, in its workers too.
 
     Args:
         dataset: with ``__len__`` and ``__getitem__``.
@@ -227,13 +198,12 @@ def loader(
         options: further arguments of ``DataLoader``.
 
     Raises:
-        DataError: the data set has no length or is empty.
+        DataError: an argument that cannot be used, or a data set that is empty or has no length.
     """
-    if not hasattr(dataset, "__len__"):
-        kind = type(dataset).__name__
-        raise DataError(f"{kind} has no length; hatbus.data.loader needs a data set that has one")
+    check_arguments(dataset, batch_size, num_workers, seed, options)
     rank, world = rank_and_world()
-    draws = type(dataset) is not TensorDataset
+    collate = options.pop("collate_fn", None)
+    draws = type(dataset) is not TensorDataset or collate is not None
     order = BatchOrder(
         len(cast(Sized, dataset)),
         batch_size,
@@ -244,10 +214,17 @@ def loader(
         world=world,
         with_epoch=draws,
     )
-    return ExactLoader(
-        SeededSamples(dataset, seed) if draws else dataset,
-        batch_sampler=order,
-        num_workers=num_workers,
-        generator=torch.Generator(),
-        **options,
-    )
+    samples: Any = SeededSamples(dataset, seed) if draws else dataset
+    try:
+        return ExactLoader(
+            samples,
+            batch_sampler=order,
+            num_workers=num_workers,
+            generator=torch.Generator(),
+            collate_fn=None if collate is None else SeededCollate(collate, samples),
+            **options,
+        )
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"torch's DataLoader refuses what hatbus.data.loader got: {error}"
+        ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import UserDict, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -10,14 +9,13 @@ import pytest
 import torch
 from samples import Drawing, Keeping, Noisy, seen_in_fits
 from tiny import hearing, tiny_trainer
-from torch.nn.utils import rnn
 from torch.utils.data import (
     DataLoader,
     TensorDataset,
 )
 
 from hatbus import hookimpl, rng
-from hatbus.data.feed import Feed, moved
+from hatbus.data.feed import Feed
 from hatbus.data.loaders import loader
 from hatbus.data.task_sampler import AllTasks
 from hatbus.errors import DataError, JobError
@@ -207,28 +205,3 @@ def test_data_that_became_shorter_is_an_error_with_both_numbers() -> None:
     state = feed.state_dict(inside=True)
     with pytest.raises(DataError, match=r"gave 3 batches in epoch 0, but 4 of them are behind"):
         resumed(state, [1, 2, 3])
-
-
-def test_batches_of_every_kind_are_moved_and_keep_their_kind() -> None:
-    class Own:
-        def __init__(self, values: torch.Tensor) -> None:
-            self.values = values
-
-        def to(self, device: Any) -> Own:
-            return Own(self.values.to(device))
-
-    packed = rnn.pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
-    counted: Any = defaultdict(list, {"x": torch.ones(2)})
-    batch = ({"a": [torch.ones(1)], "name": "text"}, packed, counted, Own(torch.ones(1)))
-    first, sequence, more, own = moved(batch, torch.device("meta"))
-    found = (first["a"][0], sequence.data, more["x"], own.values)
-    assert {one.device.type for one in found} == {"meta"}
-    assert first["name"] == "text"
-    assert sequence.batch_sizes.tolist() == [2, 1, 1]
-    assert more["absent"] == []
-
-
-def test_a_mapping_of_the_users_own_is_not_changed_by_moving_it() -> None:
-    batch = UserDict({"x": torch.ones(1)})
-    assert moved(batch, torch.device("meta"))["x"].device.type == "meta"
-    assert batch["x"].device.type == "cpu"

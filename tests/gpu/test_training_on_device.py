@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import rnn
 
 from hatbus import Trainer, hookimpl
-from hatbus.data.feed import moved
+from hatbus.data.moving import moved
 from hatbus.errors import JobError, NonFiniteError
 
 STEPS = 12
