@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 
-from hatbus.events import ARGUMENTS, BATCH, EVENTS, LOOP, STEP, Event, training
+from hatbus.events import ARGUMENTS, EVENTS, Event, training
+from hatbus.events.payload import BATCH, LOOP, STEP
 
 _HEAD = """\
 <!-- Written by docs/refresh.py out of hatbus/events/training.py, on_demand.py and payload.py. -->

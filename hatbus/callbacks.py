@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from hatbus import discovery
+from hatbus.discovery.entry_points import hint
 from hatbus.discovery.first_party import FIRST_PARTY
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.events.callback_mixin import CallbackMixin
@@ -52,6 +53,6 @@ def _entry_point(name: str) -> str:
         return offers[0].name
     for entry_point, own in FIRST_PARTY.items():
         if own.class_name == name:
-            raise PluginError(f"no callback {name!r}{discovery.hint(entry_point)}")
+            raise PluginError(f"no callback {name!r}{hint(entry_point)}")
     known = {*__dir__(), *(own.class_name for own in FIRST_PARTY.values())}
     raise PluginError(f"no callback {name!r}{did_you_mean(name, known)}")

@@ -19,7 +19,7 @@ from hatbus.loop.batch_processor import BatchProcessor
 from hatbus.loop.context import Context
 from hatbus.loop.control import Control
 from hatbus.loop.finite import finite_loss
-from hatbus.loop.loop import Loop, Nobody
+from hatbus.loop.loop import Loop, UnprovidedSpans
 from hatbus.loop.modes import TrainModes, tell_of_eval
 from hatbus.loop.precision import Autocast, LossScaling, check_precision
 from hatbus.loop.signals import Signals
@@ -31,7 +31,7 @@ from hatbus.parallel.processes import (
     joined,
     let_go,
     rank_and_world,
-    share,
+    wrapped_in_ddp,
 )
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Trainer:
         if self._compile:
             options = self._compile if isinstance(self._compile, Mapping) else {}
             model = torch.compile(model, **options)
-        ctx.wrapped_model = share(model, ctx.device, many_tasks=len(ctx.data.tasks) > 1)
+        ctx.wrapped_model = wrapped_in_ddp(model, ctx.device, many_tasks=len(ctx.data.tasks) > 1)
 
     def _register_core(
         self, processor: BatchProcessor, steps: Steps, nan: str, world: int, place: torch.device
@@ -205,7 +205,7 @@ class Trainer:
             parts["finite_loss"] = finite
         if world > 1:
             parts["agreed_decisions"] = AgreedDecisions()
-        parts.update(loop=Loop(), batch_processor=processor, nobody=Nobody())
+        parts.update(loop=Loop(), batch_processor=processor, nobody=UnprovidedSpans())
         for name, part in parts.items():
             self.bus.register(part, f"core.{name}", core=True)
 

@@ -14,6 +14,7 @@ from hatbus import discovery
 from hatbus.authoring.advice import advice_on, on_metadata, on_project
 from hatbus.authoring.checking import Offer, load_problems, problems_of, requirement_problems
 from hatbus.discovery.class_source import Sources
+from hatbus.discovery.entry_points import conflict_of, how_to_install
 from hatbus.discovery.first_party import normalized
 from hatbus.errors import PluginError, did_you_mean
 
@@ -142,7 +143,7 @@ def check_installed(name: str) -> Report:
     for found in chosen:
         offer = Offer(found.name, found.value, found.distribution)
         same = [other for other in discovery.installed() if other.name == found.name]
-        conflict = discovery.conflict_of(same)
+        conflict = conflict_of(same)
         problems = problems_of(offer, sources) + ([conflict] if conflict else [])
         report[found.name] = Finding(problems or load_problems(found), advice_on(offer, sources))
     return report
@@ -152,7 +153,7 @@ def _closest(name: str) -> str:
     """What might have been meant."""
     known = {word for f in discovery.installed() for word in (f.name, f.distribution)}
     if not known:
-        return f"; {discovery.how_to_install()}"
+        return f"; {how_to_install()}"
     hint = did_you_mean(name, known)
     return hint if "did you mean" in hint else "; `hatbus plugins` lists what is installed"
 

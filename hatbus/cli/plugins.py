@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hatbus import discovery
 from hatbus.cli.display import show_rows
+from hatbus.discovery.entry_points import conflict_of, how_to_install, is_allowed
 from hatbus.discovery.version_gate import misfit
 from hatbus.errors import PluginError
 
@@ -58,7 +59,7 @@ def show_all(*, as_json: bool) -> int:
     if as_json:
         _print_json([described(one) for one in found])
     elif not found:
-        print(discovery.how_to_install())
+        print(how_to_install())
     else:
         show_rows([(one.name, one.source, status_of(one) or one.summary()) for one in found])
     return 0
@@ -67,10 +68,10 @@ def show_all(*, as_json: bool) -> int:
 def status_of(found: Found) -> str:
     """Why a plugin cannot be used; empty if it can."""
     offers = [one for one in discovery.installed() if one.name == found.name]
-    conflict = discovery.conflict_of(offers)
+    conflict = conflict_of(offers)
     if conflict:
         return f"conflict: {conflict}"
-    return misfit(found) if discovery.is_allowed(found) else f"refused by {discovery.ALLOW}"
+    return misfit(found) if is_allowed(found) else f"refused by {discovery.ALLOW}"
 
 
 def show_one(name: str, *, as_json: bool) -> int:

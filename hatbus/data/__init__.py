@@ -1,4 +1,8 @@
-"""Loaders whose order can be continued exactly, the steps made of them, and task samplers."""
+"""From loaders to the batches of a step, in an order that a resumed run continues exactly.
+
+Public: ``loader``, the samplers that choose the tasks of a step, ``Steps`` (a context's ``data``),
+and what is to be known of any loader or batch.
+"""
 
 from __future__ import annotations
 
@@ -9,45 +13,49 @@ from hatbus.lazily import lazily
 if TYPE_CHECKING:
     from hatbus.data.batch_size import samples_in
     from hatbus.data.feed import apart, generators_of, length_of
-    from hatbus.data.loaders import BatchOrder, loader
-    from hatbus.data.moving import moved
+    from hatbus.data.loaders import BatchOrder, ExactLoader, loader
+    from hatbus.data.moving import to_device
     from hatbus.data.seeded import SeededSamples, seed_of
-    from hatbus.data.steps import Steps, timed
-    from hatbus.data.task_sampler import AllTasks, ListedTasks, OneTask, WeightedTasks
+    from hatbus.data.steps import Steps, with_data_wait
+    from hatbus.data.task_sampler import AllTasks, ListedTasks, OneTask, TaskSampler, WeightedTasks
 
 __all__ = [
     "AllTasks",
     "BatchOrder",
+    "ExactLoader",
     "ListedTasks",
     "OneTask",
     "SeededSamples",
     "Steps",
+    "TaskSampler",
     "WeightedTasks",
     "apart",
     "generators_of",
     "length_of",
     "loader",
-    "moved",
     "samples_in",
     "seed_of",
-    "timed",
+    "to_device",
+    "with_data_wait",
 ]
 
 __getattr__ = lazily(
     __name__,
-    AllTasks="task_sampler",
+    samples_in="batch_size",
     apart="feed",
-    BatchOrder="loaders",
     generators_of="feed",
     length_of="feed",
-    ListedTasks="task_sampler",
+    BatchOrder="loaders",
+    ExactLoader="loaders",
     loader="loaders",
-    moved="moving",
-    OneTask="task_sampler",
-    samples_in="batch_size",
+    to_device="moving",
     SeededSamples="seeded",
     seed_of="seeded",
     Steps="steps",
-    timed="steps",
+    with_data_wait="steps",
+    AllTasks="task_sampler",
+    ListedTasks="task_sampler",
+    OneTask="task_sampler",
+    TaskSampler="task_sampler",
     WeightedTasks="task_sampler",
 )

@@ -20,7 +20,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from hatbus import rng
 from hatbus.data.epochs import listeners, tell_epoch
-from hatbus.data.moving import moved
+from hatbus.data.moving import to_device
 from hatbus.errors import DataError
 from hatbus.log import log
 from hatbus.loop import signals
@@ -88,7 +88,7 @@ class Feed:
         if self._device is None:
             return iterator
         device = self._device
-        return (moved(batch, device) for batch in iterator)
+        return (to_device(batch, device) for batch in iterator)
 
     def close(self) -> None:
         """Ends the present iteration."""

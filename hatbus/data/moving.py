@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 
-def moved(batch: Any, device: Any) -> Any:
+def to_device(batch: Any, device: Any) -> Any:
     """A batch with every tensor in it on the device, without waiting for it.
 
     What has a ``to`` of its own moves itself (tensors, packed sequences, a tokenizer's batches).
@@ -56,7 +56,7 @@ def _moved_itself(part: Any, device: Any) -> Any:
 
 
 def _moved_mapping(batch: Any, device: Any) -> Any:
-    items = {k: moved(v, device) for k, v in batch.items()}
+    items = {k: to_device(v, device) for k, v in batch.items()}
     if isinstance(batch, dict):
         made = copy.copy(batch)  # a defaultdict has more than its items
         made.update(items)
@@ -65,7 +65,7 @@ def _moved_mapping(batch: Any, device: Any) -> Any:
 
 
 def _moved_tuple(batch: Any, device: Any) -> Any:
-    values = [moved(v, device) for v in batch]
+    values = [to_device(v, device) for v in batch]
     if type(batch) is tuple:
         return tuple(values)
     if type(batch).__module__ == "torch.return_types":  # of torch.max, torch.topk and the like
@@ -76,7 +76,7 @@ def _moved_tuple(batch: Any, device: Any) -> Any:
 
 
 def _moved_list(batch: Any, device: Any) -> Any:
-    rows = [moved(v, device) for v in batch]
+    rows = [to_device(v, device) for v in batch]
     if type(batch) is list:
         return rows
     made = copy.copy(batch)  # a subclass may have more than its rows
@@ -85,18 +85,18 @@ def _moved_list(batch: Any, device: Any) -> Any:
 
 
 def _moved_deque(batch: Any, device: Any) -> Any:
-    return type(batch)((moved(v, device) for v in batch), batch.maxlen)
+    return type(batch)((to_device(v, device) for v in batch), batch.maxlen)
 
 
 def _moved_set(batch: Any, device: Any) -> Any:
-    return type(batch)(moved(v, device) for v in batch)
+    return type(batch)(to_device(v, device) for v in batch)
 
 
 def _moved_record(batch: Any, device: Any) -> Any:
     """A copy with its tensors moved: no constructor runs, so nothing is derived a second time."""
     made = copy.copy(batch)
     for name, value in fields_of(batch).items():
-        there = moved(value, device)
+        there = to_device(value, device)
         if there is not value:
             object.__setattr__(made, name, there)  # also of a frozen one
     return made

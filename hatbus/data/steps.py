@@ -94,7 +94,7 @@ class Steps:
         self._come_back(place_of(ctx))
         is_plain = len(self.feeds) == 1 and self.accumulate == 1 and self._sampler.is_plain
         self._running = self._plain_steps(ctx) if is_plain else self._steps(ctx)
-        return timed(self._running, ctx) if self.times_waits else self._running
+        return with_data_wait(self._running, ctx) if self.times_waits else self._running
 
     def check_epochs_end(self) -> None:
         """Refuses a plan in epochs where nobody knows when one is over.
@@ -277,7 +277,7 @@ def each_its_own(loaders: Mapping[Any, Any]) -> dict[Any, Any]:
     return found
 
 
-def timed(steps: Iterator[Batches], ctx: Context) -> Iterator[Batches]:
+def with_data_wait(steps: Iterator[Batches], ctx: Context) -> Iterator[Batches]:
     """The steps, with the time that each took to come in ``ctx.data_wait``."""
     now, began = time.perf_counter, time.perf_counter()
     for batches in steps:

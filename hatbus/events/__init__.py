@@ -1,4 +1,8 @@
-"""The contract of loop and plugins: every event, its arguments, how a class declares itself."""
+"""The contract of the loop and its plugins: every event, and what a class says about its place.
+
+A plugin marks its methods with ``hatbus.hookimpl`` and its class with ``hatbus.plugin``. Public
+beside them: the table of all events and their arguments, the stages, and what a plugin declared.
+"""
 
 from __future__ import annotations
 
@@ -7,43 +11,49 @@ from typing import TYPE_CHECKING
 from hatbus.lazily import lazily
 
 if TYPE_CHECKING:
-    from hatbus.events.declare import DECLARATION, OVERRIDABLE, Declaration, declaration_of, plugin
-    from hatbus.events.payload import ARGUMENTS, BATCH, LOOP, STEP
-    from hatbus.events.training import DECISION, EVENTS, MOMENT, PAIRS, SPAN, Event
+    from hatbus.events.declare import (
+        OVERRIDABLE,
+        RANKS,
+        STAGES,
+        Declaration,
+        declaration_of,
+        is_declared,
+        redeclare,
+    )
+    from hatbus.events.event import DECISION, EVENTS, MOMENT, PAIRS, SPAN, Event
+    from hatbus.events.payload import ARGUMENTS
 
 __all__ = [
     "ARGUMENTS",
-    "BATCH",
     "DECISION",
-    "DECLARATION",
     "EVENTS",
-    "LOOP",
     "MOMENT",
     "OVERRIDABLE",
     "PAIRS",
+    "RANKS",
     "SPAN",
-    "STEP",
+    "STAGES",
     "Declaration",
     "Event",
     "declaration_of",
-    "plugin",
+    "is_declared",
+    "redeclare",
 ]
 
 __getattr__ = lazily(
     __name__,
-    ARGUMENTS="payload",
-    BATCH="payload",
-    DECISION="training",
     Declaration="declare",
-    DECLARATION="declare",
-    declaration_of="declare",
-    Event="training",
-    EVENTS="training",
-    LOOP="payload",
-    MOMENT="training",
     OVERRIDABLE="declare",
-    PAIRS="training",
-    plugin="declare",
-    SPAN="training",
-    STEP="payload",
+    RANKS="declare",
+    STAGES="declare",
+    declaration_of="declare",
+    is_declared="declare",
+    redeclare="declare",
+    DECISION="event",
+    EVENTS="event",
+    Event="event",
+    MOMENT="event",
+    PAIRS="event",
+    SPAN="event",
+    ARGUMENTS="payload",
 )

@@ -24,10 +24,15 @@ STAGES: Final = (
 )
 """The order of plugins inside every event, first to last."""
 RANKS: Final = ("all", "zero")
+"""Where a plugin runs: on every process of a run, or on the first only."""
 DECLARATION: Final = "__hatbus__"
 
 hookimpl: Final = pluggy.HookimplMarker(PROJECT)
-"""Marks a method as the implementation of the event of the same name."""
+"""Marks a method as the implementation of the event of the same name.
+
+With ``wrapper=True`` it goes around a span: a generator that yields once and returns the result.
+``specname="on_step_end"`` gives the event where the method is called otherwise.
+"""
 hookspec: Final = pluggy.HookspecMarker(PROJECT)
 
 _Class = TypeVar("_Class", bound=type)
@@ -114,8 +119,35 @@ def names(value: str | Sequence[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
+def is_declared(instance: object) -> bool:
+    """Whether ``@plugin`` was put on the class of an instance, or on a parent of it."""
+    return isinstance(getattr(instance, DECLARATION, None), Declaration)
+
+
+def redeclare(instance: object, **changes: Any) -> None:
+    """Gives one instance another declaration than its class has, before it is registered.
+
+    For a plugin whose options decide what it writes: ``redeclare(self, writes="grad.clip")``.
+
+    Args:
+        instance: the plugin.
+        changes: as ``hatbus.plugin`` takes them; what is not named stays as it is.
+    """
+    lists = {"before", "after", "tasks", "writes", "shares"}
+    given: dict[str, Any] = {n: names(v) if n in lists else v for n, v in changes.items()}
+    setattr(instance, DECLARATION, replace(declaration_of(instance), **given))
+
+
 def declaration_of(instance: object, overrides: dict[str, Any] | None = None) -> Declaration:
-    """What the instance (or its class) declares, with the job's overrides on top."""
+    """What the instance (or its class) declares, with the job's overrides on top.
+
+    Args:
+        instance: a plugin; of one that declares nothing this is ``Declaration()``.
+        overrides: keys of ``OVERRIDABLE`` to their values.
+
+    Raises:
+        PluginError: an unknown key or value.
+    """
     declared: Declaration = getattr(instance, DECLARATION, None) or Declaration()
     if not overrides:
         return declared

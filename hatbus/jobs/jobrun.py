@@ -17,6 +17,7 @@ import torch
 
 from hatbus import __version__, discovery
 from hatbus.discovery.before_after import strangers
+from hatbus.discovery.entry_points import SOURCE
 from hatbus.errors import HatbusError, JobError, PluginError, SaveError
 from hatbus.events.declare import hookimpl
 from hatbus.insight.explanation import plan_of
@@ -168,8 +169,8 @@ class Prepared:
         if not isinstance(cls, type):
             raise JobError(f"key 'use' is {use!r} {where}: it is no class")
         own = Own(use, use.rpartition(":")[0])
-        if discovery.SOURCE not in vars(cls):
-            setattr(cls, discovery.SOURCE, own.source)
+        if SOURCE not in vars(cls):
+            setattr(cls, SOURCE, own.source)
         return own, cls
 
     def _instances(self, built: Mapping[str, Any]) -> dict[str, object]:

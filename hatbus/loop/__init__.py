@@ -1,4 +1,8 @@
-"""The training loop: its context, requests, batch processor, precision, signals, weight views."""
+"""The training loop, and what plugins find in ``ctx``: counters, requests, weight views.
+
+Public: the types behind ``hatbus.Context``, modules by name, and the steps of the loop that a loop
+of your own shares with it.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,11 @@ if TYPE_CHECKING:
     from hatbus.loop.control import Control, Request
     from hatbus.loop.loop import (
         Loop,
-        Nobody,
+        UnprovidedSpans,
         is_cut_short,
         is_done,
         kept_batches,
-        prefixed,
+        losses_of_task,
         serve_requests,
     )
     from hatbus.loop.loss_collectors import (
@@ -26,16 +30,17 @@ if TYPE_CHECKING:
     from hatbus.loop.modes import eval_mode
     from hatbus.loop.module_names import find_module, structure_changed, structure_of, unwrapped
     from hatbus.loop.signals import stop_wanted
-    from hatbus.loop.weights import RAW
+    from hatbus.loop.weights import RAW, Weights
 
 __all__ = [
     "RAW",
     "Context",
     "Control",
     "Loop",
-    "Nobody",
     "Position",
     "Request",
+    "UnprovidedSpans",
+    "Weights",
     "collect_loss_by_index",
     "collect_loss_by_regex",
     "collect_losses",
@@ -44,7 +49,7 @@ __all__ = [
     "is_cut_short",
     "is_done",
     "kept_batches",
-    "prefixed",
+    "losses_of_task",
     "serve_requests",
     "stop_wanted",
     "structure_changed",
@@ -54,25 +59,26 @@ __all__ = [
 
 __getattr__ = lazily(
     __name__,
-    collect_loss_by_index="loss_collectors",
-    collect_loss_by_regex="loss_collectors",
-    collect_losses="loss_collectors",
     Context="context",
+    Position="context",
     Control="control",
-    eval_mode="modes",
-    find_module="module_names",
+    Request="control",
+    Loop="loop",
+    UnprovidedSpans="loop",
     is_cut_short="loop",
     is_done="loop",
     kept_batches="loop",
-    Loop="loop",
-    Nobody="loop",
-    Position="context",
-    prefixed="loop",
-    RAW="weights",
-    Request="control",
+    losses_of_task="loop",
     serve_requests="loop",
-    stop_wanted="signals",
+    collect_loss_by_index="loss_collectors",
+    collect_loss_by_regex="loss_collectors",
+    collect_losses="loss_collectors",
+    eval_mode="modes",
+    find_module="module_names",
     structure_changed="module_names",
     structure_of="module_names",
     unwrapped="module_names",
+    stop_wanted="signals",
+    RAW="weights",
+    Weights="weights",
 )

@@ -86,7 +86,7 @@ class Loop:
         for ctx.task, ctx.batch, ctx.weight in ctx.batches:  # noqa: B020 - and each of them
             ctx.model_outs, ctx.losses = None, {}
             found = scopes[ctx.task].run_batch(ctx)
-            found = found if ctx.task is None else prefixed(found, ctx.task)
+            found = found if ctx.task is None else losses_of_task(found, ctx.task)
             is_all = ctx.weight == 1.0 and not losses
             losses = found if is_all else with_more(losses, found, ctx.weight)
         ctx.task, ctx.losses = None, losses
@@ -100,7 +100,7 @@ class Loop:
         return ctx.committed
 
 
-def prefixed(losses: dict[str, Any], task: str) -> dict[str, Any]:
+def losses_of_task(losses: dict[str, Any], task: str) -> dict[str, Any]:
     """A task's losses under the names they have at step end."""
     return {f"{task}/{name}": loss for name, loss in losses.items()}
 
@@ -192,7 +192,7 @@ def log_skipped(ctx: Context, what: str, reasons: Sequence[tuple[str, str]]) -> 
         log.info("step %d%s: %s skipped by %s (%s)", ctx.global_step_id, task, what, name, reason)
 
 
-class Nobody:
+class UnprovidedSpans:
     """The spans that plugins provide, when none does."""
 
     @hookimpl(trylast=True)

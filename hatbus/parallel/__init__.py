@@ -1,4 +1,7 @@
-"""Several processes: DDP, sharded models, and what all ranks agree on."""
+"""A run of several processes: DDP, models whose weights are sharded, what all ranks agree on.
+
+Public: what a plugin must know of a model's weights before it reads or replaces them.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,17 @@ from typing import TYPE_CHECKING
 from hatbus.lazily import lazily
 
 if TYPE_CHECKING:
-    from hatbus.parallel.processes import share
-    from hatbus.parallel.sharding import is_shard, is_sharded, refuse_sharded, reshard, whole
+    from hatbus.parallel.processes import wrapped_in_ddp
+    from hatbus.parallel.sharding import full_tensor, is_shard, is_sharded, refuse_sharded, reshard
 
-__all__ = ["is_shard", "is_sharded", "refuse_sharded", "reshard", "share", "whole"]
+__all__ = ["full_tensor", "is_shard", "is_sharded", "refuse_sharded", "reshard", "wrapped_in_ddp"]
 
 __getattr__ = lazily(
     __name__,
+    wrapped_in_ddp="processes",
+    full_tensor="sharding",
     is_shard="sharding",
     is_sharded="sharding",
     refuse_sharded="sharding",
     reshard="sharding",
-    share="processes",
-    whole="sharding",
 )

@@ -75,7 +75,7 @@ def let_go(ctx: Context) -> None:
     gc.collect()  # a DDP wrapper and its hooks hold each other
 
 
-def share(model: torch.nn.Module, device: torch.device, *, many_tasks: bool) -> Any:
+def wrapped_in_ddp(model: torch.nn.Module, device: torch.device, *, many_tasks: bool) -> Any:
     """The model as its DDP wrapper when there are several processes.
 
     A model whose parameters are sharded already (``fully_shard``, FSDP2) exchanges its own.

@@ -49,7 +49,7 @@ def refuse_sharded(model: torch.nn.Module, who: str, instead: str) -> None:
         raise JobError(f"{who} cannot use a sharded model (FSDP2); {instead}")
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The whole of a shard, which every process has to ask for; other tensors as they are."""
     gather = getattr(tensor, "full_tensor", None)
     found: torch.Tensor = tensor if gather is None else gather()

@@ -18,12 +18,11 @@ import sys
 from contextlib import suppress
 from typing import Any, Final
 
-from hatbus.bus.blame import caller_name
-from hatbus.data.task_sampler import AllTasks, OneTask
+from hatbus.bus import caller_name
+from hatbus.data import AllTasks, OneTask
 from hatbus.errors import PluginError
-from hatbus.events.declare import DECLARATION, Declaration, declaration_of
-from hatbus.events.training import MOMENT
-from hatbus.insight.profile import Profile
+from hatbus.events import MOMENT, declaration_of, is_declared
+from hatbus.insight import Profile
 from hatbus.testing import halves
 from hatbus.testing.callers import inside_a_step, own_line
 from hatbus.testing.failures import Failure, failing
@@ -68,7 +67,7 @@ class PluginContract(Subject):
     def test_declares_its_order(self) -> None:
         """Its class says in which stage it stands."""
         plugin = self.make()
-        if not isinstance(getattr(plugin, DECLARATION, None), Declaration):
+        if not is_declared(plugin):
             fail(
                 f"{type(plugin).__name__} declares no place in the order; put "
                 "@plugin(stage='monitor'), or another stage, above the class"

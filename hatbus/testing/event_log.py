@@ -6,9 +6,9 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
+from hatbus import hookimpl, plugin
 from hatbus.errors import did_you_mean
-from hatbus.events.declare import hookimpl, plugin
-from hatbus.events.training import DECISION, EVENTS, MOMENT
+from hatbus.events import DECISION, EVENTS, MOMENT
 from hatbus.testing.verdict import fail
 
 _SHOWN: Final = 40

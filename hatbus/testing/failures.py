@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from hatbus import hookimpl, plugin
 from hatbus.errors import PluginError, did_you_mean
-from hatbus.events.declare import hookimpl, plugin
-from hatbus.events.training import EVENTS, MOMENT
+from hatbus.events import EVENTS, MOMENT
 
 
 class Failure(Exception):  # noqa: N818 - no error of anybody's; it is meant to happen

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hatbus.events.declare import hookimpl, plugin
+from hatbus import hookimpl, plugin
 
 if TYPE_CHECKING:
-    from hatbus.loop.context import Context
+    from hatbus import Context
 
 
 @plugin(stage="report")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from hatbus import Trainer
     from hatbus.testing.event_log import EventLog
     from hatbus.testing.project import PluginProject
     from hatbus.testing.reads import Reads
     from hatbus.testing.tiny_job import TinyJob
-    from hatbus.trainer import Trainer
 
 
 @pytest.fixture

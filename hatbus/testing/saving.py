@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hatbus import rng
-from hatbus.bus.states import state_version
-from hatbus.events.declare import hookimpl, plugin
+from hatbus import hookimpl, plugin, rng
+from hatbus.bus import state_version
 from hatbus.testing.trees import copied
 
 if TYPE_CHECKING:
-    from hatbus.loop.context import Context
+    from hatbus import Context
 
 Saved = dict[str, Any]
 

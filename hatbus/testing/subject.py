@@ -13,10 +13,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hatbus import rng
+from hatbus import Trainer, rng
 from hatbus.testing.tiny import tiny_parts
 from hatbus.testing.trial import Trial
-from hatbus.trainer import Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hatbus import rng
-from hatbus.trainer import Trainer
+from hatbus import Trainer, rng
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hatbus import rng
-from hatbus.events.declare import hookimpl
+from hatbus import Trainer, hookimpl, rng
 from hatbus.testing.saving import copied_states, fields_of, optimizer_state
 from hatbus.testing.trees import copied
-from hatbus.trainer import Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pluggy import HookImpl
 
-    from hatbus.events.training import Event
-    from hatbus.loop.context import Context
+    from hatbus import Context
+    from hatbus.events import Event
 
 RECORDER = "core.contract"
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.utils import rnn
 
-from hatbus.data.moving import moved
+from hatbus.data.moving import to_device
 
 META = torch.device("meta")
 HERE = torch.ones(2)
@@ -69,7 +69,7 @@ BATCHES: dict[str, tuple[Any, Any]] = {
 @pytest.mark.parametrize("kind", BATCHES)
 def test_every_tensor_of_a_batch_is_moved_and_the_batch_keeps_its_kind(kind: str) -> None:
     batch, tensors = BATCHES[kind]
-    there = moved(batch, META)
+    there = to_device(batch, META)
     assert type(there) is type(batch)
     assert {one.device.type for one in tensors(there)} == {"meta"}
     assert {one.device.type for one in tensors(batch)} == {"cpu"}, "the given one is as it was"
@@ -77,10 +77,10 @@ def test_every_tensor_of_a_batch_is_moved_and_the_batch_keeps_its_kind(kind: str
 
 def test_what_a_container_has_beside_its_items_comes_along() -> None:
     counted: Any = defaultdict(list, {"x": HERE})
-    assert moved(counted, META)["absent"] == []
-    assert moved(Rows([HERE], "disk"), META).source == "disk"
-    assert moved(deque([HERE], maxlen=3), META).maxlen == 3
-    assert moved(Record(HERE, "other"), META).name == "other"
+    assert to_device(counted, META)["absent"] == []
+    assert to_device(Rows([HERE], "disk"), META).source == "disk"
+    assert to_device(deque([HERE], maxlen=3), META).maxlen == 3
+    assert to_device(Record(HERE, "other"), META).name == "other"
 
 
 def test_what_moves_itself_does_so() -> None:
@@ -92,11 +92,11 @@ def test_what_moves_itself_does_so() -> None:
             return Own(self.values.to(device))
 
     packed = rnn.pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
-    sequence, own = moved((packed, Own(HERE)), META)
+    sequence, own = to_device((packed, Own(HERE)), META)
     assert {sequence.data.device.type, own.values.device.type} == {"meta"}
     assert sequence.batch_sizes.tolist() == [2, 1, 1]
 
 
 def test_what_holds_no_tensor_is_handed_on() -> None:
     thing = object()
-    assert moved((thing, "text", 3, Record), META) == (thing, "text", 3, Record)
+    assert to_device((thing, "text", 3, Record), META) == (thing, "text", 3, Record)

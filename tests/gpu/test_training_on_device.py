@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import rnn
 
 from hatbus import Trainer, hookimpl
-from hatbus.data.moving import moved
+from hatbus.data.moving import to_device
 from hatbus.errors import JobError, NonFiniteError
 
 STEPS = 12
@@ -97,7 +97,7 @@ def test_batches_of_every_kind_are_moved() -> None:
     packed = rnn.pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
     counted: Any = defaultdict(list, {"x": torch.ones(2)})
     batch = ({"a": [torch.ones(1)], "name": "text"}, packed, counted, Own(torch.ones(1)))
-    first, sequence, more, own = moved(batch, torch.device(DEVICE))
+    first, sequence, more, own = to_device(batch, torch.device(DEVICE))
     found = (first["a"][0], sequence.data, more["x"], own.values)
     assert {one.device.type for one in found} == {DEVICE}
     assert first["name"] == "text"

@@ -13,8 +13,7 @@ from typing import Any
 
 from runs import last, trainer_of
 
-from hatbus import hookimpl
-from hatbus.events import plugin
+from hatbus import hookimpl, plugin
 
 AXES: dict[str, tuple[Any, ...]] = {
     "loader": (("own", 0), ("own", 2), ("foreign", 0), ("foreign", 2), ("stateful", 0)),

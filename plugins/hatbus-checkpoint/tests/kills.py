@@ -23,8 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from runs import last, trainer_of
 
-from hatbus import hookimpl
-from hatbus.events import plugin
+from hatbus import hookimpl, plugin
 
 STEPS = 24
 SAVED_AND_STOPPED = 75

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from hatbus import Trainer, hookimpl
+from hatbus import Trainer, hookimpl, plugin
 from hatbus.data import OneTask, WeightedTasks, loader
-from hatbus.events import plugin
 from hatbus_checkpoint import Checkpoint
 
 SAMPLES = 22

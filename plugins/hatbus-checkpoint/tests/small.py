@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hatbus import Trainer, hookimpl
-from hatbus.events import plugin
+from hatbus import Trainer, hookimpl, plugin
 from hatbus_checkpoint import Checkpoint
 from hatbus_checkpoint.folder import CheckpointFolder
 

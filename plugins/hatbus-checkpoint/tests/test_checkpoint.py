@@ -18,9 +18,8 @@ from small import names, publishing, tiny
 
 sys.path.pop(0)
 
-from hatbus import hookimpl
+from hatbus import hookimpl, plugin
 from hatbus.errors import JobError, SaveError
-from hatbus.events import plugin
 from hatbus.insight import preview
 from hatbus_checkpoint import Checkpoint, durable
 from hatbus_checkpoint.folder import CheckpointFolder

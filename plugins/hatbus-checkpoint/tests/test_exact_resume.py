@@ -215,8 +215,7 @@ def test_the_ids_of_the_last_step_come_back_when_nothing_is_left_to_do(tmp_path:
 
 
 def test_an_observer_that_draws_at_the_start_does_not_change_a_resumed_run(tmp_path: Path) -> None:
-    from hatbus import hookimpl
-    from hatbus.events import plugin
+    from hatbus import hookimpl, plugin
 
     @plugin(stage="report")
     class Draws:

@@ -17,9 +17,8 @@ from small import DATA
 
 sys.path.pop(0)
 
-from hatbus import Trainer, hookimpl
+from hatbus import Trainer, hookimpl, plugin
 from hatbus.errors import CheckpointError
-from hatbus.events import plugin
 from hatbus_checkpoint import Checkpoint
 
 O = torch.optim  # noqa: E741 - as short as it is often

@@ -17,9 +17,8 @@ from small import DATA, counting, names, publishing, tiny
 
 sys.path.pop(0)
 
-from hatbus import Trainer, hookimpl
+from hatbus import Trainer, hookimpl, plugin
 from hatbus.errors import CheckpointError
-from hatbus.events import plugin
 from hatbus_checkpoint import Checkpoint
 from hatbus_checkpoint.folder import CheckpointFolder
 

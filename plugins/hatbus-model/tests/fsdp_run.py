@@ -10,7 +10,7 @@ import torch
 from torch import distributed, nn
 
 from hatbus import Trainer, hookimpl
-from hatbus.parallel import whole
+from hatbus.parallel import full_tensor
 from hatbus_model.ema import ExponentialMovingAverage
 from hatbus_model.freeze_module import FreezeModule
 
@@ -72,8 +72,8 @@ def main(how: str, path: str, device: str = "cpu") -> None:
     )
     trainer.fit(num_epochs=3)
     state = {
-        "model": {name: whole(p).detach().cpu() for name, p in model.named_parameters()},
-        "ema": {name: whole(value).detach().cpu() for name, value in ema.averages().items()},
+        "model": {name: full_tensor(p).detach().cpu() for name, p in model.named_parameters()},
+        "ema": {name: full_tensor(value).detach().cpu() for name, value in ema.averages().items()},
         "looks": looks.found,
         "kind": looks.kind,
     }

@@ -8,7 +8,7 @@ import torch
 
 from hatbus import hookimpl, plugin
 from hatbus.errors import JobError
-from hatbus.parallel import whole
+from hatbus.parallel import full_tensor
 from hatbus_grad.clipping import check_limit, check_norm_type, clip_norm, clip_values
 
 if TYPE_CHECKING:
@@ -60,5 +60,5 @@ class GradClip:
             return True
         norm = clip_norm(optimizer, self.max_norm, self.norm_type)
         if self.log_interval > 0 and (ctx.global_step_id + 1) % self.log_interval == 0:
-            ctx.log({"grad_norm": whole(norm)})
+            ctx.log({"grad_norm": full_tensor(norm)})
         return True

@@ -14,14 +14,13 @@ those of all tasks and micro-batches of the step. Two ways, without a copy of an
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hatbus import hookimpl, plugin
-from hatbus.events import DECLARATION, declaration_of
+from hatbus.events import redeclare
 from hatbus.loop import structure_of
 from hatbus_grad.clipping import check_limit, check_norm_type, clip_norm
 from hatbus_grad.rules import Group, check_tasks, groups_of, read_rules
@@ -92,7 +91,7 @@ class GradScale:
         order = 2.0 if clip_norm_type is None else clip_norm_type
         self.clip_norm_type = check_norm_type("grad_scale", "clip_norm_type", order)
         if clip_grad_norm is not None:  # only then is there something to own
-            setattr(self, DECLARATION, replace(declaration_of(self), writes=("grad.clip",)))
+            redeclare(self, writes="grad.clip")
         self._structure = -1
         self._tasks: dict[str | None, tuple[Group, ...]] = {}
         self._before: list[Gradients] = []

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from hatbus import hookimpl, plugin
-from hatbus.events import DECLARATION, Declaration
+from hatbus.events import redeclare
 from hatbus.log import log
 from hatbus.option_values import UNITS, one_of, text, whole
 from hatbus_lr.field import Field, Group, labels
@@ -49,8 +48,6 @@ class Updater:
         warmup_steps: W, known from ``on_loop_begin`` on.
     """
 
-    __hatbus__: ClassVar[Declaration]
-
     def __init__(
         self,
         *,
@@ -84,8 +81,7 @@ class Updater:
         self._labels: tuple[str, ...] = ()
         self._adopted: list[Group] = []
         if field != "lr":
-            claim = (CLAIM.format(field),)
-            setattr(self, DECLARATION, replace(type(self).__hatbus__, writes=claim))
+            redeclare(self, writes=CLAIM.format(field))
 
     # ---- the schedule ---------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from hatbus.loop import structure_changed
-from hatbus.parallel import share
+from hatbus.parallel import wrapped_in_ddp
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ def wrap_anew(ctx: Context) -> None:
     ctx.wrapped_model = None
     gc.collect()
     many_tasks = len(getattr(ctx.data, "tasks", ())) > 1
-    ctx.wrapped_model = share(inner, ctx.device, many_tasks=many_tasks)
+    ctx.wrapped_model = wrapped_in_ddp(inner, ctx.device, many_tasks=many_tasks)
 
 
 def take_from_first_rank(tensors: Iterable[Tensor]) -> None:

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from hatbus import Bus, Context, hookimpl
 from hatbus.bus import Moments, TaskScope
-from hatbus.loop import Control, Nobody, Position, kept_batches, prefixed, stop_wanted
+from hatbus.loop import (
+    Control,
+    Position,
+    UnprovidedSpans,
+    kept_batches,
+    losses_of_task,
+    stop_wanted,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +59,7 @@ class EvaluationLoop:
         for ctx.task, ctx.batch, _ in ctx.batches:  # noqa: B020 - the context holds them
             losses = ctx.bus.scopes[ctx.task].run_batch(ctx)
             if ctx.task is not None:
-                losses = prefixed(losses, ctx.task)
+                losses = losses_of_task(losses, ctx.task)
         ctx.task, ctx.losses = None, losses
         return False
 
@@ -115,7 +122,7 @@ def inner_bus(
     parts["moments"] = Moments()
     if "core.autocast" in outer.bus.members:
         parts["autocast"] = outer.bus.members["core.autocast"].plugin
-    parts.update(loop=EvaluationLoop(), batch_processor=processor, nobody=Nobody())
+    parts.update(loop=EvaluationLoop(), batch_processor=processor, nobody=UnprovidedSpans())
     for name, part in parts.items():
         bus.register(part, f"core.{name}", core=True)
     for name, callback, overrides in callbacks:

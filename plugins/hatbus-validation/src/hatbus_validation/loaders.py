@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch.utils.data.distributed import DistributedSampler
 
-from hatbus.data import apart, generators_of, length_of, moved, timed
+from hatbus.data import apart, generators_of, length_of, to_device, with_data_wait
 from hatbus.errors import DataError, PluginError
 from hatbus.log import log
 
@@ -139,7 +139,7 @@ class Passes:
         Raises:
             DataError: a loader gave no batch.
         """
-        return timed(self._steps(), ctx) if self.times_waits else self._steps()
+        return with_data_wait(self._steps(), ctx) if self.times_waits else self._steps()
 
     def _steps(self) -> Iterator[Batches]:
         for task, loader in self._loaders.items():
@@ -162,7 +162,7 @@ class Passes:
             loader.set_position(0, 0)
         if self._device.type == "cpu":
             return iter(loader)
-        return (moved(batch, self._device) for batch in loader)
+        return (to_device(batch, self._device) for batch in loader)
 
     def _warn_of_repeats(self, task: str | None, loader: Any) -> None:
         sampler = getattr(loader, "sampler", None)

@@ -13,7 +13,7 @@ from torch import distributed, nn
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.log import log
 from hatbus.loop import RAW
-from hatbus.parallel import whole
+from hatbus.parallel import full_tensor
 
 if TYPE_CHECKING:
     from hatbus import Context
@@ -150,7 +150,7 @@ def copy_weights(state: Mapping[str, torch.Tensor], target: nn.Module, *, strict
     if said and (strict or not fitting):
         advice = "" if strict else "; no weight fits at all"
         raise PluginError(f"validation: val_model differs from the trained model: {said}{advice}")
-    target.load_state_dict({n: whole(v) for n, v in fitting.items()}, strict=False)
+    target.load_state_dict({n: full_tensor(v) for n, v in fitting.items()}, strict=False)
     return said
 
 
