@@ -18,6 +18,7 @@ from hatbus.loop.arguments import check_arguments
 from hatbus.loop.batch_processor import BatchProcessor
 from hatbus.loop.context import Context
 from hatbus.loop.control import Control
+from hatbus.loop.files import forget_files
 from hatbus.loop.finite import finite_loss
 from hatbus.loop.loop import Loop, UnprovidedSpans
 from hatbus.loop.modes import TrainModes, tell_of_eval
@@ -175,6 +176,7 @@ class Trainer:
         ctx.data.adopt_seed(ctx.seed)  # another trainer may have the same loader
         if ctx.world_size > 1 and ctx.rank == 0 and ctx.position.global_step == 0:
             ctx.data.warn_of_copies(ctx.world_size)
+        forget_files(ctx)
         ctx.weights = Weights()  # a view of a plugin that was taken off the bus must not stay
         ctx.control = (AgreedControl if ctx.world_size > 1 else Control)(self.bus.callers)
         model: Any = ctx.model

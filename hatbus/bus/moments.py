@@ -28,6 +28,7 @@ def {span}({parameters}):
         moment = emit.{begin}
         if moment is not None:
             moment(ctx)
+        {ready}
         value = {inside}
         {keep}
     except BaseException as error:
@@ -44,7 +45,11 @@ def {span}({parameters}):
 
 
 def emitting(
-    span: str, keep: str = "pass", value: str = "value", failing: str | None = None
+    span: str,
+    keep: str = "pass",
+    value: str = "value",
+    failing: str | None = None,
+    ready: str = "pass",
 ) -> Wrapper:
     """A hook wrapper that emits a span's begin and end around it.
 
@@ -53,6 +58,7 @@ def emitting(
         keep: statement that keeps the span's ``value`` before the end is emitted.
         value: expression for what the wrapper returns.
         failing: event that is told an exception before the end is emitted.
+        ready: statement between the begin and the body.
 
     Returns:
         The wrapper, a generator function. Its ``around(self, body)`` gives the plain form; its
@@ -62,6 +68,7 @@ def emitting(
     begin, end = PAIRS[span]
     tell = f"emit_after_error(emit.{failing}, error, ctx, error)" if failing else "pass"
     parts = {"span": span, "begin": begin, "end": end, "keep": keep, "tell": tell, "value": value}
+    parts["ready"] = ready
     more = [name for name in EVENTS[span].arguments if name not in BATCH]
     passed = ", ".join(["ctx", *more])
 
@@ -74,7 +81,7 @@ def emitting(
     wrapper.__doc__ = f"Emits {begin} and {end}."
     wrapper.around = lambda _, body: compiled(passed, f"body({passed})", body=body)
     heard = (begin, end) if failing is None else (begin, end, failing)
-    wrapper.moments = heard if keep == "pass" else ()
+    wrapper.moments = heard if keep == ready == "pass" else ()
     marked: Wrapper = hookimpl(wrapper=True, tryfirst=True)(wrapper)
     return marked
 
@@ -92,7 +99,10 @@ def emit_after_error(event: Body | None, error: BaseException, *arguments: Any) 
 class Moments:
     """Emits begin and end around every span that has them."""
 
-    run_loop = emitting("run_loop", failing="on_exception")
+    # Whoever resumes does so in on_loop_begin: only then it is known where the run goes on.
+    run_loop = emitting(
+        "run_loop", failing="on_exception", ready="ctx.began_at = ctx.position.global_step"
+    )
     run_epoch = emitting("run_epoch")
     run_step = emitting("run_step")
     run_batch = emitting("run_batch")

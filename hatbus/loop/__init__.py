@@ -13,6 +13,7 @@ from hatbus.lazily import lazily
 if TYPE_CHECKING:
     from hatbus.loop.context import Context, Position
     from hatbus.loop.control import Control, Request
+    from hatbus.loop.files import claim, instance_name, owner_of
     from hatbus.loop.loop import (
         Loop,
         UnprovidedSpans,
@@ -41,15 +42,18 @@ __all__ = [
     "Request",
     "UnprovidedSpans",
     "Weights",
+    "claim",
     "collect_loss_by_index",
     "collect_loss_by_regex",
     "collect_losses",
     "eval_mode",
     "find_module",
+    "instance_name",
     "is_cut_short",
     "is_done",
     "kept_batches",
     "losses_of_task",
+    "owner_of",
     "serve_requests",
     "stop_wanted",
     "structure_changed",
@@ -63,6 +67,9 @@ __getattr__ = lazily(
     Position="context",
     Control="control",
     Request="control",
+    claim="files",
+    instance_name="files",
+    owner_of="files",
     Loop="loop",
     UnprovidedSpans="loop",
     is_cut_short="loop",

@@ -49,11 +49,16 @@ class Context:
         exception: what is ending the run, else None.
         run_dir: folder of this run's files; None when the user named none.
         position: what the loop will do next (``epoch``, ``step`` in it, ``global_step``).
+        began_at: steps that were behind the run when this ``fit`` went on: 0 in a new run, in a
+            resumed one those of its checkpoint; known once ``on_loop_begin`` is over.
+        part: what the names begin with that this run publishes in another one: ``"val"`` in a
+            validation, empty in a training.
     """
 
     __slots__ = (
         "batch",
         "batches",
+        "began_at",
         "bus",
         "committed",
         "control",
@@ -73,6 +78,7 @@ class Context:
         "num_epochs",
         "num_steps",
         "optimizer",
+        "part",
         "position",
         "rank",
         "run_dir",
@@ -117,8 +123,7 @@ class Context:
         self.total_steps: int | None = None
         self.updates = 0
         self.committed = False
-        self.weight = 1.0
-        self.data_wait = 0.0
+        self.weight, self.data_wait = 1.0, 0.0
         self.rank, self.world_size, self.seed = bus.rank, 1, 0
         self.train_metrics: Any = ()
         self.val_metrics: Any = ()
@@ -127,8 +132,21 @@ class Context:
         self.exception: BaseException | None = None
         self.run_dir: Path | None = None
         self.position = Position()
+        self.began_at, self.part = 0, ""
         for name, value in values.items():
             setattr(self, name, value)
+
+    @property
+    def training(self) -> Context:
+        """The training that this is part of: itself, but in a validation the run around it.
+
+        What is to be told apart over a whole run, such as rows of a file, goes by its counters.
+        """
+        return self
+
+    def name_in_run(self, name: str) -> str:
+        """What the training's plugins see a published name as: the same, in a validation longer."""
+        return name
 
     def log(self, values: Mapping[str, Any], kind: str = "scalar") -> None:
         """Publishes values on the bus: every sink sees them, and ``latest`` keeps the last.

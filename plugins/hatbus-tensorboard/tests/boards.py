@@ -73,6 +73,34 @@ def raw_steps(folder: Path, tag: str) -> list[int]:
     ]
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from boards import Logs, trainer
+from hatbus import hookimpl, plugin
+from hatbus_tensorboard.tensorboard import TensorBoard
+
+@plugin(stage="checkpoint")
+class Saves:
+    @hookimpl
+    def on_step_end(self, ctx):
+        if ctx.global_step_id == 6:
+            ctx.save("step 6")
+    @hookimpl
+    def save_checkpoint(self):
+        return True
+
+class Dies:
+    @hookimpl
+    def on_step_begin(self, global_step_id):
+        if global_step_id == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+trainer(TensorBoard(sys.argv[2], flush_secs=1000), Saves(), Logs(), Dies()).fit(num_epochs=3)
+"""
+
+
 class Heads(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from hatbus.data import ListedTasks
 from hatbus_tensorboard.tensorboard import TensorBoard
 
 sys.path.insert(0, str(Path(__file__).parent))
-from boards import Heads, Logs, Resumes, batches, curve, raw_steps, trainer
+from boards import KILLED, Heads, Logs, Resumes, batches, curve, raw_steps, trainer
 
 sys.path.pop(0)
 
@@ -25,34 +25,6 @@ def test_a_resumed_run_leaves_no_step_twice_and_none_out(tmp_path: Path) -> None
     assert [step for step, _ in curve(tmp_path, "loss")] == list(range(12))
     assert raw_steps(tmp_path, "loss") == [*range(7), *range(5, 12)]
     assert [step for step, _ in curve(tmp_path, "lr")] == [3, 7, 11]
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from boards import Logs, trainer
-from hatbus import hookimpl, plugin
-from hatbus_tensorboard.tensorboard import TensorBoard
-
-@plugin(stage="checkpoint")
-class Saves:
-    @hookimpl
-    def on_step_end(self, ctx):
-        if ctx.global_step_id == 6:
-            ctx.save("step 6")
-    @hookimpl
-    def save_checkpoint(self):
-        return True
-
-class Dies:
-    @hookimpl
-    def on_step_begin(self, global_step_id):
-        if global_step_id == 9:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-trainer(TensorBoard(sys.argv[2], flush_secs=1000), Saves(), Logs(), Dies()).fit(num_epochs=3)
-"""
 
 
 def test_after_kill_9_and_a_resume_no_step_is_twice_and_none_before_the_checkpoint_lost(

@@ -63,7 +63,8 @@ class JsonlLog:
     run leaves no step out and none twice; a run that starts anew keeps the old file as ``.bak``.
 
     Args:
-        path: of the file; by default ``log.jsonl`` in the run's folder.
+        path: of the file; by default ``log.jsonl`` in the run's folder. Among the callbacks of a
+            validation it is in ``val`` there; that of a second one is named like the instance.
         flush_every: write every so many steps; also at epochs' ends, checkpoints and the run's end.
 
     Raises:
@@ -76,7 +77,7 @@ class JsonlLog:
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
         """Opens the file, after the resume."""
-        self._rows.begin(ctx)
+        self._rows.begin(ctx, self)
 
     @hookimpl
     def on_log(self, ctx: Context, logs: dict[str, Any], kind: str) -> None:

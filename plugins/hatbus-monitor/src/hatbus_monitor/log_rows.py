@@ -1,8 +1,11 @@
 """Published values as rows of plain values, kept exact over a resume.
 
 A row is a flat mapping: ``step`` (0-based, of the run), ``epoch``, ``event`` (``"step"``,
-``"epoch_begin"`` or ``"epoch_end"``: what was going on), ``time`` (Unix seconds), then one entry
-per published name.
+``"epoch_begin"`` or ``"epoch_end"``: what was going on; ``"validation"`` in one), ``time`` (Unix
+seconds), then one entry per published name.
+
+Among the callbacks of a validation the step and epoch are those of the training, the names those
+that it publishes (``val/loss``), and all validations of a run are in one file.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from hatbus import option_values
 from hatbus.errors import JobError, SaveError
+from hatbus.loop import claim, instance_name, owner_of
 from hatbus_monitor.one_transfer import numbers
 
 if TYPE_CHECKING:
@@ -48,7 +52,8 @@ class LogRows:
     Args:
         who: the plugin, for messages.
         style: how rows look.
-        path: of the file; None: ``log`` with the style's suffix in the run's folder.
+        path: of the file; None: ``log`` with the style's suffix in the run's folder, below it in
+            ``val`` for a validation; ``<instance name>`` for ``log`` where another has that.
         flush_every: write every so many steps; also at epochs' ends and checkpoints.
 
     Raises:
@@ -63,27 +68,36 @@ class LogRows:
         self._given = None if path is None else Path(path)
         self._every = flush_every
         self._pending: list[Row] = []
+        self._last: tuple[int, str, int] | None = None
         self._restored: int | None = None
         self._written = 0
         self._path = Path()
 
-    def begin(self, ctx: Context) -> None:
+    def begin(self, ctx: Context, plugin: object) -> None:
         """Makes the file ready: what a resumed run will do again is taken out.
 
+        Args:
+            ctx: of the run that begins; a validation begins many times and goes on in its file.
+            plugin: whose rows these are.
+
         Raises:
-            JobError: neither the plugin nor the run says where.
+            JobError: neither the plugin nor the run says where, or another plugin writes there.
             SaveError: the file cannot be written.
         """
-        self._path = self._place(ctx)
-        self._pending = []
+        self._path = self._place(ctx, plugin)
+        is_known, is_inside = claim(ctx, self._path, plugin), ctx.training is not ctx
+        if is_known and is_inside:
+            return
+        self._pending, self._last = [], None
         kept: list[Row] = []
+        is_new = (ctx.training.began_at if is_inside else ctx.position.global_step) == 0
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            if self._path.exists() and ctx.position.global_step == 0:
+            if self._path.exists() and is_new:
                 self._path.replace(self._path.with_name(f"{self._path.name}.bak"))
             elif self._path.exists():
                 rows = self._style.read(self._path)
-                kept = still_true(rows, self._restored, ctx)
+                kept = validated(rows, ctx) if is_inside else still_true(rows, self._restored, ctx)
             self._style.rewrite(self._path, kept)
         except OSError as error:
             raise self._cannot_write(error) from error
@@ -92,19 +106,21 @@ class LogRows:
     def add(self, ctx: Context, logs: Mapping[str, Any], *, texts: bool) -> None:
         """Takes published values; those that are no single number (or text) are left out."""
         values = {
-            f"log/{name}" if name in FIXED else name: without_graph(value)
+            column_of(ctx.name_in_run(name)): without_graph(value)
             for name, value in logs.items()
             if is_number(value) or (texts and isinstance(value, str))
         }
         if not values:
             return
-        event, step = event_of(ctx), ctx.global_step_id
-        last = self._pending[-1] if self._pending else None
-        if last is None or last["step"] != step or last["event"] != event:
+        run = ctx.training
+        event = event_of(ctx) if run is ctx else "validation"
+        key = (run.global_step_id, event, ctx.global_step_id)
+        if key != self._last or not self._pending:
             now = round(time.time(), 3)
-            last = dict(zip(FIXED, (step, ctx.epoch_id, event, now), strict=True))
-            self._pending.append(last)
-        last.update(values)
+            fixed = (run.global_step_id, run.epoch_id, event, now)
+            self._pending.append(dict(zip(FIXED, fixed, strict=True)))
+            self._last = key
+        self._pending[-1].update(values)
 
     def step_ended(self, ctx: Context) -> None:
         """Writes where that is due."""
@@ -137,14 +153,18 @@ class LogRows:
         """Remembers it until ``begin``, which comes after the resume."""
         self._restored = state["rows"]
 
-    def _place(self, ctx: Context) -> Path:
+    def _place(self, ctx: Context, plugin: object) -> Path:
         if self._given is not None:
             return self._given
         if ctx.run_dir is None:
             raise JobError(
                 f"{self._who}: the run has no folder; give {self._who} a path, or the run a run_dir"
             )
-        return ctx.run_dir / f"log{self._style.suffix}"
+        path = ctx.run_dir / ctx.part / f"log{self._style.suffix}"
+        owner = owner_of(ctx, path)
+        if owner is None or owner[0] is plugin:
+            return path
+        return path.with_stem(instance_name(ctx, plugin))
 
     def _cannot_write(self, error: OSError) -> SaveError:
         return SaveError(
@@ -183,6 +203,23 @@ def still_true(rows: Iterable[Row], saved: int | None, ctx: Context) -> list[Row
         return step < last or (step == last and row["event"] in moments)
 
     return [row for number, row in enumerate(rows) if is_behind(number, row)]
+
+
+def validated(rows: Iterable[Row], ctx: Context) -> list[Row]:
+    """The rows of a file that no validation of a resumed run will write again.
+
+    Args:
+        rows: of the file, oldest first.
+        ctx: of the run's first validation since.
+    """
+    run = ctx.training
+    first = min(run.began_at, run.global_step_id)
+    return [row for row in rows if int(row["step"]) < first]
+
+
+def column_of(name: str) -> str:
+    """The name in a row: not one that every row has."""
+    return f"log/{name}" if name in FIXED else name
 
 
 def without_graph(value: Any) -> Any:

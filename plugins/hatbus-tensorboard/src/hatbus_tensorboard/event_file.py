@@ -43,22 +43,29 @@ class EventFile:
         seconds: between two looks of the thread.
         most: entries that make it look at once.
         suffix: of the file's name.
+        path: of a file that was closed, to go on in it.
     """
 
     def __init__(
-        self, folder: Path, seconds: float = 1.0, most: int = 2048, suffix: str = ""
+        self,
+        folder: Path,
+        seconds: float = 1.0,
+        most: int = 2048,
+        suffix: str = "",
+        path: Path | None = None,
     ) -> None:
         self.folder = folder
         self._most, self._seconds = most, seconds
         host = f"{socket.gethostname()}.{os.getpid()}.{next(_serial)}"
-        self.path = folder / f"events.out.tfevents.{_number(folder):010d}.{host}{suffix}"
+        name = f"events.out.tfevents.{_number(folder):010d}.{host}{suffix}"
+        self.path, self.is_new = path or folder / name, path is None
         self._queue: deque[Scalars | bytes] = deque()
         self._writing, self._wake = threading.Lock(), threading.Event()
         self._is_closed = False
         self._error: OSError | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("xb", buffering=0)
+            self._file = self.path.open("xb" if self.is_new else "ab", buffering=0)
         except OSError as error:
             raise SaveError(
                 f"tensorboard: cannot write {str(self.path)!r}: {error.strerror}; choose another "

@@ -13,11 +13,11 @@ import torch
 
 from hatbus import hookimpl, option_values, plugin
 from hatbus.errors import PluginError, did_you_mean
-from hatbus.loop import is_cut_short
+from hatbus.loop import claim, is_cut_short
 from hatbus_tensorboard import scalars
 from hatbus_tensorboard.describe import hyperparameters, last_metrics, texts
 from hatbus_tensorboard.event_file import EventFile
-from hatbus_tensorboard.folder import clear, event_files
+from hatbus_tensorboard.folder import clear
 from hatbus_tensorboard.one_record import OneRecord
 from hatbus_tensorboard.update_funcs import update_functions
 
@@ -39,7 +39,11 @@ class TensorBoard:
 
     Tensors are never read in the training's own thread: a writer thread does that, many steps at
     a time. Everything is in the file before a checkpoint is written. A resumed run takes back
-    the steps that are run again, so no step appears twice.
+    the steps that are run again, so no step appears twice. Two instances write in two folders.
+
+    Among the callbacks of a validation a curve has one point per validation, at the training's
+    step: the mean of a loss over the batches, and the last value that was published, under the name
+    that it has in the training (``val/loss``). All validations of a run are in one file.
 
     Args:
         save_dir: folder of the event files; in a job by default ``<run_dir>/<instance name>``.
@@ -87,6 +91,8 @@ class TensorBoard:
         self._options = tb_writer_kwargs
         self._by_step = update_by == "step"
         self._record: OneRecord | None = None
+        self._is_inside = False
+        self._file: Path | None = None
         self._is_over = False
         self._early: list[tuple[dict[str, Any], str, int]] = []
         self._losses: dict[str, list[Any]] = {}
@@ -98,49 +104,69 @@ class TensorBoard:
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
         """Opens the file; the counters are those of a resumed run already."""
-        from hatbus_tensorboard.summary_writer import RunWriter
-
-        first = ctx.position.global_step
+        run = ctx.training
+        self._is_inside = run is not ctx
+        inside = min(run.began_at, run.global_step_id)
+        first = inside if self._is_inside else ctx.position.global_step
         self._is_over, self._losses, self._losses_of = False, {}, -1
         if first == 0 or self._first is None:
             self._first, self._served = first, {}
-        if self.overwrite and first == 0:
-            clear(self.save_dir)
-        purge = self._options.get("purge_step")
-        if purge is None and (first > 0 or event_files(self.save_dir)):
-            purge = first
-        file = EventFile(
-            self.save_dir,
-            seconds=self._options.get("flush_secs", 1.0),
-            most=self._options.get("max_queue", 2048),
-            suffix=self._options.get("filename_suffix", ""),
-        )
-        self.writer, self._record = RunWriter(file, purge), OneRecord(file)
-        if self.describe:
+        is_known = claim(ctx, self.save_dir, self)
+        self._open(first, self._file if is_known and self._is_inside else None)
+        if self.describe and self.writer is not None and not self._is_inside:
             for name, text in texts(ctx).items():
                 self.writer.add_text(name, text, first)
         early, self._early = self._early, []
         for values, kind, step in early:
             self._write(values, kind, max(step, first))
 
+    def _open(self, first: int, known: Path | None) -> None:
+        """Opens the file, at this step of the run; or one of this run again."""
+        from hatbus_tensorboard.summary_writer import RunWriter
+
+        if self.overwrite and first == 0 and known is None:
+            clear(self.save_dir)
+        purge = self._options.get("purge_step")
+        file = EventFile(
+            self.save_dir,
+            seconds=self._options.get("flush_secs", 1.0),
+            most=self._options.get("max_queue", 2048),
+            suffix=self._options.get("filename_suffix", ""),
+            path=known,
+        )
+        self._file = file.path
+        self.writer = RunWriter(file, first if purge is None else purge)
+        self._record = OneRecord(file)
+
     @hookimpl
     def on_batch_end(self, ctx: Context, model_outs: Any, losses: Mapping[str, Any]) -> None:
         """Takes the batch's losses, and calls the functions, when that is due."""
-        if ctx.exception is not None or not self._is_due(ctx):
+        if ctx.exception is not None:
             return
-        if self._losses_of != ctx.global_step_id:  # by epoch, those of the step before are left
-            self._losses, self._losses_of = {}, ctx.global_step_id
+        if self._is_inside:  # the losses of every batch: one point is their mean
+            self._take_losses(ctx, model_outs, losses)
+            is_called = self._by_step and (ctx.global_step_id + 1) % self.update_freq == 0
+        elif self._is_due(ctx):
+            if self._losses_of != ctx.global_step_id:  # by epoch, those of the step before are left
+                self._losses, self._losses_of = {}, ctx.global_step_id
+            self._take_losses(ctx, model_outs, losses)
+            is_called = self._by_step
+        else:
+            return
+        if is_called:
+            self._call_functions(ctx)
+
+    def _take_losses(self, ctx: Context, model_outs: Any, losses: Mapping[str, Any]) -> None:
         task = f"{ctx.task}/" if ctx.task else ""
-        found = scalars.losses_of(model_outs, losses, self._pattern)
-        for name, value in found.items():
+        for name, value in scalars.losses_of(model_outs, losses, self._pattern).items():
             bare = value.detach() if isinstance(value, torch.Tensor) else value
             self._losses.setdefault(f"{task}{name}", []).append(bare)
-        if self._by_step:
-            self._call_functions(ctx)
 
     @hookimpl
     def on_step_end(self, ctx: Context) -> None:
         """Writes the step's losses."""
+        if self._is_inside:
+            return
         if self._serving:
             self._served.update(self._serving)
             self._serving = {}
@@ -151,12 +177,16 @@ class TensorBoard:
     @hookimpl
     def on_epoch_end(self, ctx: Context) -> None:
         """Writes the losses of the epoch's last step, and calls the functions, if due by epoch."""
+        if self._is_inside and ctx.exception is None:
+            self._write_losses(ctx)
         if self._by_step or (ctx.epoch_id + 1) % self.update_freq or ctx.exception is not None:
             return
         if is_cut_short(ctx):
             return
         self._write_losses(ctx)
-        if self._losses_of >= 0:  # else a resumed run has no outputs of the epoch that it ends
+        if (
+            self._is_inside or self._losses_of >= 0
+        ):  # else a resumed run has no outputs of the epoch that it ends
             self._call_functions(ctx)
 
     @hookimpl
@@ -164,6 +194,9 @@ class TensorBoard:
         """Writes what was published."""
         if self._record is None:
             self._keep_until_open(ctx, logs, kind)
+        elif self._is_inside:
+            named = {ctx.name_in_run(name): value for name, value in logs.items()}
+            self._write(named, kind, ctx.training.global_step_id)
         elif kind == "scalar":
             self._record.add(logs, ctx.global_step_id)
         else:
@@ -193,7 +226,7 @@ class TensorBoard:
         if writer is None or record is None:
             return
         try:
-            if self.describe and ctx.exception is None:
+            if self.describe and ctx.exception is None and not self._is_inside:
                 _write_hyperparameters(writer, ctx)
         finally:
             record.close()
@@ -223,8 +256,11 @@ class TensorBoard:
     def _write_losses(self, ctx: Context) -> None:
         losses, self._losses = self._losses, {}
         if losses and self._record is not None:
-            means = {n: v[0] if len(v) == 1 else sum(v) / len(v) for n, v in losses.items()}
-            self._record.add(means, ctx.global_step_id)
+            means = {
+                ctx.name_in_run(n): v[0] if len(v) == 1 else sum(v) / len(v)
+                for n, v in losses.items()
+            }
+            self._record.add(means, ctx.training.global_step_id)
 
     def _write(self, values: Mapping[str, Any], kind: str, step: int) -> None:
         """Writes published values."""
@@ -274,6 +310,7 @@ def _write_hyperparameters(writer: RunWriter, ctx: Context) -> None:
     from torch.utils.tensorboard.summary import hparams
 
     with torch.no_grad():
-        summaries = hparams(hyperparameters(ctx), last_metrics(ctx))  # type: ignore[no-untyped-call]
-    for summary in summaries:
+        _, begin, end = hparams(hyperparameters(ctx), last_metrics(ctx))  # type: ignore[no-untyped-call]
+    # Without the first one, the experiment: of several runs TensorBoard shows the columns of one.
+    for summary in (begin, end):
         writer.file_writer.add_summary(summary, ctx.global_step_id)

@@ -56,7 +56,8 @@ class UpdateFunction:
     def __call__(self, writer: Any, ctx: Context) -> None:
         """Calls the function with what it wants."""
         names = KNOWN if self.takes_more else [name for name in self.wanted if name in KNOWN]
-        own = {"writer": writer, "ctx": ctx, "step_id": ctx.global_step_id}
+        step = ctx.training.global_step_id
+        own = {"writer": writer, "ctx": ctx, "step_id": step, "global_step_id": step}
         self.function(**{n: own[n] if n in own else getattr(ctx, n) for n in names})
 
 

@@ -15,6 +15,7 @@ from hatbus.loop import (
     losses_of_task,
     stop_wanted,
 )
+from hatbus_validation.published import outer_name
 
 if TYPE_CHECKING:
     import torch
@@ -69,20 +70,31 @@ class InnerContext(Context):
 
     Attributes:
         outer: the context of the training run.
+        loader_name: of the loader, where the validation has several; else empty.
         published: kind to name to last value, of everything that was logged.
         is_cut: whether the run was cut short by a signal; what it published is worth nothing then.
     """
 
-    __slots__ = ("is_cut", "outer", "published")
+    __slots__ = ("is_cut", "loader_name", "outer", "published")
 
-    def __init__(self, bus: Bus, outer: Context, **values: Any) -> None:
+    def __init__(self, bus: Bus, outer: Context, names: tuple[str, str], **values: Any) -> None:
         super().__init__(bus, **values)
         self.outer = outer
         self.is_cut = False
+        self.part, self.loader_name = names
         self.published: dict[str, dict[str, Any]] = {}
         self.control = PassedOn(outer.control, bus.callers)
         if "progress" in outer.storage:
             self.storage["progress"] = outer.storage["progress"]
+
+    @property
+    def training(self) -> Context:
+        """The run around the validation."""
+        return self.outer.training
+
+    def name_in_run(self, name: str) -> str:
+        """``val/<name>``, or ``val/<loader>/<name>`` when there are several loaders."""
+        return outer_name(self.part, self.loader_name, name)
 
     def log(self, values: Mapping[str, Any], kind: str = "scalar") -> None:
         """Publishes on the inner bus; the outer one gets the last values when the run is over."""
@@ -132,7 +144,9 @@ def inner_bus(
     return bus
 
 
-def evaluate(bus: Bus, outer: Context, model: torch.nn.Module, data: Passes) -> InnerContext:
+def evaluate(
+    bus: Bus, outer: Context, model: torch.nn.Module, data: Passes, names: tuple[str, str]
+) -> InnerContext:
     """Runs the callbacks over the data.
 
     Args:
@@ -140,6 +154,7 @@ def evaluate(bus: Bus, outer: Context, model: torch.nn.Module, data: Passes) -> 
         outer: the training run.
         model: in eval mode, on the device, showing the weights to validate.
         data: the batches.
+        names: what the published names begin with, and the loader's where there are several.
 
     Returns:
         The context of the run that is over. Its epoch is the training's; its steps count from 0.
@@ -148,6 +163,7 @@ def evaluate(bus: Bus, outer: Context, model: torch.nn.Module, data: Passes) -> 
     ctx = InnerContext(
         bus,
         outer,
+        names,
         model=model,
         data=data,
         data_loader=data.loader,

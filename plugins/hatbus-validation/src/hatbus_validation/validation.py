@@ -29,7 +29,7 @@ from hatbus_validation.loaders import Passes, Source, sources
 from hatbus_validation.mean_losses import MeanLosses
 from hatbus_validation.processor import evaluation_processor
 from hatbus_validation.profile_steps import ProfileSteps
-from hatbus_validation.published import Said, outer_name
+from hatbus_validation.published import Said
 from hatbus_validation.step_log import StepLog
 
 if TYPE_CHECKING:
@@ -223,8 +223,9 @@ class Validation:
         with fenced(), torch.no_grad(), self.shown_model(ctx) as model:
             for source, data, bus in self._runs:
                 with data.fenced():
-                    found.append((source.name, evaluate(bus, ctx, model, data)))
-        self.is_owed = any(inner.is_cut for _, inner in found)
+                    loader = source.name if len(self._runs) > 1 else ""
+                    found.append(evaluate(bus, ctx, model, data, (self._first_name, loader)))
+        self.is_owed = any(inner.is_cut for inner in found)
         if self.is_owed:
             ctx.control.save("validation cut short")
             ctx.control.stop("run", "a signal during validation; it is made up for at resume")
@@ -297,14 +298,13 @@ class Validation:
         """The trained weights by the names that ``val_model`` has for them."""
         return ctx.model.state_dict()
 
-    def _publish(self, ctx: Context, found: list[tuple[str, InnerContext]]) -> dict[str, Any]:
+    def _publish(self, ctx: Context, found: list[InnerContext]) -> dict[str, Any]:
         """Logs what was found on the training's bus; gives back the scalars."""
         metrics: dict[str, Any] = {}
-        for loader, inner in found:
-            ctx.storage.setdefault(self._first_name, {})[loader] = inner.storage
+        for (source, *_), inner in zip(self._runs, found, strict=True):
+            ctx.storage.setdefault(self._first_name, {})[source.name] = inner.storage
             for kind, values in inner.published.items():
-                name = loader if len(found) > 1 else ""
-                named = {outer_name(self._first_name, name, n): v for n, v in values.items()}
+                named = {inner.name_in_run(n): v for n, v in values.items()}
                 metrics.update(named if kind == "scalar" else {})
                 ctx.log(named, kind)
         return metrics
