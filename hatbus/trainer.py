@@ -22,6 +22,7 @@ from hatbus.loop.files import forget_files
 from hatbus.loop.finite import finite_loss
 from hatbus.loop.loop import Loop, UnprovidedSpans
 from hatbus.loop.modes import TrainModes, tell_of_eval
+from hatbus.loop.parts import built_parts
 from hatbus.loop.precision import Autocast, LossScaling, check_precision
 from hatbus.loop.signals import Signals
 from hatbus.loop.weights import Weights
@@ -50,7 +51,7 @@ class Trainer:
         loss: ``loss(model_outs, target)`` giving a 0-d tensor or ``{name: 0-d tensor}``; or
             ``{task: loss}``. Without it the model gets whole batches and returns its losses.
         plugins: instances, or ``{instance name: instance}``; one that keeps a state serves one
-            trainer only.
+            trainer only. The second of a kind in a list is named ``<kind>_2``.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or a ``torch.device``.
         seed: of the run's own choices (task sampler, data order); plugins may use it too.
         task_sampler: which tasks a step holds (``hatbus.data.task_sampler``); all by default.
@@ -61,6 +62,9 @@ class Trainer:
         train_metrics, val_metrics: handed to every event under these names.
         run_dir: folder of the run's files.
         nan: ``"raise"``, ``"skip_step"`` or ``"ignore"``, when a loss is not finite.
+
+    Each of them may be a config, ``dict(type=..., ...)``, nested or not (see
+    ``hatbus.discovery.build``); an optimizer's then needs no ``params``.
 
     Attributes:
         bus: holds the plugins; more may be registered, also while the run is on.
@@ -90,6 +94,10 @@ class Trainer:
         run_dir: str | Path | None = None,
         nan: str = "raise",
     ) -> None:
+        parts = built_parts(model=model, optimizer=optimizer, loss=loss, processor=batch_processor)
+        more = built_parts(data=data, sampler=task_sampler, train=train_metrics, val=val_metrics)
+        model, optimizer, loss = parts["model"], parts["optimizer"], parts["loss"]
+        batch_processor, data, task_sampler = parts["processor"], more["data"], more["sampler"]
         check_arguments(model, optimizer, loss, batch_processor)
         self._compile = compile
         self._precision = check_precision(precision)
@@ -114,8 +122,8 @@ class Trainer:
             world_size=world,
             seed=seed,
             steps_per_epoch=steps.steps_per_epoch,
-            train_metrics=train_metrics,
-            val_metrics=val_metrics,
+            train_metrics=more["train"],
+            val_metrics=more["val"],
             run_dir=Path(run_dir) if run_dir is not None else None,
         )
         if precision == "fp16":

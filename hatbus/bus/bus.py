@@ -7,6 +7,7 @@ that a loop which is under way sees the change at its next event.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ from hatbus.bus.order import Place, Placed, resolve
 from hatbus.bus.registration import PLUGINS, admit, default_name, options_of
 from hatbus.bus.rules import check_claims, check_replacements
 from hatbus.bus.states import States, collected, rank_part
+from hatbus.discovery.configs import Builder, is_config
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.events import on_demand, training
 from hatbus.events.declare import PROJECT, declaration_of
@@ -329,14 +331,31 @@ def named_instances(
 ) -> Iterable[tuple[str | None, object]]:
     """``(name or None, instance)`` of a list of plugins or of a mapping from names.
 
+    Configs, ``dict(type=..., ...)``, are built. The second of a kind in a list is ``name_2``.
+
     Raises:
         PluginError: something else was given.
     """
+    if is_config(plugins):
+        plugins = [plugins]
     if isinstance(plugins, Mapping):
-        return plugins.items()
+        builder = Builder("plugins")
+        return [(name, builder.build(one)) for name, one in plugins.items()]
     if isinstance(plugins, (str, bytes)) or not hasattr(plugins, "__iter__"):
         raise PluginError(f"plugins is {plugins!r:.80}; accepted: {PLUGINS}")
-    return ((None, instance) for instance in plugins)
+    builder = Builder("plugins")
+    return unlike_names([builder.build(one) if is_config(one) else one for one in plugins])
+
+
+def unlike_names(plugins: Iterable[object]) -> list[tuple[str | None, object]]:
+    """Every plugin with a name, where its own is taken by one before it; else None."""
+    counts: Counter[str] = Counter()
+    found: list[tuple[str | None, object]] = []
+    for one in plugins:
+        own = default_name(one)
+        counts[own] += 1
+        found.append((f"{own}_{counts[own]}" if counts[own] > 1 else None, one))
+    return found
 
 
 def _new_manager() -> _Manager:

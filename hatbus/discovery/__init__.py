@@ -11,6 +11,7 @@ from hatbus.lazily import lazily
 
 if TYPE_CHECKING:
     from hatbus.discovery.class_source import Method, Parameter, Reading
+    from hatbus.discovery.configs import Builder, build, is_config
     from hatbus.discovery.entry_points import ALLOW, GROUP, Found, forget, installed, lookup
     from hatbus.discovery.first_party import FIRST_PARTY
 
@@ -18,12 +19,15 @@ __all__ = [
     "ALLOW",
     "FIRST_PARTY",
     "GROUP",
+    "Builder",
     "Found",
     "Method",
     "Parameter",
     "Reading",
+    "build",
     "forget",
     "installed",
+    "is_config",
     "lookup",
 ]
 
@@ -32,6 +36,9 @@ __getattr__ = lazily(
     Method="class_source",
     Parameter="class_source",
     Reading="class_source",
+    Builder="configs",
+    build="configs",
+    is_config="configs",
     ALLOW="entry_points",
     Found="entry_points",
     GROUP="entry_points",

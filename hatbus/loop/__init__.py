@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hatbus.loop.context import Context, Position
     from hatbus.loop.control import Control, Request
     from hatbus.loop.files import claim, instance_name, owner_of
+    from hatbus.loop.hat_processors import PROCESSORS, HatBatchProcessor
     from hatbus.loop.loop import (
         Loop,
         UnprovidedSpans,
@@ -30,18 +31,23 @@ if TYPE_CHECKING:
     )
     from hatbus.loop.modes import eval_mode
     from hatbus.loop.module_names import find_module, structure_changed, structure_of, unwrapped
+    from hatbus.loop.parts import built_optimizer, built_parts
     from hatbus.loop.signals import stop_wanted
     from hatbus.loop.weights import RAW, Weights
 
 __all__ = [
+    "PROCESSORS",
     "RAW",
     "Context",
     "Control",
+    "HatBatchProcessor",
     "Loop",
     "Position",
     "Request",
     "UnprovidedSpans",
     "Weights",
+    "built_optimizer",
+    "built_parts",
     "claim",
     "collect_loss_by_index",
     "collect_loss_by_regex",
@@ -70,6 +76,8 @@ __getattr__ = lazily(
     claim="files",
     instance_name="files",
     owner_of="files",
+    HatBatchProcessor="hat_processors",
+    PROCESSORS="hat_processors",
     Loop="loop",
     UnprovidedSpans="loop",
     is_cut_short="loop",
@@ -85,6 +93,8 @@ __getattr__ = lazily(
     structure_changed="module_names",
     structure_of="module_names",
     unwrapped="module_names",
+    built_optimizer="parts",
+    built_parts="parts",
     stop_wanted="signals",
     RAW="weights",
     Weights="weights",

@@ -123,7 +123,8 @@ def test_a_mistake_that_is_said_in_one_line_names_no_plugin_it_passed(
         error = error_of(validating(batches(2), batch_processor=processor))
     assert explain(error) == 2
     assert capsys.readouterr().err == (
-        "hatbus: error: loss 'loss' is a float; accepted: a 0-d tensor or {name: 0-d tensor}\n"
+        "hatbus: error: loss 'loss' is a float; accepted: a 0-d tensor, a list of them, or "
+        "{name: 0-d tensor}\n"
     )
 
 

@@ -181,8 +181,17 @@ def test_methods_of_a_users_own_are_free_to_be_called_on_something() -> None:
 
 
 def test_a_second_plugin_under_a_name_is_refused() -> None:
+    bus = Bus([Listens()])
     with pytest.raises(PluginError, match="two plugins named 'listens'"):
-        Bus([Listens(), Listens()])
+        bus.register(Listens())
+
+
+def test_two_of_a_kind_in_a_list_get_names_of_their_own() -> None:
+    assert list(Bus([Listens(), Listens(), Listens()]).members) == [
+        "listens",
+        "listens_2",
+        "listens_3",
+    ]
 
 
 def test_an_object_is_registered_once() -> None:

@@ -321,7 +321,7 @@ def test_callbacks_may_be_tables_with_filters_and_two_of_one_class() -> None:
         ({"type": Raises, "att": 1}, "unknown option 'att'; did you mean 'at'"),
         ({"type": Raises}, "missing option 'at'"),
         ({"metrics": []}, "names no plugin in 'use'"),
-        ({"use": "metric_updatr"}, "unknown plugin 'metric_updatr'"),
+        ({"use": "metric_updatr"}, "unknown type 'metric_updatr'; did you mean 'metric_updater'"),
     ],
 )
 def test_wrong_tables_are_refused_in_words(table: dict[str, Any], message: str) -> None:

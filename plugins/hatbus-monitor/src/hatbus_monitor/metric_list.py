@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import import_module
 from typing import Any, Final, Protocol, runtime_checkable
 
-from hatbus.errors import PluginError, did_you_mean
+from hatbus.discovery import build as build_config
+from hatbus.errors import PluginError
 from hatbus_monitor.metrics import Accuracy, Mean
 
 
@@ -31,6 +31,8 @@ OWN: Final[dict[str, Callable[..., Metric]]] = {
     "loss": lambda name="loss": Mean(name),
 }
 """The metrics that a job can name with one word."""
+KNOWN: Final = {**OWN, "Accuracy": Accuracy, "Mean": Mean, "LossShow": OWN["loss"]}
+"""The same by their classes' names, as in HAT's configs."""
 
 ACCEPTED: Final = (
     "accepted: an object with update, compute and reset, "
@@ -100,22 +102,6 @@ def move(metrics: Iterable[Metric], device: Any) -> None:
 
 
 def _made(kind: Any, options: dict[str, Any]) -> Any:
-    maker = _maker(kind) if isinstance(kind, str) else kind
-    if not callable(maker):
+    if not isinstance(kind, str) and not callable(kind):
         raise PluginError(f"metric_updater: {kind!r} is no type of metric; {ACCEPTED}")
-    try:
-        return maker(**options)
-    except TypeError as error:
-        raise PluginError(f"metric_updater: metric {kind!r}: {error}") from error
-
-
-def _maker(name: str) -> Any:
-    if name in OWN:
-        return OWN[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise PluginError(f"metric_updater: unknown metric {name!r}{did_you_mean(name, OWN)}")
-    try:
-        return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise PluginError(f"metric_updater: metric {name!r} cannot be imported: {error}") from error
+    return build_config({"type": kind, **options}, "metric_updater: metrics", KNOWN)

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from hatbus import discovery
 from hatbus.bus import default_name
-from hatbus.discovery import FIRST_PARTY
-from hatbus.errors import PluginError, did_you_mean
-from hatbus.events import OVERRIDABLE
-from hatbus.jobs import schema_of
+from hatbus.discovery import build
+from hatbus.errors import PluginError
 
 ACCEPTED: Final = (
     "accepted: a plugin, the name of an installed one, or a table such as "
@@ -53,27 +50,7 @@ def _built(given: Any) -> tuple[object, dict[str, Any], str]:
         return given, {}, default_name(given)
     table = dict(given)
     what = table.pop("use", None) or table.pop("type", None)
-    cls = _class(what) if isinstance(what, str) else what
-    if not isinstance(cls, type):
+    if not isinstance(what, (str, type)):
         raise PluginError(f"validation: callbacks: {given!r} names no plugin in 'use'; {ACCEPTED}")
-    overrides = {key: table.pop(key) for key in OVERRIDABLE if key in table}
-    _check(cls, table)
-    return cls(**table), overrides, default_name(cls)
-
-
-def _class(name: str) -> type[Any]:
-    """The class of an entry point, or a first-party class by its own name."""
-    own = {first.class_name: entry for entry, first in FIRST_PARTY.items()}
-    return discovery.lookup(own.get(name, name)).load()
-
-
-def _check(cls: type[Any], table: Mapping[str, Any]) -> None:
-    """Refuses options that the constructor does not have, and missing ones."""
-    schema = schema_of(cls)
-    where = f"validation: callbacks: {default_name(cls)}"
-    for key in table:
-        if key not in schema.options and not schema.takes_more:
-            raise PluginError(f"{where}: unknown option {key!r}{did_you_mean(key, schema.options)}")
-    for name, option in schema.options.items():
-        if option.is_required and name not in table:
-            raise PluginError(f"{where}: missing option {name!r}")
+    made = build({"type": what, **table}, "validation: callbacks")
+    return made, {}, default_name(made)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hatbus import BatchProcessor
+from hatbus.discovery import build
 from hatbus.errors import PluginError
+from hatbus.loop import PROCESSORS
 
 if TYPE_CHECKING:
     from hatbus import Context
@@ -17,14 +19,16 @@ def evaluation_processor(given: Any, outer: Context) -> Any:
     """A processor that computes no gradients.
 
     Args:
-        given: a processor; options of a ``BatchProcessor``; None for the trainer's own.
+        given: a processor; a config of one, or options of a ``BatchProcessor``; None for the
+            trainer's own.
         outer: the training run.
 
     Raises:
         PluginError: it updates, or there is none.
     """
     if isinstance(given, Mapping):
-        return BatchProcessor(**{**given, "need_grad_update": False})
+        config = {"type": BatchProcessor, **given, "need_grad_update": False}
+        return build(config, "validation: batch_processor", PROCESSORS)
     if given is None:
         return without_gradients(outer)
     if getattr(given, "need_grad_update", False):

@@ -27,6 +27,8 @@ _OWN: Final = (
 )
 _PASSED_ON: Final = tuple(n for n in inspect.signature(profile).parameters if n not in _OWN)
 OPTIONS: Final = (*SCHEDULE, *_PASSED_ON, "trace_dir")
+TYPES: Final = ("SimpleProfiler", "PythonProfiler", "MemoryProfiler")
+"""HAT's kinds of profiler, which are all torch's here."""
 
 
 @plugin(stage="report", ranks="zero")
@@ -50,6 +52,7 @@ class ProfileSteps:
                 f"validation: profiler is {options!r:.80}; accepted: a table of options, such as "
                 "{'wait': 1, 'active': 3}"
             )
+        options = _without_type(options)
         for name in options:
             if name not in OPTIONS:
                 raise PluginError(
@@ -116,3 +119,20 @@ def activities(names: Any) -> list[ProfilerActivity]:
                 f"validation: unknown profiler activity {name!r}{did_you_mean(name, known)}"
             )
     return [known[name.lower()] if isinstance(name, str) else name for name in names]
+
+
+def _without_type(options: Mapping[str, Any]) -> dict[str, Any]:
+    """HAT's options under their names here: ``dirpath`` is ``trace_dir``.
+
+    Raises:
+        PluginError: a kind of profiler that there is not.
+    """
+    found = dict(options)
+    kind = found.pop("type", TYPES[0])
+    if kind not in TYPES:
+        raise PluginError(
+            f"validation: unknown profiler type {kind!r}{did_you_mean(str(kind), TYPES)}"
+        )
+    if "dirpath" in found:
+        found["trace_dir"] = found.pop("dirpath")
+    return found

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed, nn
 
+from hatbus.discovery import build
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.log import log
 from hatbus.loop import RAW
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from hatbus import Context
 
 EMA = "ema"
+PIPELINE = "validation: model_convert_pipeline"
 Converter = Callable[[nn.Module], Any]
 
 
@@ -76,8 +78,9 @@ def converters(given: Any) -> tuple[Converter, ...]:
         PluginError: something in it cannot be called.
     """
     if isinstance(given, Mapping):
-        given = given.get("converters", ())
+        given = _pipeline_of(given)
     listed = () if given is None else given if isinstance(given, (list, tuple)) else (given,)
+    listed = [build(one, PIPELINE) if isinstance(one, Mapping) else one for one in listed]
     for one in listed:
         if not callable(one):
             raise PluginError(
@@ -85,6 +88,22 @@ def converters(given: Any) -> tuple[Converter, ...]:
                 "a model and return one"
             )
     return tuple(listed)
+
+
+def _pipeline_of(given: Mapping[str, Any]) -> Any:
+    """The pipeline that a mapping describes: ``type`` and options, or ``converters`` alone.
+
+    Raises:
+        HatbusError: it has another key, or a type that there is not.
+    """
+    if "type" in given:
+        return build(given, PIPELINE)
+    for key in given:
+        if key != "converters":
+            raise PluginError(
+                f"{PIPELINE}: unknown key {key!r}{did_you_mean(str(key), ['converters'])}"
+            )
+    return given.get("converters", ())
 
 
 def converted(model: nn.Module, pipeline: Sequence[Converter]) -> nn.Module:
@@ -111,9 +130,10 @@ def built_model(given: Any) -> nn.Module | None:
     """
     if given is None or isinstance(given, nn.Module):
         return given
-    options = dict(given) if isinstance(given, Mapping) else {}
-    maker = options.pop("type", None) if isinstance(given, Mapping) else given
-    made = maker(**options) if callable(maker) else None
+    if isinstance(given, Mapping):
+        made = build(given, "validation: val_model") if "type" in given else None
+    else:
+        made = given() if callable(given) else None
     if not isinstance(made, nn.Module):
         raise PluginError(
             f"validation: val_model is {given!r}; accepted: a model, a function that makes one, or "

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hatbus import hookimpl, plugin
+from hatbus.discovery import build, is_config
 from hatbus.errors import JobError, PluginError
 from hatbus.events import EVENTS
 from hatbus.insight import marks_every
@@ -118,7 +119,7 @@ class Validation:
         for option, given in (("weights", weights), ("name", name)):
             if given is not None:
                 text(f"validation: {option}", given)
-        self.data_loader = data_loader
+        self.data_loader: Any = _built_loaders(data_loader)
         self.batch_processor = batch_processor
         self.val_interval, self.interval_by = val_interval, interval_by
         self.val_on_train_end = val_on_train_end
@@ -351,6 +352,15 @@ class Validation:
         return own
 
 
+def _built_loaders(given: Any) -> Any:
+    """The loaders; a config, a list or a mapping of configs is built."""
+    held = given.values() if isinstance(given, Mapping) else given
+    is_many = isinstance(given, (Mapping, list, tuple)) and bool(given)
+    if is_config(given) or (is_many and all(map(is_config, held))):
+        return build(given, "validation: data_loader")
+    return given
+
+
 def _per_loader(callbacks: Sequence[Any] | None, *, share: bool) -> list[list[Named]]:
     """One list of callbacks for all loaders, or one for each; the mean losses when None.
 
@@ -358,7 +368,9 @@ def _per_loader(callbacks: Sequence[Any] | None, *, share: bool) -> list[list[Na
         JobError: no list.
         PluginError: ``share_callbacks=False`` without a list of lists.
     """
-    if isinstance(callbacks, str) or not isinstance(callbacks, (Iterable, type(None))):
+    if is_config(callbacks):  # a list of one, its brackets forgotten
+        callbacks = [callbacks]
+    if isinstance(callbacks, (str, Mapping)) or not isinstance(callbacks, (Iterable, type(None))):
         raise JobError(f"validation: callbacks is {callbacks!r:.80}; accepted: a list of plugins")
     if callbacks is None:
         callbacks, share = [MeanLosses()], True
