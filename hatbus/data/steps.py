@@ -72,6 +72,7 @@ class Steps:
         self._afterwards: Callable[[], None] | None = None
         self._running: Generator[Batches, None, None] | None = None
         self._left: tuple[tuple[int, int], dict[str, Any]] | None = None
+        self._before_look: tuple[tuple[int, int], dict[str, Any]] | None = None
         self._is_told = False
 
     @property
@@ -92,9 +93,26 @@ class Steps:
         self.close()
         self.adopt_seed(ctx.seed)  # another trainer may have the same loader
         self._come_back(place_of(ctx))
-        is_plain = len(self.feeds) == 1 and self.accumulate == 1 and self._sampler.is_plain
+        self._before_look = None
+        is_plain = self._is_one_pass and self.accumulate == 1
         self._running = self._plain_steps(ctx) if is_plain else self._steps(ctx)
         return with_data_wait(self._running, ctx) if self.times_waits else self._running
+
+    def is_at_end(self, ctx: Context) -> bool:
+        """Whether no step of the epoch is left, where by the loader's length none is.
+
+        The data is read to its very end, where a sampler may draw once more. A length that is an
+        estimate may be too small: then there is a step, which is put back for the next ``fit`` or a
+        resume to begin with.
+        """
+        if self._running is None:
+            return True
+        before, random = self.state_dict(ctx), rng.capture()
+        if next(self._running, None) is None:
+            return True
+        rng.restore(random)
+        self._before_look = (place_of(ctx), before)
+        return False
 
     def check_epochs_end(self) -> None:
         """Refuses a plan in epochs where nobody knows when one is over.
@@ -136,7 +154,8 @@ class Steps:
             feed.close()
 
     def _steps(self, ctx: Context) -> Generator[Batches, None, None]:
-        (epoch, first), last = place_of(ctx), self.steps_per_epoch
+        epoch, first = place_of(ctx)
+        last = None if self._is_one_pass else self.steps_per_epoch
         if self._is_over(first):
             return
         behind = self._sampler.counts(ctx.seed, epoch, first)
@@ -144,11 +163,13 @@ class Steps:
             feed.start(epoch, behind.get(task, 0) * self.accumulate, self.accumulate)
             feed.open_again()
         self._opened()
+        if ctx.control.epoch_stopped is not None:  # in the step that was saved
+            return
         step = first
         while last is None or step < last:
             batches = self._step(ctx, epoch, step, endless=last is not None)
             if not batches:
-                self._tell_who_ended()
+                self._tell_ends()
                 break
             yield batches
             step += 1
@@ -180,6 +201,8 @@ class Steps:
         step, batches = first, feed.fetch()
         feed.forget_resume()
         self._opened()
+        if ctx.control.epoch_stopped is not None:  # in the step that was saved
+            return
         for batch in batches:
             feed.taken = step = step + 1
             yield [(task, batch, 1.0)]
@@ -191,6 +214,8 @@ class Steps:
     def state_dict(self, ctx: Context) -> dict[str, Any]:
         """Where every loader stands, by task ("" in a run without tasks)."""
         inside = ctx.position.step > 0
+        if self._before_look is not None and self._before_look[0] == place_of(ctx):
+            return self._before_look[1]
         return {task or "": feed.state_dict(inside=inside) for task, feed in self.feeds.items()}
 
     def load_state_dict(self, state: Mapping[str, Any], afterwards: Callable[[], None]) -> None:
@@ -244,8 +269,15 @@ class Steps:
         if afterwards is not None:
             afterwards()
 
-    def _tell_who_ended(self) -> None:
+    @property
+    def _is_one_pass(self) -> bool:
+        """Whether an epoch is one pass over one loader, however long that turns out to be."""
+        return len(self.feeds) == 1 and self._sampler.is_plain
+
+    def _tell_ends(self) -> None:
         """Says once that an epoch of several tasks is over with the first loader that is."""
+        if self._is_one_pass:
+            next(iter(self.feeds.values())).end_pass()
         if len(self.feeds) > 1 and not self._is_told:
             self._is_told = True
             log.warning(

@@ -5,14 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.bus.blame import caller_name
 from hatbus.errors import HookError
 from hatbus.log import log
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+
+STOP_EPOCH: Final = "stop epoch"
+LASTING: Final = ("validate", STOP_EPOCH)
+"""Wishes that a checkpoint keeps, where it is saved before they are fulfilled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +34,20 @@ class Control:
 
     Attributes:
         pending: requests not yet read, in the order they were made.
-        stopped: the stop that was granted, once there is one.
+        stopped: the stop that was granted, once there is one; the run's before the epoch's.
+        epoch_stopped: the stop of the epoch that was granted, beside one of the run too.
+        is_serving: whether what was granted at a boundary is being done.
     """
 
-    __slots__ = ("_lines", "pending", "stopped")
+    __slots__ = ("_lines", "epoch_stopped", "is_serving", "pending", "stopped")
     is_shared = False
     """Whether ``due`` is to be asked at every boundary: other processes may want something."""
 
     def __init__(self, lines: Mapping[str, Sequence[str]] | None = None) -> None:
         self.pending: list[Request] = []
         self.stopped: Request | None = None
+        self.epoch_stopped: Request | None = None
+        self.is_serving = False
         self._lines = lines if lines is not None else {}
 
     def stop(self, what: str = "run", reason: str = "") -> None:
@@ -54,6 +63,42 @@ class Control:
     def validate(self, reason: str = "") -> None:
         """Asks for a validation after the present step."""
         self._ask("validate", reason)
+
+    def grant(self, request: Request) -> None:
+        """Grants a stop; that of the run is not taken back by one of the epoch."""
+        if request.wish == STOP_EPOCH:
+            self.epoch_stopped = request
+        if self.stopped is None or self.stopped.wish == STOP_EPOCH:
+            self.stopped = request
+
+    def leave_epoch(self) -> bool:
+        """The epoch ends here; whether a request ended it, which is fulfilled with that."""
+        was, self.epoch_stopped = self.epoch_stopped, None
+        if self.stopped is was:
+            self.stopped = None
+        return was is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was asked for and still has to be done after a save at this place; often nothing.
+
+        A stop of the run is not for the run that resumes.
+        """
+        asked = [r for r in (self.epoch_stopped, *self.pending) if r is not None]
+        over = [r for r in asked if r.wish == STOP_EPOCH]
+        return {"over": plain(over)} if over else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what was asked for; every rank calls this at the same place."""
+        asked = [
+            Request(*fields)
+            for kind in ("over", "asked", "later")
+            for fields in state.get(kind, ())
+        ]
+        for request in asked:
+            if request.wish == STOP_EPOCH:
+                self.grant(request)
+            else:
+                self.pending.append(request)
 
     def due(self) -> bool:
         """Whether there is anything to take at this boundary."""
@@ -102,3 +147,8 @@ class Control:
     def _ask(self, wish: str, reason: str) -> None:
         frame = sys._getframe(2)  # noqa: SLF001 - documented; the frame that called stop, save, ...
         self.pending.append(Request(wish, caller_name(frame, self._lines), reason))
+
+
+def plain(requests: Iterable[Request]) -> list[tuple[str, str, str]]:
+    """Requests as plain data."""
+    return [(r.wish, r.by, r.reason) for r in requests]

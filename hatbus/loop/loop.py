@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from hatbus.loop.context import Context
 
-_SERVED: Final = ("validate", "save", "stop epoch", "stop run")
+_SERVED: Final = ("validate", "stop epoch", "stop run", "save")
 
 
 class Loop:
@@ -36,8 +36,7 @@ class Loop:
             ctx.control.withdraw("stop epoch")  # it is over
             if ctx.control.due():
                 serve_requests(ctx)
-            if ctx.control.stopped is not None and ctx.control.stopped.wish == "stop epoch":
-                ctx.control.stopped = None
+            ctx.control.leave_epoch()
         for _ in _SERVED:  # what serving the last requests asks for is served too, but no circle
             if not ctx.control.is_owed():
                 break
@@ -66,13 +65,9 @@ class Loop:
         if not ran and first:  # only the end was left
             ctx.step_id, ctx.global_step_id = first - 1, position.global_step - 1
         if not complete and position.step == ctx.steps_per_epoch:
-            next(steps, None)  # to the data's very end, where a sampler may draw once more
-            complete = True
-        stopped = control.stopped is not None and control.stopped.wish == "stop epoch"
-        if complete or stopped:
+            complete = ctx.data.is_at_end(ctx)
+        if control.leave_epoch() or complete:
             position.epoch, position.step = position.epoch + 1, 0
-        if stopped:
-            control.stopped = None
         return ran
 
     @hookimpl(trylast=True)
@@ -118,8 +113,8 @@ def with_more(losses: dict[str, Any], found: dict[str, Any], weight: float) -> d
 
 
 def is_done(ctx: Context) -> bool:
-    """Whether the plan is fulfilled, or a stop was granted."""
-    if ctx.control.stopped is not None:
+    """Whether the plan is fulfilled, or a stop of the run was granted."""
+    if ctx.control.stopped is not None and ctx.control.stopped.wish == "stop run":
         return True
     if ctx.num_steps is not None:
         return ctx.position.global_step >= ctx.num_steps
@@ -138,19 +133,20 @@ def is_cut_short(ctx: Context) -> bool:
 
 
 def serve_requests(ctx: Context) -> None:
-    """Does what plugins asked for: validate, then save, then stop."""
+    """Does what plugins asked for: validate, then stop, then save, which keeps that it stopped."""
     taken = ctx.control.take()
+    ctx.control.is_serving = True
     for request in sorted(taken, key=lambda r: _SERVED.index(r.wish)):
+        served = True
         if request.wish == "validate":
             served = ctx.emit.validate(ctx, request.reason)
         elif request.wish == "save":
             served = ctx.save(request.reason)
         else:
-            served = request
-            if ctx.control.stopped is None or ctx.control.stopped.wish != "stop run":
-                ctx.control.stopped = request  # the end of the run is not taken back
+            ctx.control.grant(request)
         if served is False:
             log.warning("%s: asked for by %s, but nothing did it", request.wish, request.by)
+    ctx.control.is_serving = False
 
 
 def kept_batches(ctx: Context) -> list[tuple[str | None, Any, float]]:

@@ -18,12 +18,12 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from hatbus.events.declare import hookimpl
-from hatbus.loop.control import Control, Request
+from hatbus.loop.control import LASTING, STOP_EPOCH, Control, Request, plain
 from hatbus.loop.finite import FINITE
 from hatbus.parallel.sharding import is_sharded
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
     from hatbus.loop.context import Context
 
@@ -213,6 +213,34 @@ class AgreedControl(Control):
         if self._group is not None:
             distributed.destroy_process_group(self._group)
         self._group = self._work = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank asked for: what all know at this boundary, and what they know later."""
+        known = [r for r in (self.epoch_stopped,) if r is not None]
+        asked = self._mine if self._work is not None else []
+        parts = {"over": known, "asked": asked, "later": self.pending}
+        found = {k: plain(r for r in part if r.wish in LASTING) for k, part in parts.items()}
+        state: dict[str, Any] = {k: part for k, part in found.items() if part}
+        return {**state, "is_asked": self.is_serving} if state else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what was asked for, and asks again; every rank calls this at the same place.
+
+        Saved before the requests of the boundary were agreed, those asked for at the one before are
+        granted now, and those of this one are sent; saved after it, they had been.
+        """
+        read = {k: [Request(*r) for r in state.get(k, ())] for k in ("over", "asked", "later")}
+        anew, self.pending = self.pending, []
+        over, asked, later = read["over"], read["asked"], read["later"]
+        if not self.anywhere([bool(state.get("is_asked"))])[0]:
+            over, asked, later = [*over, *asked], later, []
+        is_over = self.anywhere([any(r.wish == STOP_EPOCH for r in over)])[0]
+        if is_over:
+            mine = [r for r in over if r.wish == STOP_EPOCH]
+            self.grant(mine[0] if mine else Request(STOP_EPOCH, "another rank", "see its log"))
+        self.pending = asked
+        self._ask_all()
+        self.pending = [*(r for r in over if r.wish != STOP_EPOCH), *later, *anew]
 
     def _ask_all(self) -> None:
         """Sends what was asked for here; the answer is there at the next boundary."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from samples import Drawing, Keeping, Noisy, seen_in_fits
-from tiny import hearing, tiny_trainer
+from tiny import batches, hearing, tiny_trainer
 from torch.utils.data import (
     DataLoader,
     TensorDataset,
@@ -205,3 +205,39 @@ def test_data_that_became_shorter_is_an_error_with_both_numbers() -> None:
     state = feed.state_dict(inside=True)
     with pytest.raises(DataError, match=r"gave 3 batches in epoch 0, but 4 of them are behind"):
         resumed(state, [1, 2, 3])
+
+
+class Estimated(list[Any]):
+    """A loader that holds more batches than it says, as one that puts samples of like lengths
+    together."""
+
+    def __len__(self) -> int:
+        return 3
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("ends", [(2,), (3,), (4,), (2, 3)])
+def test_a_stop_where_an_estimated_length_ends_loses_no_batch(
+    ends: tuple[int, ...], accumulate: int
+) -> None:
+    at_once = stopped_in_fits(accumulate=accumulate)
+    assert [len(rows) for rows in at_once] == ([5, 5] if accumulate == 1 else [3, 3])
+    assert stopped_in_fits(*ends, accumulate=accumulate) == at_once
+
+
+def stopped_in_fits(*ends: int, accumulate: int) -> list[list[float]]:
+    """The losses of two epochs, in fits that each but the last stop after so many steps in all."""
+    seen: list[list[float]] = [[], []]
+
+    class Stops:
+        @hookimpl
+        def on_step_end(self, ctx: Any, epoch_id: int, losses: Any) -> None:
+            seen[epoch_id].append(losses["loss"].item() + float(torch.rand(())))
+            if ctx.global_step_id + 1 in ends:
+                ctx.control.stop("run")
+
+    torch.manual_seed(0)
+    trainer = tiny_trainer([Stops()], Estimated(batches(5)), accumulate=accumulate)
+    for _ in range(len(ends) + 1):
+        trainer.fit(num_epochs=2)
+    return seen

@@ -203,6 +203,7 @@ class Reading:
         state: rng.RandomState = self.rank["rng"]
         with rng.fenced():
             rng.restore(state)  # what cannot be restored is better known now
+        ctx.control.load_state_dict(self.rank.get("asked", {}))
         if ctx.position.step == 0:
             ctx.data.load_state_dict(self.rank["data"], _nothing)
             return state

@@ -110,9 +110,13 @@ def progress(ctx: Context) -> dict[str, Any]:
 def rank_states(ctx: Context, states: dict[str, Any]) -> list[tuple[Any, Tensors]]:
     """What every rank has of its own, encoded; a collective.
 
-    Random state and data position; over several processes also their parts of plugins' states.
+    Random state, data position, and what was asked for and not done yet inside an epoch; over
+    several processes also their parts of plugins' states.
     """
     mine = {"rng": rng.capture(), "data": ctx.data.state_dict(ctx)}
+    asked = ctx.control.state_dict() if ctx.position.step else {}
+    if asked:
+        mine["asked"] = asked
     if ctx.world_size == 1:
         return [encode(mine)]
     data, tensors = encode({**mine, "plugins": ctx.bus.rank_parts(states)})
