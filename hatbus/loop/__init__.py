@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hatbus.loop.modes import eval_mode
     from hatbus.loop.module_names import find_module, structure_changed, structure_of, unwrapped
     from hatbus.loop.parts import built_optimizer, built_parts
+    from hatbus.loop.published import one_number
     from hatbus.loop.signals import stop_wanted
     from hatbus.loop.weights import RAW, Weights
 
@@ -59,6 +60,7 @@ __all__ = [
     "is_done",
     "kept_batches",
     "losses_of_task",
+    "one_number",
     "owner_of",
     "serve_requests",
     "stop_wanted",
@@ -95,6 +97,7 @@ __getattr__ = lazily(
     unwrapped="module_names",
     built_optimizer="parts",
     built_parts="parts",
+    one_number="published",
     stop_wanted="signals",
     RAW="weights",
     Weights="weights",

@@ -9,6 +9,7 @@ from hatbus.bus.moments import emit_after_error
 from hatbus.events.training import PAIRS
 from hatbus.log import log
 from hatbus.loop.control import Control
+from hatbus.loop.published import plain_values
 from hatbus.loop.weights import Weights
 
 if TYPE_CHECKING:
@@ -154,9 +155,12 @@ class Context:
         Args:
             values: name to number, 0-d tensor (left on its device), image, histogram or text.
                 Sinks may read a tensor later: do not change it afterwards, publish a copy.
+                numpy's scalars and arrays of one element become Python numbers.
             kind: ``"scalar"``, ``"image"`` (CHW or HW, 0..1), ``"histogram"`` (any tensor) or
                 ``"text"``.
         """
+        if kind == "scalar":
+            values = plain_values(values)
         self.latest.update(values)
         on_log = self.emit.on_log
         if on_log is not None:

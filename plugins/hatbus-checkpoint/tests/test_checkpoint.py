@@ -19,7 +19,7 @@ from small import names, publishing, tiny
 sys.path.pop(0)
 
 from hatbus import hookimpl, plugin
-from hatbus.errors import JobError, SaveError
+from hatbus.errors import JobError, PluginError, SaveError
 from hatbus.insight import preview
 from hatbus_checkpoint import Checkpoint, durable
 from hatbus_checkpoint.folder import CheckpointFolder
@@ -169,6 +169,20 @@ def test_a_metric_object_may_decide_on_best(tmp_path: Path) -> None:
     options = {"interval_by": "step", "save_hash": False}
     tiny(tmp_path, mode="min", best_refer_metric=Hats(), **options).fit(num_steps=3)
     assert json.loads((tmp_path / "checkpoint-best.json").read_text())["path"].endswith("step-2")
+
+
+def test_a_metric_of_several_values_cannot_decide_on_best(tmp_path: Path) -> None:
+    class Collection:
+        def __init__(self, **values: float) -> None:
+            self.values = values
+
+        def compute(self) -> dict[str, float]:
+            return self.values
+
+    options: dict[str, Any] = {"interval_by": "step", "mode": "min"}
+    tiny(tmp_path, best_refer_metric=Collection(a=1.0), **options).fit(num_steps=1)
+    with pytest.raises(PluginError, match="is a Collection of 'a', 'b'; accepted: one metric"):
+        tiny(tmp_path, best_refer_metric=Collection(a=1.0, b=2.0), **options).fit(num_steps=1)
 
 
 def test_a_metric_that_nobody_publishes_is_a_warning_with_the_known_ones(

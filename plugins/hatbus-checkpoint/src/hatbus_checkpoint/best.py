@@ -11,6 +11,7 @@ import torch
 
 from hatbus.errors import JobError, PluginError, did_you_mean
 from hatbus.log import log
+from hatbus.loop import one_number
 from hatbus.option_values import one_of, text
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Best:
                 "checkpoint: best_refer_metric is a dict; accepted: an object with compute() or "
                 "get(), in a job '@name', 'file.py:name' or { call = 'file.py:name' }"
             )
+        if hasattr(metric, "compute_groups") and len(metric) > 1:  # torchmetrics' MetricCollection
+            raise JobError(_several(type(metric).__name__, metric))
         if metric is not None and not (hasattr(metric, "compute") or hasattr(metric, "get")):
             raise JobError(
                 f"checkpoint: best_refer_metric is a {type(metric).__name__}; "
@@ -131,13 +134,7 @@ class Best:
 
     def _published(self, latest: Mapping[str, Any]) -> float | None:
         if self.key is not None and self.key in latest:
-            value = latest[self.key]
-            if isinstance(value, torch.Tensor) and value.numel() != 1:
-                raise PluginError(
-                    f"monitor_metric_key {self.key!r} has shape {tuple(value.shape)}; "
-                    "accepted: a single number"
-                )
-            return float(value)
+            return one_number(f"checkpoint: metric {self.key!r}", latest[self.key])
         if not self._warned and self._has_fellows(latest):
             self._warned = True
             self._warn(latest)
@@ -175,9 +172,20 @@ class Best:
 def _computed(metric: Any) -> float | None:
     """The metric's value; HAT's ``get()`` gives (names, values), the first counts."""
     value = metric.compute() if hasattr(metric, "compute") else metric.get()[1]
+    if isinstance(value, Mapping):  # a collection of one metric
+        if len(value) != 1:
+            raise PluginError(_several(type(metric).__name__, value))
+        value = list(value.values())
     if isinstance(value, (list, tuple)):
         value = value[0] if value else None
-    return None if value is None else float(value)
+    return None if value is None else one_number("checkpoint: best_refer_metric", value)
+
+
+def _several(kind: str, values: Iterable[Any]) -> str:
+    return (
+        f"checkpoint: best_refer_metric is a {kind} of {', '.join(map(repr, values))}; accepted: "
+        "one metric: take one out of it, or name a published value (monitor_metric_key)"
+    )
 
 
 def _single(latest: Mapping[str, Any]) -> Iterable[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from hatbus import hookimpl, plugin
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.log import log
-from hatbus.loop import Request
+from hatbus.loop import Request, one_number
 from hatbus.option_values import number, one_of, text, whole
 from hatbus_validation.validation import Validation
 
@@ -134,7 +134,7 @@ class EarlyStopping:
         fresh, self._fresh = self._fresh, None
         if fresh is None or ctx.exception is not None:
             return
-        value = float(fresh)
+        value = one_number(f"early_stopping: metric {self.monitor!r}", fresh)
         if not math.isfinite(value) and self.check_finite:
             ctx.control.stop("run", f"{self.monitor} is {value}")
         elif improves(value, self.best, self.mode, self.min_delta):
