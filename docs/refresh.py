@@ -1,4 +1,4 @@
-"""Rewrites what programs write: `events.md`, the tables of options, the output in console blocks.
+"""Rewrites what programs write: two whole pages, tables of options, output in console blocks.
 
 ``python docs/refresh.py`` in an environment in which everything is installed. A console block holds
 commands, each ``$ hatbus ...``, followed by what they print; ``...`` alone stands for lines left
@@ -124,8 +124,10 @@ def fits(printed: str, shown: str) -> bool:
 def main() -> None:
     """Rewrites the pages."""
     from events_page import events_page  # type: ignore[import-not-found]  # beside this script
+    from reference_page import reference_page  # type: ignore[import-not-found]  # and this one
 
     (DOCS / "events.md").write_text(events_page(), "utf-8")
+    (DOCS / "reference.md").write_text(reference_page(), "utf-8")
     with workplace():
         for page in pages():
             text = page.read_text("utf-8")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hatbus.trainer import Trainer
 
     __version__: str
+    """The installed version, such as ``"0.1.0"``; in a checkout that is not, with ``+checkout``."""
 
 __all__ = [
     "BatchProcessor",

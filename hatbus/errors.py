@@ -13,6 +13,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "HatbusError",
+    "HookError",
+    "JobError",
+    "NonFiniteError",
+    "OrderError",
+    "PeerError",
+    "PluginError",
+    "SaveError",
+    "did_you_mean",
+]
+
 
 class HatbusError(Exception):
     """Base of the family. ``exit_code`` is the process's exit status."""

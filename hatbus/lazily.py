@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+__all__ = ["lazily"]
+
 
 def lazily(package: str, **home: str) -> Callable[[str], Any]:
     """A module's ``__getattr__``, so that importing the package does not import torch.

@@ -16,11 +16,18 @@ from hatbus.errors import JobError, did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+__all__ = ["UNITS", "is_number", "names", "number", "one_of", "path", "text", "whole"]
+
 UNITS: Final = ("step", "epoch")
+"""What intervals of plugins are counted in."""
 
 
 def one_of(name: str, value: Any, words: Sequence[str]) -> None:
-    """Refuses a word that is not in the list."""
+    """Refuses a word that is not in the list.
+
+    Raises:
+        JobError: what was given, and what is accepted.
+    """
     if value not in words:
         nearest = did_you_mean(value, words) if isinstance(value, str) else ""
         hint = nearest if "did you mean" in nearest else ""
@@ -28,7 +35,11 @@ def one_of(name: str, value: Any, words: Sequence[str]) -> None:
 
 
 def whole(name: str, value: Any, least: int) -> None:
-    """Refuses what is no whole number, or less than ``least``."""
+    """Refuses what is no whole number, or less than ``least``.
+
+    Raises:
+        JobError: what was given, and what is accepted.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise JobError(f"{name} is {value!r}; accepted: a whole number of at least {least}")
 
@@ -44,6 +55,9 @@ def number(
         least: the least value.
         most: the greatest value.
         above: ``least`` itself is refused too.
+
+    Raises:
+        JobError: what was given, and what is accepted.
     """
     is_within = is_number(value) and math.isfinite(value) and least <= value <= most
     if is_within and not (above and value == least):
@@ -54,19 +68,31 @@ def number(
 
 
 def text(name: str, value: Any) -> None:
-    """Refuses what is no text, or an empty one."""
+    """Refuses what is no text, or an empty one.
+
+    Raises:
+        JobError: what was given, and what is accepted.
+    """
     if not isinstance(value, str) or not value:
         raise JobError(f"{name} is {value!r}; accepted: a name")
 
 
 def path(name: str, value: Any) -> None:
-    """Refuses what is no path."""
+    """Refuses what is no path.
+
+    Raises:
+        JobError: what was given, and what is accepted.
+    """
     if not isinstance(value, (str, os.PathLike)):
         raise JobError(f"{name} is {value!r:.80}; accepted: a path")
 
 
 def names(name: str, value: Any) -> None:
-    """Refuses what is no list of texts; a single text is none."""
+    """Refuses what is no list of texts; a single text is none.
+
+    Raises:
+        JobError: what was given, and what is accepted.
+    """
     is_list = isinstance(value, Iterable) and not isinstance(value, str)
     if not is_list or not all(isinstance(one, str) for one in value):
         raise JobError(f"{name} is {value!r:.80}; accepted: a list of names")

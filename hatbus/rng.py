@@ -16,6 +16,8 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+__all__ = ["capture", "fenced", "restore", "seed_all"]
+
 RandomState = dict[str, Any]
 
 

@@ -54,7 +54,7 @@ class Trainer:
             trainer only. The second of a kind in a list is named ``<kind>_2``.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or a ``torch.device``.
         seed: of the run's own choices (task sampler, data order); plugins may use it too.
-        task_sampler: which tasks a step holds (``hatbus.data.task_sampler``); all by default.
+        task_sampler: which tasks a step holds (``hatbus.data.OneTask`` ...); all by default.
         accumulate: batches per task and step (gradient accumulation).
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast; fp16 with a loss scaler).
         compile: ``True``, or options for ``torch.compile``.
@@ -135,13 +135,17 @@ class Trainer:
         A second ``fit`` goes on where the first ended, in the middle of an epoch too: 5 steps and
         then ``num_steps=9`` see the same batches as 9 at once.
 
+        Args:
+            num_epochs: epochs in all.
+            num_steps: optimizer steps in all, in place of epochs.
+
         Returns:
             The context, with the counters as they are at the end.
 
         Raises:
             JobError: not exactly one plan, or a plan < 1.
             HatbusError: what went wrong in the run, where it can be said in one line.
-            SystemExit: a signal ended the run (75: its state is saved); see ``hatbus.loop``.
+            SystemExit: a signal ended the run (75: its state is saved).
         """
         ctx, plans = self.ctx, (num_epochs, num_steps)
         if (num_epochs is None) == (num_steps is None):

@@ -108,7 +108,15 @@ def came_out_of(traceback: TracebackType | None, filename: str, line: int) -> bo
 
 
 def caller_name(frame: Any, lines: Mapping[str, Sequence[str]]) -> str:
-    """The name of the plugin whose implementation is running in or above a stack frame."""
+    """The name of the plugin whose implementation is running in or above a stack frame.
+
+    Args:
+        frame: such as ``sys._getframe()``.
+        lines: a bus's ``callers``.
+
+    Returns:
+        The instance name; ``"the program"`` where no plugin is running.
+    """
     while frame is not None:
         filename = frame.f_code.co_filename
         if filename.startswith(FILE_PREFIX) and filename in lines:

@@ -64,7 +64,7 @@ class Bus:
         callers: frozen function's filename to plugin name per line.
         asks_batches: whether any plugin decides on ``skip_batch``.
         instrument: gives the function to call in place of a plugin's
-            (``hatbus.insight.profile``); set it before the first event.
+            (``hatbus.insight.Profile``); set it before the first event.
         scopes: task (None: no task) to its frozen events.
         gates: name to gate, of the plugins with an interval.
     """
@@ -150,7 +150,11 @@ class Bus:
         return name
 
     def unregister(self, name: str) -> object:
-        """Takes a plugin off the bus and returns it."""
+        """Takes a plugin off the bus and returns it.
+
+        Raises:
+            PluginError: there is none of that name.
+        """
         if name not in self.members:
             raise PluginError(f"no plugin {name!r} here{did_you_mean(name, self.members)}")
         member = self.members.pop(name)
@@ -162,7 +166,11 @@ class Bus:
     # ---- freezing -----------------------------------------------------------------------------
 
     def emitter(self, task: str | None = None) -> Emitter:
-        """The frozen events in the scope of a task (None: no task)."""
+        """The frozen events in the scope of a task.
+
+        Args:
+            task: one of ``set_tasks``; None: outside of any.
+        """
         if not self._is_frozen:
             self.freeze()
         return self.scopes[task]

@@ -15,7 +15,17 @@ CORE: Final = "core."
 
 @dataclass(slots=True)
 class Member:
-    """One registered plugin."""
+    """One registered plugin.
+
+    Attributes:
+        name: of the instance.
+        plugin: the object itself.
+        declared: its place in the order and its filters, those of the job included.
+        position: how many plugins were registered before it.
+        core: whether it is a part of hatbus itself.
+        interval: when it is due; None: always.
+        kind: its entry-point name.
+    """
 
     name: str
     plugin: object

@@ -39,7 +39,12 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One plugin in order, and why it stands where it does."""
+    """One plugin in order, and why it stands where it does.
+
+    Attributes:
+        name: of the instance.
+        reasons: each in words, as ``hatbus explain`` prints them.
+    """
 
     name: str
     reasons: tuple[str, ...] = field(default=())

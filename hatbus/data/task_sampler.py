@@ -20,7 +20,7 @@ _CHUNK: Final = 1024
 
 
 class TaskSampler:
-    """Base of the samplers.
+    """Base of the samplers: one of your own has ``choose`` and ``per_epoch``.
 
     Args:
         steps: steps per epoch; None: one pass over the task that needs most steps.
@@ -52,11 +52,21 @@ class TaskSampler:
         return ()
 
     def choose(self, seed: int, epoch: int, step: int) -> Sequence[Any]:
-        """The tasks of one step, in order; a task may stand in it more than once."""
+        """The tasks of one step, in order; a task may stand in it more than once.
+
+        Args:
+            seed: of the run.
+            epoch: from 0.
+            step: inside the epoch, from 0.
+        """
         raise NotImplementedError
 
     def per_epoch(self, groups: Groups) -> int | None:
-        """Steps in one epoch by the lengths of the loaders; None when one that counts has none."""
+        """Steps in one epoch by the lengths of the loaders; None when one that counts has none.
+
+        Args:
+            groups: task to groups of batches in one pass over its loader, or None.
+        """
         raise NotImplementedError
 
     def steps_per_epoch(self, groups: Groups) -> int | None:
@@ -79,7 +89,15 @@ def longest(groups: Groups, per_round: Mapping[Any, int]) -> int | None:
 
 
 class AllTasks(TaskSampler):
-    """Every task in every step, each ``factors[task]`` times (once by default)."""
+    """Every task in every step.
+
+    Args:
+        factors: task to how often it stands in a step; once by default.
+        steps: steps per epoch; None: one pass over the task that needs most steps.
+
+    Raises:
+        JobError: a factor below 1.
+    """
 
     def __init__(
         self, factors: Mapping[str, int] | None = None, *, steps: int | None = None
@@ -115,7 +133,15 @@ class AllTasks(TaskSampler):
 
 
 class ListedTasks(TaskSampler):
-    """The steps of a list, over and over: ``["det", "seg"]`` or ``[["det", "seg"], "seg"]``."""
+    """The steps of a list, over and over.
+
+    Args:
+        listed: one task or more per step: ``["det", "seg"]`` or ``[["det", "seg"], "seg"]``.
+        steps: steps per epoch; None: one pass over the task that needs most steps.
+
+    Raises:
+        JobError: the list is empty.
+    """
 
     def __init__(self, listed: Sequence[str | Sequence[str]], *, steps: int | None = None) -> None:
         super().__init__(steps=steps)
@@ -138,7 +164,11 @@ class ListedTasks(TaskSampler):
 
 
 class OneTask(TaskSampler):
-    """One task a step, in turn."""
+    """One task a step, in turn.
+
+    Args:
+        steps: steps per epoch; None: one pass over the task that needs most steps.
+    """
 
     def choose(self, seed: int, epoch: int, step: int) -> Sequence[Any]:
         """The tasks of one step."""
@@ -151,9 +181,14 @@ class OneTask(TaskSampler):
 
 
 class WeightedTasks(TaskSampler):
-    """One task a step, chosen with the given weights (equal by default).
+    """One task a step, chosen with the given weights.
 
-    An epoch has as many steps as all loaders together have groups of batches.
+    Args:
+        weights: task to weight, 0 or more; 1 by default.
+        steps: steps per epoch; None: as many as all loaders together have groups of batches.
+
+    Raises:
+        JobError: a weight below 0, or a sum that is 0 or infinite.
     """
 
     def __init__(

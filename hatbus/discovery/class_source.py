@@ -17,7 +17,13 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Parameter(NamedTuple):
-    """One constructor parameter as written. ``default`` is None for a required one."""
+    """One constructor parameter as written.
+
+    Attributes:
+        name: with its stars.
+        annotation: empty without one.
+        default: None for a required one.
+    """
 
     name: str
     annotation: str
@@ -27,8 +33,16 @@ class Parameter(NamedTuple):
 class Method(NamedTuple):
     """One method of a plugin class as written.
 
-    ``mark`` holds the options of ``@hookimpl``, ``rest`` the name behind ``*``, ``by_keyword`` what
-    is required by keyword only.
+    Attributes:
+        name, line: of the method.
+        event: the event that it is called like, or that ``specname`` gives.
+        is_marked: whether ``@hookimpl`` stands above it.
+        mark: the options of ``@hookimpl``.
+        is_wrapper, is_async, has_yield: what kind of function it is.
+        arguments: its names, without ``self``.
+        required: those without a default.
+        rest: the name behind ``*``.
+        by_keyword: what is required by keyword only.
     """
 
     name: str
@@ -48,8 +62,16 @@ class Method(NamedTuple):
 class Reading(NamedTuple):
     """What the source says about a class and the classes of its package that it is made of.
 
-    ``is_whole`` is whether no class of another package is among them; ``compares``, whether two of
-    it are equal when their values are.
+    Attributes:
+        file, line: where it stands.
+        doc: its docstring.
+        declared: what ``@plugin`` gives it and its parents.
+        methods: name to method.
+        parameters: of its constructor.
+        is_mixin: whether it is a ``CallbackMixin``.
+        is_declared: whether ``@plugin`` stands above it, or above a parent.
+        is_whole: whether no class of another package is among its parents.
+        compares: whether two of it are equal when their values are.
     """
 
     file: Path

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from hatbus.discovery.class_source import Reading
 
 GROUP: Final = "hatbus.plugins"
+"""The entry-point group in which a distribution offers its plugins."""
 ALLOW: Final = "HATBUS_ALLOW"
+"""Environment variable: the distributions whose plugins may be loaded, with commas; empty: all."""
 SOURCE: Final = "__hatbus_source__"
 
 

@@ -11,13 +11,24 @@ from hatbus.events.declare import hookspec
 Result = Any
 """What a span or decision returns; its docstring says which type."""
 SPAN: Final = "span"
+"""Kind of an event that is work: its first implementation with a result does it."""
 MOMENT: Final = "moment"
+"""Kind of an event that is a notice: its implementations return nothing."""
 DECISION: Final = "decision"
+"""Kind of an event that is a question: each implementation may give a reason, or None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event: its name, kind, argument names, and whether tasks filter it."""
+    """One event.
+
+    Attributes:
+        name: what its implementations are called.
+        kind: ``SPAN``, ``MOMENT`` or ``DECISION``.
+        arguments: the names that an implementation may ask for.
+        per_task: whether plugins that are bound to other tasks do not hear it.
+        doc: when it comes, and what an implementation may do and return.
+    """
 
     name: str
     kind: str

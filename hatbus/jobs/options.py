@@ -23,7 +23,13 @@ _KINDS: Final = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYW
 
 
 class Option(NamedTuple):
-    """One option: its name, type, and default (``inspect.Parameter.empty`` when required)."""
+    """One option.
+
+    Attributes:
+        name: of the parameter.
+        hint: its type; ``Any`` where none can be known.
+        default: ``inspect.Parameter.empty`` when it is required.
+    """
 
     name: str
     hint: Any
@@ -36,7 +42,12 @@ class Option(NamedTuple):
 
 
 class Schema(NamedTuple):
-    """The options of a class or function. ``takes_more``: it has ``**kwargs``."""
+    """The options of a class or function.
+
+    Attributes:
+        options: by name, in order.
+        takes_more: whether it has ``**kwargs``.
+    """
 
     options: dict[str, Option]
     takes_more: bool

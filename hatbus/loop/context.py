@@ -27,10 +27,13 @@ class Context:
     Attributes:
         bus: the bus that holds the plugins.
         emit: one callable (or None) per event, in the scope of the present task.
+        control: takes requests, ``ctx.control.stop("run", "why")``: see ``hatbus.loop.Control``.
+        weights: the weight views, ``with ctx.weights.showing("ema")``: see ``hatbus.loop.Weights``.
         model: the raw model.
         wrapped_model: what ``forward`` calls: the model, or its DDP or compiled wrapper.
-        optimizer, data_loader, device: as given to the trainer.
-        data: the plan that turns loaders into steps (``hatbus.data.steps``).
+        optimizer, data_loader, device, train_metrics, val_metrics: as given to the trainer.
+        scaler: the ``torch.amp.GradScaler`` of a run in fp16, else None.
+        data: the plan that turns loaders into steps (``hatbus.data.Steps``).
         batches: the present step's batches, each ``(task, batch, weight)``.
         task, batch, model_outs, losses: of the present batch; at step end ``losses`` of the step.
         loss: 0-d tensor that ``backward`` differentiates, weight included.
@@ -169,6 +172,9 @@ class Context:
     def save(self, reason: str) -> Any:
         """Writes a checkpoint now, unless a plugin vetoes it.
 
+        Args:
+            reason: why, for the log and the checkpoint.
+
         Returns:
             What ``save_checkpoint`` returned: the path, or False when nobody saves or one vetoed.
         """
@@ -179,7 +185,11 @@ class Context:
 
     @contextmanager
     def within(self, span: str) -> Iterator[None]:
-        """Emits the begin of a span now and its end on the way out; for loops of your own."""
+        """Emits the begin of a span now and its end on the way out; for loops of your own.
+
+        Args:
+            span: one that has moments, such as ``"run_step"`` (``hatbus.events.PAIRS``).
+        """
         begin, end = (getattr(self.emit, name) for name in PAIRS[span])
         try:
             if begin is not None:
@@ -195,7 +205,13 @@ class Context:
 
 
 class Position:
-    """What the loop does next: how many epochs, steps of the epoch, and steps are behind it."""
+    """What the loop does next: how many epochs, steps of the epoch, and steps are behind it.
+
+    Attributes:
+        epoch: whole epochs that are behind the run.
+        step: steps of the present epoch that are; 0 between epochs.
+        global_step: steps of the run that are.
+    """
 
     __slots__ = ("epoch", "global_step", "step")
 

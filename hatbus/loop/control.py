@@ -22,7 +22,13 @@ LASTING: Final = ("validate", STOP_EPOCH)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request: what is wanted, who wants it, and why."""
+    """One request.
+
+    Attributes:
+        wish: ``"stop run"``, ``"stop epoch"``, ``"save"`` or ``"validate"``.
+        by: name of the plugin that asked.
+        reason: why, in its words.
+    """
 
     wish: str
     by: str
@@ -51,7 +57,15 @@ class Control:
         self._lines = lines if lines is not None else {}
 
     def stop(self, what: str = "run", reason: str = "") -> None:
-        """Asks the loop to end the ``"epoch"`` or the ``"run"`` after the present step."""
+        """Asks the loop to end something after the present step.
+
+        Args:
+            what: the ``"epoch"`` or the ``"run"``.
+            reason: why, for the log.
+
+        Raises:
+            HookError: it is neither.
+        """
         if what not in ("epoch", "run"):
             raise HookError(f"cannot stop {what!r}; accepted: 'epoch', 'run'")
         self._ask(f"stop {what}", reason)

@@ -96,7 +96,12 @@ class Loop:
 
 
 def losses_of_task(losses: dict[str, Any], task: str) -> dict[str, Any]:
-    """A task's losses under the names they have at step end."""
+    """A task's losses under the names they have at step end: ``"det/box"`` for ``"box"`` of det.
+
+    Args:
+        losses: name to 0-d loss, of one batch.
+        task: whose batch it was.
+    """
     return {f"{task}/{name}": loss for name, loss in losses.items()}
 
 
@@ -189,7 +194,11 @@ def log_skipped(ctx: Context, what: str, reasons: Sequence[tuple[str, str]]) -> 
 
 
 class UnprovidedSpans:
-    """The spans that plugins provide, when none does."""
+    """Answers the spans that only plugins provide, where none does: nothing was done (False).
+
+    The last part on a bus: ``validate``, ``save_checkpoint``, ``load_checkpoint`` and
+    ``export_model``.
+    """
 
     @hookimpl(trylast=True)
     def validate(self) -> bool:

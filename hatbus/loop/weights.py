@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 RAW = "raw"
+"""Name of the view that is no view: the weights that are trained."""
 
 
 class View(Protocol):
@@ -47,6 +48,10 @@ class Weights:
         """Offers a view under a name; a plugin does this at ``on_loop_begin``, in every fit anew.
 
         A fit begins with no views, so that none outlives its plugin.
+
+        Args:
+            name: what ``showing`` knows it by, such as ``"ema"``.
+            view: makes a context manager inside which the model has the other weights.
 
         Raises:
             PluginError: another view has that name.

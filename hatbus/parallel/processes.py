@@ -79,6 +79,11 @@ def wrapped_in_ddp(model: torch.nn.Module, device: torch.device, *, many_tasks: 
     """The model as its DDP wrapper when there are several processes.
 
     A model whose parameters are sharded already (``fully_shard``, FSDP2) exchanges its own.
+
+    Args:
+        model: the raw model.
+        device: of this process.
+        many_tasks: whether a batch may leave parameters without a gradient.
     """
     if rank_and_world()[1] == 1 or is_sharded(model):
         return model

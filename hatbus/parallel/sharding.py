@@ -42,6 +42,11 @@ def reshard(model: torch.nn.Module) -> None:
 def refuse_sharded(model: torch.nn.Module, who: str, instead: str) -> None:
     """Refuses a sharded model.
 
+    Args:
+        model: the model.
+        who: what the message blames, such as ``"fuse_bn"``.
+        instead: what to do.
+
     Raises:
         JobError: who cannot use it, and what to do instead.
     """
