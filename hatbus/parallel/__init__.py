@@ -11,9 +11,24 @@ from hatbus.lazily import lazily
 
 if TYPE_CHECKING:
     from hatbus.parallel.processes import wrapped_in_ddp
-    from hatbus.parallel.sharding import full_tensor, is_shard, is_sharded, refuse_sharded, reshard
+    from hatbus.parallel.sharding import (
+        full_tensor,
+        is_shard,
+        is_sharded,
+        local_tensor,
+        refuse_sharded,
+        reshard,
+    )
 
-__all__ = ["full_tensor", "is_shard", "is_sharded", "refuse_sharded", "reshard", "wrapped_in_ddp"]
+__all__ = [
+    "full_tensor",
+    "is_shard",
+    "is_sharded",
+    "local_tensor",
+    "refuse_sharded",
+    "reshard",
+    "wrapped_in_ddp",
+]
 
 __getattr__ = lazily(
     __name__,
@@ -21,6 +36,7 @@ __getattr__ = lazily(
     full_tensor="sharding",
     is_shard="sharding",
     is_sharded="sharding",
+    local_tensor="sharding",
     refuse_sharded="sharding",
     reshard="sharding",
 )

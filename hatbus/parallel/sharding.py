@@ -54,6 +54,16 @@ def refuse_sharded(model: torch.nn.Module, who: str, instead: str) -> None:
         raise JobError(f"{who} cannot use a sharded model (FSDP2); {instead}")
 
 
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """A shard's part on this process, in the same memory, which may be empty; others as they are.
+
+    Without the graph. Norms and copies of parts need no exchange between processes.
+    """
+    part: Any = tensor.detach()
+    found: torch.Tensor = part.to_local() if is_shard(tensor) else part
+    return found
+
+
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The whole of a shard, which every process has to ask for; other tensors as they are."""
     gather = getattr(tensor, "full_tensor", None)

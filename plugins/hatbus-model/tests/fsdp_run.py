@@ -13,6 +13,7 @@ from hatbus import Trainer, hookimpl
 from hatbus.parallel import full_tensor
 from hatbus_model.ema import ExponentialMovingAverage
 from hatbus_model.freeze_module import FreezeModule
+from hatbus_model.mean_teacher import MeanTeacher
 
 
 class Net(nn.Module):
@@ -24,6 +25,27 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.neck(self.stem(x)))
+
+
+class Part(nn.Module):
+    """Has buffers, and a parameter with fewer rows than there are processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x) * self.scale
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.teacher = Part(), Part()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.student(x)
 
 
 class Looks:
@@ -42,42 +64,46 @@ class Looks:
                 self.found.append(outputs.square().mean().item())
 
 
+def sharded(model: nn.Module, parts: list[nn.Module], device: str) -> nn.Module:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device, (distributed.get_world_size(),))
+    for module in (*parts, model):
+        fully_shard(module, mesh=mesh)
+    return model
+
+
+def trained(model: nn.Module, plugins: list[object], device: str) -> dict[str, Any]:
+    """Trains it; the weights at the end."""
+    seeded = torch.Generator().manual_seed(distributed.get_rank() + 1)
+    draw = {"generator": seeded, "dtype": torch.float64}
+    data = [(torch.randn(4, 6, **draw), torch.randn(4, 4, **draw)) for _ in range(8)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    loss = nn.functional.mse_loss
+    Trainer(model, optimizer, data, loss, plugins, accumulate=2, device=device).fit(num_epochs=3)
+    return {name: full_tensor(p).detach().cpu() for name, p in model.named_parameters()}
+
+
+def averages(ema: ExponentialMovingAverage) -> dict[str, torch.Tensor]:
+    return {name: full_tensor(value).detach().cpu() for name, value in ema.averages().items()}
+
+
 def main(how: str, path: str, device: str = "cpu") -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("nccl" if device == "cuda" else "gloo")
-    rank = distributed.get_rank()
     torch.manual_seed(0)
-    model = Net().double().to(device)
+    model, pair = Net().double().to(device), Pair().double().to(device)
     if how == "fsdp":
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh(device, (distributed.get_world_size(),))
-        for module in (model.stem, model.neck, model):
-            fully_shard(module, mesh=mesh)
-    seeded = torch.Generator().manual_seed(rank + 1)
-    draw = {"generator": seeded, "dtype": torch.float64}
-    data = [(torch.randn(4, 6, **draw), torch.randn(4, 4, **draw)) for _ in range(8)]
+        sharded(model, [model.stem, model.neck], device)
+        sharded(pair, [pair.student, pair.teacher], device)
     ema, looks = ExponentialMovingAverage(0.8, 2), Looks()
     freeze = FreezeModule([["neck"]], [2], "step", unfreeze_at=[5])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    trainer = Trainer(
-        model,
-        optimizer,
-        data,
-        nn.functional.mse_loss,
-        [freeze, ema, looks],
-        accumulate=2,
-        device=device,
-    )
-    trainer.fit(num_epochs=3)
-    state = {
-        "model": {name: full_tensor(p).detach().cpu() for name, p in model.named_parameters()},
-        "ema": {name: full_tensor(value).detach().cpu() for name, value in ema.averages().items()},
-        "looks": looks.found,
-        "kind": looks.kind,
-    }
-    torch.save(state, f"{path}-{how}-{rank}.pt")
+    state = {"model": trained(model, [freeze, ema, looks], device), "ema": averages(ema)}
+    late = ExponentialMovingAverage(0.8, 2, start_step=3)
+    state |= {"pair": trained(pair, [MeanTeacher(0.8, 2), late], device), "late": averages(late)}
+    state |= {"looks": looks.found, "kind": looks.kind}
+    torch.save(state, f"{path}-{how}-{distributed.get_rank()}.pt")
     distributed.destroy_process_group()
 
 

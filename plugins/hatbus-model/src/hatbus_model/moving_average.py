@@ -11,7 +11,7 @@ import torch
 
 from hatbus.errors import JobError
 from hatbus.option_values import is_number
-from hatbus.parallel import reshard
+from hatbus.parallel import is_shard, local_tensor, reshard
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,11 +78,15 @@ def is_averaged(tensor: Tensor) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """Averages and what they follow, all of one kind, so that one call moves them."""
+    """Averages and what they follow, all of one kind, so that one call moves them.
+
+    Of shards (FSDP2) ``averages`` are the parts on this process, and so is what they follow.
+    """
 
     averages: list[Tensor]
     followed: list[Place]
     averaged: bool
+    sharded: bool = False
 
     def move(self, weight: float) -> None:
         """``average += weight * (followed - average)``, or a copy for what is not averaged."""
@@ -97,7 +101,9 @@ class Lane:
 
     def _live(self) -> list[Tensor]:
         """What is followed, where and in what the averages are; waits once for another device."""
-        live = [held[key] for held, key in self.followed]
+        live: list[Any] = [held[key] for held, key in self.followed]
+        if self.sharded:
+            live = [shard.to_local() for shard in live]
         first, found = self.averages[0], live[0]
         if found.device != first.device:
             # Without waiting only where the wait is done here: elsewhere copies may be under way.
@@ -125,8 +131,9 @@ def lanes(
         held, key = followed[name]
         live = held[key]
         moves = is_averaged(live) and name not in as_is
-        kind = (moves, average.dtype, average.device, live.dtype, live.device)
-        lane = found.setdefault(kind, Lane([], [], moves))
-        lane.averages.append(average)
+        sharded = is_shard(live)
+        kind = (moves, sharded, average.dtype, average.device, live.dtype, live.device)
+        lane = found.setdefault(kind, Lane([], [], moves, sharded))
+        lane.averages.append(local_tensor(average))
         lane.followed.append(followed[name])
     return list(found.values())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hatbus.parallel import is_sharded, local_tensor, reshard
 from hatbus.rng import fenced
 from hatbus_monitor.grad_monitor import stored
 from hatbus_monitor.update_functions import flatten
@@ -24,14 +25,25 @@ def first_bad_tensor(ctx: Context) -> str | None:
         ctx: after the backward of the step's batches, before the update.
 
     Returns:
-        In words; None when batch, weights and outputs are finite.
+        In words; None when batch, weights and outputs are finite. Of a sharded model (FSDP2) every
+        process has to ask, and is told what any of them found.
     """
-    return (
+    found = (
         _in_batches(ctx)
         or first_bad_value("the parameter", ctx.model.named_parameters())
         or first_bad_value("the buffer", ctx.model.named_buffers())
-        or _in_outputs(ctx)
     )
+    # The forward pass of a sharded model is one of all processes.
+    return on_any_process(ctx, found) or on_any_process(ctx, _in_outputs(ctx))
+
+
+def on_any_process(ctx: Context, found: str | None) -> str | None:
+    """What any process found, of a sharded model; else what this one did."""
+    if not is_sharded(ctx.model):
+        return found
+    answers: list[str | None] = [None] * ctx.world_size
+    torch.distributed.all_gather_object(answers, found)
+    return next((answer for answer in answers if answer), None)
 
 
 def first_bad_value(kind: str, named: Iterable[tuple[str, Any]]) -> str | None:
@@ -47,15 +59,12 @@ def bad_count(value: Any) -> int:
     """How many entries of a tensor are NaN or infinite; 0 for anything else."""
     if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
         return 0
-    local: Any = value.detach()
-    if hasattr(local, "to_local"):
-        local = local.to_local()
-    return int((~torch.isfinite(stored(local))).sum())
+    return int((~torch.isfinite(stored(local_tensor(value)))).sum())
 
 
 def described(value: Tensor, bad: int) -> str:
     """``(8, 3), 5 of 24 entries, nan``."""
-    found = stored(value.detach())
+    found = stored(local_tensor(value))
     kinds = ["nan"] * bool(found.isnan().any()) + ["inf"] * bool(found.isinf().any())
     where = f"of shape {tuple(value.shape)}: " if value.dim() else ""
     share = f"{bad} of {value.numel()} entries are " if value.dim() else "= "
@@ -82,6 +91,7 @@ def _in_outputs(ctx: Context) -> str | None:
             return _first_bad_output(ctx)
     finally:
         ctx.task, ctx.batch, ctx.model_outs, ctx.wrapped_model, ctx.emit = before
+        reshard(ctx.model)
 
 
 def _first_bad_output(ctx: Context) -> str | None:

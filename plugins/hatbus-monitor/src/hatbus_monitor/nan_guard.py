@@ -12,7 +12,8 @@ from hatbus import hookimpl, plugin
 from hatbus.errors import NonFiniteError
 from hatbus.log import log
 from hatbus.option_values import one_of, whole
-from hatbus_monitor.first_bad import first_bad_tensor, first_bad_value
+from hatbus.parallel import is_sharded, local_tensor
+from hatbus_monitor.first_bad import first_bad_tensor, first_bad_value, on_any_process
 from hatbus_monitor.grad_monitor import each_norm
 
 if TYPE_CHECKING:
@@ -49,11 +50,12 @@ class NanGuard:
             whole("nan_guard: check_every", check_every, 1)
         one_of("nan_guard: action", action, ACTIONS)
         self.check_every, self.action = check_every, action
-        self._every = 1
+        self._every, self._sharded = 1, False
 
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
-        """Settles how often it looks."""
+        """Settles how often it looks, and whether gradients are in parts."""
+        self._sharded = is_sharded(ctx.model)
         self._every = self.check_every or (1 if ctx.device.type == "cpu" else 32)
 
     @hookimpl(wrapper=True)
@@ -65,15 +67,16 @@ class NanGuard:
         """
         if (ctx.global_step_id + 1) % self._every == 0:
             gradients = gradients_of(ctx)
-            if not is_finite([*ctx.losses.values(), *gradients.values()]):
+            looked_at = [*ctx.losses.values(), *gradients.values()]
+            if not is_finite(looked_at, sharded=self._sharded):
                 self._found(ctx, gradients)
         return (yield)
 
     def _found(self, ctx: Context, gradients: dict[str, Tensor]) -> None:
-        where = (
-            first_bad_tensor(ctx)
-            or first_bad_value("loss", ctx.losses.items())
-            or first_bad_value("the gradient of", reversed(gradients.items()))
+        where = first_bad_tensor(ctx) or on_any_process(
+            ctx,
+            first_bad_value("loss", ctx.losses.items())
+            or first_bad_value("the gradient of", reversed(gradients.items())),
         )
         if where is None:  # the norm of large finite gradients overflowed
             return
@@ -94,12 +97,21 @@ def gradients_of(ctx: Context) -> dict[str, Tensor]:
     return {n: p.grad for n, p in ctx.model.named_parameters() if p.grad is not None}
 
 
-def is_finite(tensors: list[Tensor]) -> bool:
-    """Whether everything in the tensors is finite; waits for the device once."""
-    floats = [t for t in tensors if t.is_floating_point() and t.numel()]
+def is_finite(tensors: list[Tensor], *, sharded: bool = False) -> bool:
+    """Whether everything in the tensors is finite; waits for the device once.
+
+    Args:
+        tensors: losses and gradients.
+        sharded: gradients are shards (FSDP2): whether their parts and the losses are finite on all
+            processes, and every one has to ask.
+    """
+    parts = list(map(local_tensor, tensors)) if sharded else tensors
+    floats = [t for t in parts if t.is_floating_point() and t.numel()]
     if not floats:
         return True
     norms = each_norm(floats, float("inf"))
     device = norms[0].device
-    row = torch.stack([norm.to(device, torch.float32) for norm in norms])
-    return bool(torch.isfinite(row.sum()))
+    total = torch.stack([norm.to(device, torch.float32) for norm in norms]).sum()
+    if sharded:
+        torch.distributed.all_reduce(total)
+    return bool(torch.isfinite(total))
