@@ -1,4 +1,4 @@
-"""Rewrites what programs write: two whole pages, tables of options, output in console blocks.
+"""Rewrites what programs write: two whole pages, tables, output in console blocks, one stub.
 
 ``python docs/refresh.py`` in an environment in which everything is installed. A console block holds
 commands, each ``$ hatbus ...``, followed by what they print; ``...`` alone stands for lines left
@@ -123,11 +123,13 @@ def fits(printed: str, shown: str) -> bool:
 
 def main() -> None:
     """Rewrites the pages."""
+    from callbacks_stub import STUB, callbacks_stub  # type: ignore[import-not-found]  # beside this script
     from events_page import events_page  # type: ignore[import-not-found]  # beside this script
-    from reference_page import reference_page  # type: ignore[import-not-found]  # and this one
+    from reference_page import reference_page  # type: ignore[import-not-found]  # beside this script
 
     (DOCS / "events.md").write_text(events_page(), "utf-8")
     (DOCS / "reference.md").write_text(reference_page(), "utf-8")
+    STUB.write_text(callbacks_stub(), "utf-8")
     with workplace():
         for page in pages():
             text = page.read_text("utf-8")

@@ -1,16 +1,15 @@
 """Every installed callback by its class name: ``from hatbus.callbacks import CosLrUpdater``.
 
-Only the distribution that holds the class asked for is imported.
+Only the distribution that holds the class asked for is imported. Type checkers and editors read
+``callbacks.pyi`` in the place of this file.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from hatbus import discovery
-from hatbus.discovery.entry_points import hint
-from hatbus.discovery.first_party import FIRST_PARTY
-from hatbus.errors import PluginError, did_you_mean
+from hatbus.discovery.class_names import class_names, load_class
+from hatbus.errors import PluginError
 from hatbus.events.callback_mixin import CallbackMixin
 
 __all__ = ["CallbackMixin"]
@@ -27,7 +26,7 @@ def __getattr__(name: str) -> Any:
     if not name[:1].isupper():
         raise AttributeError(f"module 'hatbus.callbacks' has no attribute {name!r}")
     try:
-        loaded = discovery.lookup(_entry_point(name)).load()
+        loaded = load_class(name)
     except PluginError as error:
         raise ImportError(str(error), name=__name__) from error
     globals()[name] = loaded
@@ -35,24 +34,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *(found.attr for found in discovery.installed())})
-
-
-def _entry_point(name: str) -> str:
-    """The entry point whose class has this name.
-
-    Raises:
-        PluginError: none, or several of different distributions.
-    """
-    offers = [found for found in discovery.installed() if found.attr == name]
-    values = {found.value for found in offers}
-    if len(values) > 1:
-        both = " and ".join(f"{found.name!r} of {found.source}" for found in offers)
-        raise PluginError(f"callback {name!r} is offered as {both}; import it from its own package")
-    if offers:
-        return offers[0].name
-    for entry_point, own in FIRST_PARTY.items():
-        if own.class_name == name:
-            raise PluginError(f"no callback {name!r}{hint(entry_point)}")
-    known = {*__dir__(), *(own.class_name for own in FIRST_PARTY.values())}
-    raise PluginError(f"no callback {name!r}{did_you_mean(name, known)}")
+    return sorted({*__all__, *class_names()})

@@ -81,6 +81,7 @@ def test_wheel_builds_and_holds_no_local_path(folder: Path, copy: Path, tmp_path
         files = archive.namelist()
     package, version, *_ = wheel.name.split("-")
     assert f"{package}/py.typed" in files
+    assert package != "hatbus" or "hatbus/callbacks.pyi" in files
     assert {file.split("/")[0] for file in files} == {package, f"{package}-{version}.dist-info"}
 
 
