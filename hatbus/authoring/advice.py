@@ -6,6 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.authoring.import_time import early_torch
+from hatbus.authoring.private_imports import private_imports
 from hatbus.discovery.before_after import strangers
 from hatbus.events.payload import DEPRECATED
 from hatbus.jobs.schema import argument_docs
@@ -39,7 +40,8 @@ def advice_on(offer: Offer, sources: Sources, beside: Iterable[str] = ()) -> lis
         return []
     early = early_torch(sources, module.strip())
     order = strangers(reading.declared, beside)
-    return [*_on_class(reading), *order, *([early] if early else [])]
+    private = private_imports(sources, module.strip())
+    return [*_on_class(reading), *order, *([early] if early else []), *private]
 
 
 def on_project(project: dict[str, Any]) -> list[str]:

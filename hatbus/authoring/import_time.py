@@ -71,7 +71,7 @@ def _path_to_torch(sources: Sources, package: str) -> list[str]:
             continue
         for node in at_import(module.tree):
             further = [*path, f"{module.file.name} line {node.lineno}"]
-            for imported in _imported(module, node):
+            for imported in imported_by(module, node):
                 if imported.partition(".")[0] == "torch":
                     return further
                 if imported.startswith(f"{package}.") and imported not in seen:
@@ -80,7 +80,7 @@ def _path_to_torch(sources: Sources, package: str) -> list[str]:
     return []
 
 
-def _imported(module: Module, node: ast.stmt) -> list[str]:
+def imported_by(module: Module, node: ast.AST) -> list[str]:
     """The modules that an import statement names; of ``from a import b`` both ``a`` and ``a.b``."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
