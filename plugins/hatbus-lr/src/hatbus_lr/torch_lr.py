@@ -11,8 +11,10 @@ from torch.optim import lr_scheduler
 
 from hatbus import hookimpl, plugin
 from hatbus.errors import JobError, did_you_mean
-from hatbus.option_values import UNITS, one_of, whole
+from hatbus.log import log
+from hatbus.option_values import UNITS, one_of, text, whole
 from hatbus_lr.field import labels
+from hatbus_lr.scheduler_kinds import Followed, Kind, check_kind, check_length, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,20 +30,25 @@ class TorchLr:
     """Steps a scheduler of torch once per step or once per epoch, and saves and restores it.
 
     The scheduler's own count is ``global_step_id`` or ``epoch_id``: a skipped update counts, as it
-    does for hatbus's own updaters.
+    does for hatbus's own updaters. One that follows a metric is stepped when a new value of it was
+    published since, and not before the first; over several processes it gets the mean of theirs.
 
     Args:
         scheduler: the name of a class in ``torch.optim.lr_scheduler``; or a class or function that
             is called with the optimizer (in a job ``"train.py:make_scheduler"``), for
-            ``SequentialLR`` and your own.
+            ``SequentialLR``, your own, and timm's.
         arguments: keyword arguments of the class, without the optimizer.
         update_by: ``"step"`` or ``"epoch"``.
         step_log_interval: log every so many steps; None for never.
-        metric: published name whose last value is given to ``step``, for ``ReduceLROnPlateau``.
+        metric: published name whose values are given to ``step``, for ``ReduceLROnPlateau`` and
+            others that follow one.
 
     Raises:
-        JobError: a value that is not accepted; at loop begin: the scheduler refuses its arguments.
+        JobError: a value that is not accepted; at loop begin: the scheduler refuses its arguments,
+            does not go with the options, or ends before the run.
     """
+
+    rank_state = ("fresh",)
 
     def __init__(
         self,
@@ -62,13 +69,19 @@ class TorchLr:
         one_of("update_by", update_by, UNITS)
         if step_log_interval is not None:
             whole("step_log_interval", step_log_interval, 1)
-        if (self._make is lr_scheduler.ReduceLROnPlateau) != (metric is not None):
+        is_torchs = isinstance(scheduler, str)  # what a function makes is looked at when it is made
+        if is_torchs and (self._make is lr_scheduler.ReduceLROnPlateau) != (metric is not None):
             raise JobError(
                 f"metric is {metric!r}; accepted: a published name such as 'val/loss' with "
                 "ReduceLROnPlateau, and None with every other scheduler"
             )
+        if metric is not None:
+            text("metric", metric)
         self.arguments = dict(arguments or {})
         self.update_by, self.metric = update_by, metric
+        self._followed = Followed(metric or "")
+        self._kind: Kind = "count"
+        self._warned: set[str] = set()
         self.step_log_interval = step_log_interval
         self.scheduler: Any = None
         self._labels: tuple[str, ...] = ()
@@ -77,17 +90,27 @@ class TorchLr:
         self._restored: Mapping[str, Any] | None = None
 
     @hookimpl
-    def on_loop_begin(self, optimizer: torch.optim.Optimizer) -> None:
+    def on_loop_begin(self, ctx: Context, optimizer: torch.optim.Optimizer) -> None:
         """Builds the scheduler; a second ``fit`` goes on with the one it has."""
+        name = getattr(self._make, "__name__", repr(self._make))
         if self.scheduler is None:
             try:
                 self.scheduler = self._make(optimizer, **self.arguments)
             except (TypeError, ValueError) as error:
-                name = getattr(self._make, "__name__", repr(self._make))
                 raise JobError(f"torch's {name} refuses its arguments: {error}") from error
+            self._kind = kind_of(self.scheduler, name)
+            check_kind(self.scheduler, self._kind, name, self.metric, self.update_by)
+        planned = ctx.total_steps if self.update_by == "step" else ctx.num_epochs
+        check_length(self.scheduler, name, planned, self.update_by)
         if self._restored is not None:
             self.load_state_dict(self._restored)
         self._labels = labels("lr", optimizer.param_groups)
+
+    @hookimpl
+    def on_log(self, logs: Mapping[str, Any], kind: str) -> None:
+        """Keeps the newest value of the metric, on its device."""
+        if self.metric is not None and kind == "scalar" and self.metric in logs:
+            self._followed.fresh = logs[self.metric]
 
     @hookimpl
     def on_epoch_begin(self, ctx: Context) -> None:
@@ -112,7 +135,8 @@ class TorchLr:
         """The count and the scheduler's state, as plain containers."""
         if self.scheduler is None:
             return {}
-        return {"count": self._count, "scheduler": plain(self.scheduler.state_dict())}
+        scheduler = plain(self.scheduler.state_dict())
+        return {"count": self._count, "scheduler": scheduler, "fresh": self._followed.fresh}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores the scheduler, now or as soon as there is one."""
@@ -120,23 +144,55 @@ class TorchLr:
             self._restored = state
         elif state:
             self._restored, self._count = None, state["count"]
+            self._followed.fresh = state.get("fresh")
             self.scheduler.load_state_dict(shaped(state["scheduler"], self.scheduler.state_dict()))
 
+    @hookimpl
+    def on_loop_end(self, ctx: Context) -> None:
+        """Says that the metric was never published, so that the lr followed nothing."""
+        is_whole = ctx.exception is None and ctx.control.stopped is None
+        if self.metric is not None and is_whole and not ctx.storage.get("preview"):
+            self._check_published(ctx, at_end=True)
+
     def _advance(self, ctx: Context, count: int) -> None:
-        """Steps until the scheduler was stepped ``count`` times; a metric's one only once."""
+        """Steps until the scheduler was stepped ``count`` times; a metric's one by a new value."""
         if self._count >= count:
             return
-        if self.metric is not None:
-            if not ctx.storage.get("preview"):  # drawn as if the metric never stood still
-                self.scheduler.step(metric_value(ctx, self.metric))
+        if self._kind == "metric":
             self._count = count
-            return
-        if self._had_update(ctx):
+            self._follow(ctx)
+        elif self._kind == "timm":  # a function of the count
+            self._count = count
+            to = self.scheduler.step if self.update_by == "epoch" else self.scheduler.step_update
+            to(count)
+        elif self._had_update(ctx):
             self._step_to(count)
+        else:
+            with warnings.catch_warnings():  # an update that was skipped is no wrong order of calls
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+                self._step_to(count)
+
+    def _follow(self, ctx: Context) -> None:
+        if ctx.storage.get("preview"):  # drawn as if the metric never stood still
             return
-        with warnings.catch_warnings():  # an update that was skipped is no wrong order of calls
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-            self._step_to(count)
+        value = self._followed.taken(ctx)
+        if value is not None:
+            self.scheduler.step(value)
+        else:
+            self._check_published(ctx, at_end=False)
+
+    def _check_published(self, ctx: Context, *, at_end: bool) -> None:
+        """Warns once of a name that was never published; before the end only of a misspelt one."""
+        name = str(self.metric)
+        hint = did_you_mean(name, ctx.latest)
+        if name in ctx.latest or ctx.rank != 0 or not (at_end or "did you mean" in hint):
+            return
+        self._warn(f"no metric {name!r} was published, so the lr follows nothing{hint}")
+
+    def _warn(self, words: str) -> None:
+        if words not in self._warned:
+            self._warned.add(words)
+            log.warning("torch_lr: %s", words)
 
     def _had_update(self, ctx: Context) -> bool:
         """Whether this process has made an update, which torch's schedulers look for."""
@@ -145,23 +201,14 @@ class TorchLr:
         return ctx.updates > self._updates_before
 
     def _step_to(self, count: int) -> None:
+        end = getattr(self.scheduler, "total_steps", None)
         while self._count < count:
-            self.scheduler.step()
             self._count += 1
-
-
-def metric_value(ctx: Context, name: str) -> float:
-    """The last published value of a name.
-
-    Raises:
-        JobError: nothing was published under it so far.
-    """
-    if name not in ctx.latest:
-        raise JobError(
-            f"metric {name!r} was not published before step {ctx.position.global_step}"
-            f"{did_you_mean(name, ctx.latest)} (update_by='epoch' waits for an epoch's end)"
-        )
-    return float(ctx.latest[name])
+            if isinstance(end, int) and self._count >= end:  # torch's jumps up, and then raises
+                name, unit = type(self.scheduler).__name__, self.update_by
+                self._warn(f"{name} is over after {end} {unit}s; the lr stays what it is")
+                continue
+            self.scheduler.step()
 
 
 def scheduler_class(name: str) -> Callable[..., Any]:
