@@ -51,7 +51,7 @@ class LossScaling:
     """fp16's gradient scaler: scales the loss, unscales before clipping, skips on overflow."""
 
     def __init__(self) -> None:
-        self._scaled = self._unscaled = False
+        self._scaled = self._unscaled = self._has_none = False
 
     @hookimpl(wrapper=True, tryfirst=True)
     def backward(self, ctx: Context) -> Generator[None, Any, Any]:
@@ -65,13 +65,19 @@ class LossScaling:
     def clip_gradients(self, ctx: Context) -> Generator[None, Any, Any]:
         """Unscales the gradients before anything looks at them."""
         if self._scaled and ctx.batches:
-            ctx.scaler.unscale_(ctx.optimizer)  # type: ignore[union-attr, arg-type]
-            self._scaled, self._unscaled = False, True
+            self._has_none = not has_gradients(ctx.optimizer)
+            if not self._has_none:
+                ctx.scaler.unscale_(ctx.optimizer)  # type: ignore[union-attr, arg-type]
+            self._scaled, self._unscaled = False, not self._has_none
         return (yield)
 
     @hookimpl
     def optimizer_step(self, ctx: Context) -> bool:
         """Updates unless a gradient overflowed; returns whether it did."""
+        if self._has_none:  # torch's scaler refuses that; the update is that of full precision
+            self._has_none = False
+            ctx.optimizer.step()  # type: ignore[union-attr]
+            return True
         if not self._unscaled:  # nothing was differentiated
             return False
         committed = scaled_step(ctx.scaler, ctx.optimizer)
@@ -81,10 +87,15 @@ class LossScaling:
     @hookimpl
     def on_step_end(self, ctx: Context) -> None:
         """Closes the scaler's step when the update was skipped by a plugin."""
-        self._scaled = False
+        self._scaled = self._has_none = False
         if self._unscaled:
             ctx.scaler.update()  # type: ignore[union-attr]
             self._unscaled = False
+
+
+def has_gradients(optimizer: Any) -> bool:
+    """Whether any parameter of an optimizer has a gradient; asks no device."""
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
 def scaled_step(scaler: Any, optimizer: Any) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import by_hand, hearing, tiny_trainer, weights
 
 from hatbus import Trainer, hookimpl
+from hatbus.data import OneTask
 from hatbus.loop.precision import scaled_step
 
 
@@ -79,3 +82,57 @@ def test_fp16_goes_on_after_an_error_inside_the_update() -> None:
     failing.remove()
     trainer.fit(num_steps=3)
     assert trainer.ctx.position.global_step == 3
+
+
+class DropsGradients:
+    """Takes every gradient away in the second step."""
+
+    @hookimpl
+    def on_backward_end(self, ctx: Any, global_step_id: int) -> None:
+        if global_step_id == 1:
+            for parameter in ctx.model.parameters():
+                parameter.grad = None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_without_gradients_is_an_update_of_nothing(precision: str) -> None:
+    trainer = tiny_trainer([DropsGradients()], precision=precision)
+    small_scale(trainer)
+    trainer.fit(num_steps=1)
+    before = weights(trainer)
+    trainer.fit(num_steps=2)
+    assert weights(trainer).equal(before)
+    trainer.fit(num_steps=3)
+    assert not weights(trainer).equal(before)
+    assert trainer.ctx.updates == 3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_of_another_task_leaves_what_the_optimizer_holds_alone(precision: str) -> None:
+    class Heads(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
+
+        def forward(self, inputs: torch.Tensor, task: str) -> torch.Tensor:
+            head: torch.nn.Module = getattr(self, task)
+            return head(inputs)
+
+    torch.manual_seed(0)
+    model = Heads()
+    data = [(torch.ones(4, 3), torch.ones(4, 1))] * 3
+    optimizer = torch.optim.SGD(model.a.parameters(), lr=0.1)
+    loss = torch.nn.functional.mse_loss
+    trainer = Trainer(
+        model,
+        optimizer,
+        {"a": data, "b": data},
+        loss,
+        precision=precision,
+        task_sampler=OneTask(),
+    )
+    small_scale(trainer)
+    before = model.b.weight.clone()
+    trainer.fit(num_epochs=1)
+    assert (trainer.ctx.updates, trainer.ctx.position.global_step) == (6, 6)
+    assert model.b.weight.equal(before)
