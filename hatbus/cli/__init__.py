@@ -6,13 +6,13 @@ A command module has ``arguments(parser)`` and ``run(args) -> int``; ``COMMANDS`
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.cli import display
-from hatbus.errors import JobError, did_you_mean
+from hatbus.cli.streams import lost_output, outlive_readers
+from hatbus.errors import JobError, SaveError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +30,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "schema": ("print the JSON schema of job files, for editors", "hatbus.cli.schema"),
 }
 """Command to its line of help and its module."""
+TRAINING: Final = ("run", "resume")
+"""The commands that are there for more than what they print."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,15 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or that of the error (``hatbus.errors``), 1 for an exception in user code,
         130 for Ctrl-C.
     """
+    if argv is None:
+        outlive_readers()
     words = list(sys.argv[1:] if argv is None else argv)
     args: Any = None
     try:
         args = parser_of(words).parse_args(words)
         code: int = import_module(COMMANDS[args.command][1]).run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        lost = lost_output()
+        if lost:
+            display.show_lines(lost)
+            code = code if args.command in TRAINING else SaveError.exit_code
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - each has its own exit code
         return display.explain(error, traceback=getattr(args, "traceback", False))
     return code

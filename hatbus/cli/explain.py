@@ -73,10 +73,11 @@ def plan_of_job(job: str, plugins: Any, options: Any) -> Plan:
 
 def show(plan: Plan, event: str | None, *, everything: bool) -> None:
     """Prints the plugins in order, then who takes part in which event; or one event in full."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console()
+    from hatbus.insight.terminal import terminal
+
+    console = terminal()
     if event is not None:
         entries = plan.events.get(event, ())
         if entries:

@@ -51,9 +51,8 @@ def run(args: argparse.Namespace) -> int:
         draw(found, target, title=args.job)
         print(target)
         return 0
-    from rich.console import Console
-
     from hatbus.insight.preview_chart import show
+    from hatbus.insight.terminal import terminal
 
-    show(found, Console())
+    show(found, terminal())
     return 0

@@ -25,9 +25,10 @@ from hatbus.insight.profile import Profile
 from hatbus.jobs.job import PLUGIN_KEYS, parse_job
 from hatbus.jobs.options import check, schema_of
 from hatbus.jobs.references import References, finish, is_reference
-from hatbus.jobs.results import places_of, show_profile, show_results
-from hatbus.jobs.run_log import logged
+from hatbus.jobs.results import places_of, show, show_profile, show_results
+from hatbus.jobs.run_log import RunLog, logged
 from hatbus.log import log
+from hatbus.parallel.processes import rank_and_world
 from hatbus.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -218,23 +219,31 @@ def run(prepared: Prepared, *, quiet: bool = False, profile: bool = False) -> in
     Returns:
         The process's exit code.
     """
-    trainer = prepared.build()
-    trainer.ctx.storage["quiet"] = quiet
     job = prepared.job
+    title = f"{job.name} with hatbus {__version__}"
+    is_first = rank_and_world()[0] == 0
+    with logged(job.run_dir, title) if is_first else nullcontext() as book:
+        _train(prepared, book, quiet=quiet, profile=profile)
+    return 0
+
+
+def _train(prepared: Prepared, book: RunLog | None, *, quiet: bool, profile: bool) -> None:
+    """Trains; ``book`` is the first process's."""
+    trainer, job = prepared.build(), prepared.job
+    trainer.ctx.storage["quiet"] = quiet
     trainer.bus.register(JobFiles(prepared, trainer), "core.job_files", core=True)
     measured = Profile() if profile else None
     if measured is not None:
         measured.watch(trainer.bus)
-    title = f"{job.name} with hatbus {__version__}"
-    with logged(job.run_dir, title) if trainer.ctx.rank == 0 else nullcontext():
-        for line in prepared.doubts(trainer) if trainer.ctx.rank == 0 else ():
+    if book is not None:
+        book.open()
+        for line in prepared.doubts(trainer):
             log.warning("%s", line)
-        ctx = trainer.fit(num_epochs=job.run.num_epochs, num_steps=job.run.num_steps)
-    if ctx.rank == 0 and measured is not None:
-        show_profile(measured, job.run_dir)
-    if ctx.rank == 0 and not quiet:
-        show_results(ctx, places_of(job))
-    return 0
+    ctx = trainer.fit(num_epochs=job.run.num_epochs, num_steps=job.run.num_steps)
+    if book is not None and measured is not None:
+        show(book, lambda console: show_profile(console, measured, job.run_dir))
+    if book is not None:
+        show(book, lambda console: show_results(console, ctx, places_of(job)), quiet=quiet)
 
 
 def with_place(name: str, cls: type[Any], options: dict[str, Any], run_dir: Path) -> dict[str, Any]:

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from hatbus.insight.terminal import terminal
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from rich.console import Console
 
     from hatbus.insight.profile import Profile
     from hatbus.jobs.job import Job
+    from hatbus.jobs.run_log import RunLog
     from hatbus.loop.context import Context
 
 
-def show_results(ctx: Context, places: list[Path]) -> None:
+def show(book: RunLog, print_on: Callable[[Console], None], *, quiet: bool = False) -> None:
+    """Shows something on the terminal, unless it is to be quiet, and in the run's log."""
+    from rich.text import Text
+
+    console = terminal()
+    with console.capture() as captured:
+        print_on(console)
+    text = captured.get()
+    book.say(logging.INFO, Text.from_ansi(text).plain.strip("\n"))
+    if not quiet:
+        sys.stdout.write(text)
+
+
+def show_results(console: Console, ctx: Context, places: list[Path]) -> None:
     """Prints the last published metrics and where the run's files are."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
     metrics = dict(scalars_of(ctx))
     if metrics:
         table = Table("metric", title=f"after {ctx.position.global_step} steps")
@@ -42,11 +60,8 @@ def contents(folder: Path) -> str:
     return "  ".join(sorted(f"{p.name}/" if p.is_dir() else p.name for p in seen))
 
 
-def show_profile(profile: Profile, folder: Path) -> None:
+def show_profile(console: Console, profile: Profile, folder: Path) -> None:
     """Prints what the plugins cost, and writes the trace into the run's folder."""
-    from rich.console import Console
-
-    console = Console()
     console.print(profile.table())
     path = folder / "profile.json"
     profile.write_trace(path)

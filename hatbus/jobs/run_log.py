@@ -3,24 +3,60 @@
 from __future__ import annotations
 
 import logging
+import sys
+import traceback
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from hatbus.errors import HatbusError
 from hatbus.log import log
 
 LOG_FILE: Final = "run.log"
 
 
 class RunLog(logging.FileHandler):
-    """Appends hatbus's log to a file; a disk that is full is no reason to end a run."""
+    """Appends what the terminal says to a file; a disk that is full is no reason to end a run.
+
+    Nothing is written before ``open``: a run that is refused leaves its folder as it is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / LOG_FILE, encoding="utf-8", delay=True)
+        self._kept: list[logging.LogRecord] | None = []
+        self._beside = logging.Handler()
+        self._beside.handle = self.handle  # type: ignore[method-assign]  # with a level of its own
+
+    def open(self) -> None:
+        """Writes what was said so far, and from now on at once.
+
+        By now the user's code is there, and has said how other loggers are shown.
+        """
+        root = logging.getLogger()
+        shown = [h.level for h in root.handlers if getattr(h, "stream", None) in _terminals()]
+        if shown:
+            self._beside.setLevel(min(shown))
+            root.addHandler(self._beside)
+        kept, self._kept = self._kept, None
+        for record in kept or ():
+            self.emit(record)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record, or keeps it."""
+        if self._kept is not None:
+            self._kept.append(record)
+            return
+        with suppress(OSError):  # the folder cannot be written: whoever needs it says so
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
         """Says nothing: the same record is on the terminal."""
 
     def close(self) -> None:
         """Closes the file, whatever becomes of what it could not take."""
+        logging.getLogger().removeHandler(self._beside)
         with suppress(OSError):
             super().close()
 
@@ -30,33 +66,92 @@ class RunLog(logging.FileHandler):
 
 
 @contextmanager
-def logged(folder: Path, title: str) -> Iterator[None]:
-    """Appends what is logged meanwhile, what began, and how it ended."""
-    handler = _opened(folder / LOG_FILE)
-    if handler is None:
-        yield
-        return
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
-    log.addHandler(handler)
-    handler.say(logging.INFO, f"{title} begins")
+def logged(folder: Path, title: str) -> Iterator[RunLog]:
+    """Appends what is said meanwhile, what began, and how it ended.
+
+    That is hatbus's log, the user's own as far as the terminal shows it, and warnings; and what the
+    caller adds with ``say``. The caller opens the log when there is a folder.
+    """
+    book = RunLog(folder)
+    book.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    with ExitStack() as stack:
+        stack.callback(book.close)
+        for part in (_hearing_log, _hearing_warnings, _hearing_last_resort):
+            stack.enter_context(part(book))
+        book.say(logging.INFO, f"{title} begins")
+        try:
+            yield book
+        except SystemExit as left:
+            book.say(logging.INFO, f"{title} ends with exit code {left.code}")
+            raise
+        except BaseException as error:
+            _say_error(book, error, title)
+            raise
+        else:
+            book.say(logging.INFO, f"{title} ends")
+
+
+def _say_error(book: RunLog, error: BaseException, title: str) -> None:
+    """A traceback where the terminal shows one, then what failed, and in which plugin and step."""
+    if not isinstance(error, (HatbusError, KeyboardInterrupt)):
+        book.say(logging.ERROR, "".join(traceback.format_exception(error)).rstrip())
+    notes = "; ".join(getattr(error, "__notes__", ()))
+    where = f" ({notes})" if notes else ""
+    book.say(logging.ERROR, f"{title} fails: {type(error).__name__}: {error}{where}")
+
+
+@contextmanager
+def _hearing_log(book: RunLog) -> Iterator[None]:
+    log.addHandler(book)
     try:
         yield
-    except SystemExit as left:
-        handler.say(logging.INFO, f"{title} ends with exit code {left.code}")
-        raise
-    except BaseException as error:
-        handler.say(logging.ERROR, f"{title} fails: {type(error).__name__}: {error}")
-        raise
-    else:
-        handler.say(logging.INFO, f"{title} ends")
     finally:
-        log.removeHandler(handler)
-        handler.close()
+        log.removeHandler(book)
 
 
-def _opened(file: Path) -> RunLog | None:
-    """The file's handler; None where it cannot be: whoever needs the folder says so."""
+@contextmanager
+def _hearing_warnings(book: RunLog) -> Iterator[None]:
+    """Python's warnings, as the terminal shows them."""
+    shown = warnings.showwarning
+
+    def show(*words: Any) -> None:
+        message, category, name, number, file, line = (*words, None, None)[:6]
+        shown(*words)
+        if file is None:
+            text = warnings.formatwarning(message, category, name, number, line)
+            book.say(logging.WARNING, text.rstrip())
+
+    warnings.showwarning = show  # type: ignore[assignment]  # Python hands them by position
     try:
-        return RunLog(file, encoding="utf-8")
-    except OSError:
-        return None
+        yield
+    finally:
+        if warnings.showwarning is show:
+            warnings.showwarning = shown
+
+
+class _Both(logging.Handler):
+    """Python's handler of last resort, and the file."""
+
+    def __init__(self, first: logging.Handler, book: RunLog) -> None:
+        super().__init__(first.level)
+        self._both = (first, book)
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Hands a record to both."""
+        return all(handler.handle(record) for handler in self._both)
+
+
+@contextmanager
+def _hearing_last_resort(book: RunLog) -> Iterator[None]:
+    """What loggers show that nobody has given a handler."""
+    last = logging.lastResort
+    if last is not None:
+        logging.lastResort = _Both(last, book)
+    try:
+        yield
+    finally:
+        logging.lastResort = last
+
+
+def _terminals() -> tuple[object, ...]:
+    return sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__

@@ -41,7 +41,7 @@ class LiveDisplay:
     is_live = True
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(stderr=True, markup=False, emoji=False)
         self._live: Live | None = None
         self._last = Snapshot()
         self._log = LogThrough()
@@ -67,7 +67,10 @@ class LiveDisplay:
         """Draws the bars anew."""
         if self._live is not None:
             self._last = snapshot
-            self._live.update(_above_cursor(snapshot), refresh=True)
+            try:
+                self._live.update(_above_cursor(snapshot), refresh=True)
+            except OSError:  # a terminal that has gone away must not end the run
+                self.stop()
 
     def stop(self) -> None:
         """Leaves the last state on the screen, the cursor below it, the streams as they were."""
@@ -76,6 +79,8 @@ class LiveDisplay:
             try:
                 live.update(bars(self._last))
                 live.stop()
+            except OSError:
+                pass
             finally:
                 self._log.stop()
 
@@ -153,7 +158,7 @@ class NotebookDisplay:
 
 def display_of(kind: str) -> Display:
     """The display of a kind; ``"auto"`` looks at where stderr leads."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     if kind == "notebook" or (kind == "auto" and console.is_jupyter):
         with contextlib.suppress(ImportError):
             import IPython.display  # noqa: F401

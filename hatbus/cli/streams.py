@@ -1,0 +1,63 @@
+"""stdout and stderr that outlive whoever reads them: ``hatbus run JOB | head`` ends no training.
+
+Nor does a full disk that they are written to; that is said at the end.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class _Lasting(io.FileIO):
+    """A file that throws away what it cannot write.
+
+    Attributes:
+        lost: why it could not, where that is not that its reader has gone.
+    """
+
+    lost: OSError | None = None
+
+    def write(self, data: Buffer, /) -> int:
+        """Writes; after an error to nowhere, as do processes that inherited the file."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.lost = None if isinstance(error, BrokenPipeError) else error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(memoryview(data).cast("B"))
+
+
+def outlive_readers() -> None:
+    """Puts such files below stdout and stderr; those that are closed lead nowhere."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for ever
+        elif type(stream) is io.TextIOWrapper:
+            stream.flush()
+            file = _Lasting(stream.fileno(), "w", closefd=False)
+            lasting = io.TextIOWrapper(
+                io.BufferedWriter(file),
+                encoding=stream.encoding,
+                errors=stream.errors,
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, lasting)
+
+
+def lost_output() -> str:
+    """Why something that was printed on stdout was not written; empty when all was."""
+    sys.stdout.flush()
+    file = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    lost = file.lost if isinstance(file, _Lasting) else None
+    return f"cannot write to stdout: {lost.strerror}" if lost else ""
