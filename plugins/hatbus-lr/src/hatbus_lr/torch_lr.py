@@ -14,6 +14,15 @@ from hatbus.errors import JobError, did_you_mean
 from hatbus.log import log
 from hatbus.option_values import UNITS, one_of, text, whole
 from hatbus_lr.field import labels
+from hatbus_lr.remaking import (
+    changes,
+    made_with,
+    put_back,
+    scale,
+    starts_of,
+    take_in,
+    with_history,
+)
 from hatbus_lr.scheduler_kinds import Followed, Kind, check_kind, check_length, kind_of
 
 if TYPE_CHECKING:
@@ -88,18 +97,21 @@ class TorchLr:
         self._count = 0
         self._updates_before: int | None = None
         self._restored: Mapping[str, Any] | None = None
+        self._made = made_with(self._make, self.arguments, update_by)
+        self._built: list[float] = []
+        self._starts: list[float] = []
+        self._optimizer: Any = None
+        self._changed: Mapping[str, Any] | None = None
 
     @hookimpl
     def on_loop_begin(self, ctx: Context, optimizer: torch.optim.Optimizer) -> None:
         """Builds the scheduler; a second ``fit`` goes on with the one it has."""
         name = getattr(self._make, "__name__", repr(self._make))
         if self.scheduler is None:
-            try:
-                self.scheduler = self._make(optimizer, **self.arguments)
-            except (TypeError, ValueError) as error:
-                raise JobError(f"torch's {name} refuses its arguments: {error}") from error
+            self._make_scheduler(optimizer)
             self._kind = kind_of(self.scheduler, name)
             check_kind(self.scheduler, self._kind, name, self.metric, self.update_by)
+            self._built = self._starts = starts_of(optimizer.param_groups)
         planned = ctx.total_steps if self.update_by == "step" else ctx.num_epochs
         check_length(self.scheduler, name, planned, self.update_by)
         if self._restored is not None:
@@ -115,19 +127,21 @@ class TorchLr:
     @hookimpl
     def on_epoch_begin(self, ctx: Context) -> None:
         """Steps the scheduler up to this epoch."""
+        self._look_again(ctx)
         if self.update_by == "epoch":
             self._advance(ctx, ctx.epoch_id)
 
     @hookimpl
     def on_step_begin(self, ctx: Context, optimizer: torch.optim.Optimizer) -> None:
         """Steps the scheduler up to this step, and logs."""
-        step = ctx.global_step_id
+        step, groups = ctx.global_step_id, optimizer.param_groups
+        if self._optimizer is not optimizer or len(groups) != len(self._labels):
+            self._look_again(ctx)
         if self.update_by == "step":
             self._advance(ctx, step)
+        elif self._count < ctx.epoch_id:  # made anew inside the epoch
+            self._advance(ctx, ctx.epoch_id)
         if self.step_log_interval is not None and (step + 1) % self.step_log_interval == 0:
-            groups = optimizer.param_groups
-            if len(groups) != len(self._labels):
-                self._labels = labels("lr", groups)
             values = (float(group["lr"]) for group in groups)
             ctx.log(dict(zip(self._labels, values, strict=True)))
 
@@ -135,8 +149,14 @@ class TorchLr:
         """The count and the scheduler's state, as plain containers."""
         if self.scheduler is None:
             return {}
-        scheduler = plain(self.scheduler.state_dict())
-        return {"count": self._count, "scheduler": scheduler, "fresh": self._followed.fresh}
+        return {
+            "count": self._count,
+            "scheduler": plain(self.scheduler.state_dict()),
+            "fresh": self._followed.fresh,
+            "made": self._made,
+            "starts": self._built,
+            "from": self._starts,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores the scheduler, now or as soon as there is one."""
@@ -145,7 +165,14 @@ class TorchLr:
         elif state:
             self._restored, self._count = None, state["count"]
             self._followed.fresh = state.get("fresh")
-            self.scheduler.load_state_dict(shaped(state["scheduler"], self.scheduler.state_dict()))
+            found = changes(state, self._made, self._built, self.scheduler)
+            if not found:
+                like = self.scheduler.state_dict()
+                self.scheduler.load_state_dict(shaped(state["scheduler"], like))
+                return
+            self._changed = state
+            what = "torch_lr: another schedule than the saved one from here: %s"
+            log.warning(what, "; ".join(found))
 
     @hookimpl
     def on_loop_end(self, ctx: Context) -> None:
@@ -153,6 +180,40 @@ class TorchLr:
         is_whole = ctx.exception is None and ctx.control.stopped is None
         if self.metric is not None and is_whole and not ctx.storage.get("preview"):
             self._check_published(ctx, at_end=True)
+
+    def _make_scheduler(self, optimizer: torch.optim.Optimizer) -> None:
+        try:
+            self.scheduler = self._make(optimizer, **self.arguments)
+        except (TypeError, ValueError) as error:
+            name = getattr(self._make, "__name__", repr(self._make))
+            raise JobError(f"torch's {name} refuses its arguments: {error}") from error
+        self._optimizer = optimizer
+
+    def _look_again(self, ctx: Context) -> None:
+        """Makes the scheduler anew where it was overridden, or the optimizer is another.
+
+        It is then stepped from its start, so that the lr is what it would be had the run begun so.
+        One that follows a metric keeps what it has learned, and by how much it has reduced the lr.
+        """
+        changed, self._changed = self._changed, None
+        optimizer: Any = ctx.optimizer
+        groups = optimizer.param_groups
+        if changed is None and self._optimizer is optimizer:
+            if len(groups) != len(self._labels):
+                take_in(self.scheduler, groups)
+                self._labels = labels("lr", groups)
+            return
+        self._labels = labels("lr", groups)
+        history = changed or self.state_dict()
+        self._starts = self._built if changed else starts_of(groups)
+        put_back(groups, self._starts)
+        self._make_scheduler(optimizer)
+        if self._kind != "metric":
+            self._count = 0  # the next _advance steps from the start
+            return
+        fresh = self.scheduler.state_dict()
+        self.scheduler.load_state_dict(with_history(history["scheduler"], fresh))
+        scale(groups, history, self._starts)
 
     def _advance(self, ctx: Context, count: int) -> None:
         """Steps until the scheduler was stepped ``count`` times; a metric's one by a new value."""
@@ -165,7 +226,7 @@ class TorchLr:
             self._count = count
             to = self.scheduler.step if self.update_by == "epoch" else self.scheduler.step_update
             to(count)
-        elif self._had_update(ctx):
+        elif self._had_update(ctx) and self._count == count - 1:
             self._step_to(count)
         else:
             with warnings.catch_warnings():  # an update that was skipped is no wrong order of calls

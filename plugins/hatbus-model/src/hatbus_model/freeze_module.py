@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus import hookimpl, plugin
 from hatbus.errors import JobError
+from hatbus.log import log
 from hatbus.loop import find_module, structure_of
 from hatbus_model import freezing
 from hatbus_model.freezing import keep_in_eval
-from hatbus_model.milestones import check_names, due, previewed, read_marks
+from hatbus_model.milestones import as_data, check_names, due, in_order, previewed, read_marks
 from hatbus_model.surgery import wrap_anew
 
 if TYPE_CHECKING:
@@ -106,27 +109,45 @@ class FreezeModule:
         return sorted(begins + previewed("unfreeze", self.ends, self.update_by, ctx))
 
     def state_dict(self) -> dict[str, Any]:
-        """Which modules are frozen, what they were before, and how many marks are behind us."""
+        """What is frozen, what it was before, and which marks said so and are behind us."""
         frozen = {name: list(stopped) for name, stopped in self.frozen.items()}
         in_eval = {name: list(before) for name, before in self.in_eval.items()}
-        counts = {"begun": self._begun, "ended": self._ended}
+        counts = {"begun": self._begun, "ended": self._ended, "by": self._by()}
         return {"frozen": frozen, "in_eval": in_eval, **counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Freezes what was frozen, and lets go what was not."""
-        self._begun, self._ended = int(state["begun"]), int(state["ended"])
-        if self._ctx is None:
-            return
+        """Freezes what was frozen, and lets go what was not; of other marks, what these say."""
         frozen, in_eval = (
             {str(name): [str(n) for n in found] for name, found in state.get(key, {}).items()}
             for key in ("frozen", "in_eval")
         )
+        begun, ended = int(state["begun"]), int(state["ended"])
+        is_same = state["by"] == self._by() if "by" in state else self._fits(frozen, begun, ended)
+        self._begun, self._ended = (begun, ended) if is_same else (0, 0)
+        if not is_same:
+            log.warning("freeze_module: from here other marks than the saved run's")
+        if self._ctx is None:
+            return
         for name in list(self.frozen):
             self._release(self._ctx.model, name)
-        for name in frozen:
-            self.process(self._ctx.model, name)
-        self.frozen, self.in_eval = frozen, self.in_eval | in_eval  # none in an older state
+        if is_same:  # other marks are passed when the first step begins, up to where the run is
+            for name in frozen:
+                self.process(self._ctx.model, name)
+            self.frozen, self.in_eval = frozen, self.in_eval | in_eval  # none in an older state
         self._changed(self._ctx)
+
+    def _by(self) -> dict[str, Any]:
+        """What decides on what is frozen, as plain data."""
+        marks = {"begin": as_data(self.marks), "end": as_data(self.ends)}
+        return {**marks, "update_by": self.update_by, "only_batchnorm": self.only_batchnorm}
+
+    def _fits(self, frozen: Mapping[str, Any], begun: int, ended: int) -> bool:
+        """Whether these marks freeze what an older checkpoint, which names no marks, has frozen."""
+        begins, ends = in_order(self.marks), in_order(self.ends)
+        known = {name for mark in begins[:begun] for name in mark.modules}
+        gone = {name for mark in ends[:ended] for name in mark.modules}
+        is_long = begun <= len(begins) and ended <= len(ends)
+        return is_long and known - gone <= frozen.keys() <= known
 
     def _pass_marks(self, ctx: Context, now: int) -> None:
         begun = due(self.marks, self._begun, now)
@@ -134,10 +155,13 @@ class FreezeModule:
         if not begun and not ended:
             return
         self._begun, self._ended = self._begun + len(begun), self._ended + len(ended)
-        for name in (n for mark in begun for n in mark.modules):
-            self.process(ctx.model, name)
-        for name in (n for mark in ended for n in mark.modules if n in self.frozen):
-            self._release(ctx.model, name)
+        reached = [(mark.at, False, mark) for mark in begun] + [(m.at, True, m) for m in ended]
+        for _, ends, mark in sorted(reached, key=itemgetter(0, 1)):
+            for name in mark.modules:
+                if not ends:
+                    self.process(ctx.model, name)
+                elif name in self.frozen:
+                    self._release(ctx.model, name)
         if not any(p.requires_grad for p in ctx.model.parameters()):
             raise JobError(
                 f"freeze_module: from {self.update_by} {now} on nothing is left to train; frozen: "

@@ -13,7 +13,15 @@ from hatbus.log import log
 from hatbus.parallel import refuse_sharded
 from hatbus_model.folding import Fold, folds_of
 from hatbus_model.fusion import Fusion, apply_fold, candidates
-from hatbus_model.milestones import check_names, due, previewed, read_marks
+from hatbus_model.milestones import (
+    Mark,
+    as_data,
+    check_names,
+    due,
+    in_order,
+    previewed,
+    read_marks,
+)
 from hatbus_model.surgery import replace_in_optimizer, wrap_anew
 
 if TYPE_CHECKING:
@@ -55,7 +63,7 @@ class FuseBN:
         self.update_by, self.inplace = update_by, inplace
         self.marks = read_marks("fuse_bn", modules, step_or_epoch, update_by)
         self.folds: list[Fold] = []
-        self._passed = 0
+        self._done: list[Mark] = []
         self._ctx: Context | None = None
 
     @hookimpl
@@ -114,30 +122,56 @@ class FuseBN:
         return previewed("fuse", self.marks, self.update_by, ctx)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was folded, and how many marks are behind us."""
-        return {"folds": [list(astuple(fold)) for fold in self.folds], "passed": self._passed}
+        """What was folded, and which marks are behind us."""
+        passed = {"passed": len(self._done), "by": as_data(self._done), "unit": self.update_by}
+        return {"folds": [list(astuple(fold)) for fold in self.folds], **passed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Folds again what was folded, so that the weights which come next fit.
 
         Raises:
-            CheckpointError: this model was fused beyond the checkpoint, or has not what it fused.
+            CheckpointError: this model was fused beyond the checkpoint, or has not what it fused,
+                or this run would not have fused it.
         """
         folds = [Fold(*entry) for entry in state["folds"]]
         if self.folds != folds[: len(self.folds)]:
             raise CheckpointError("fuse_bn: this model is fused already; load into a fresh one")
-        self._passed = int(state["passed"])
+        self._done = self._passed_before(state)
         if self._ctx is not None:
             for fold in folds[len(self.folds) :]:
                 self._fold_again(self._ctx, fold)
             if len(folds) > len(self.folds):
                 self._followed(self._ctx, folds[len(self.folds) :])
 
+    def _passed_before(self, state: dict[str, Any]) -> list[Mark]:
+        """The marks that the saved run had passed; this run has to have them too.
+
+        Raises:
+            CheckpointError: it has not, and a fold cannot be undone.
+        """
+        left = in_order(self.marks)
+        passed = state.get("by", as_data(left)[: int(state["passed"])])  # older ones have a count
+        found = []
+        for names, at in passed:
+            mark = Mark(tuple(names), at)
+            if mark not in left or state.get("unit", self.update_by) != self.update_by:
+                raise CheckpointError(
+                    f"fuse_bn: the saved run has fused {', '.join(map(repr, names))} at "
+                    f"{state.get('unit', self.update_by)} {at}, which cannot be undone; leave that "
+                    "mark as it was (others may be added), or resume from a checkpoint before it"
+                )
+            left.remove(mark)
+            found.append(mark)
+        return found
+
     def _pass_marks(self, ctx: Context, now: int) -> None:
-        reached = due(self.marks, self._passed, now)
+        left = in_order(self.marks)
+        for mark in self._done:
+            left.remove(mark)
+        reached = due(left, 0, now)
         if not reached:
             return
-        self._passed += len(reached)
+        self._done += reached
         folds: list[Fold] = []
         for name in (n for mark in reached for n in mark.modules):
             folds += self.process(ctx.model, name, self.inplace, ctx.optimizer).folds

@@ -72,8 +72,17 @@ def check_names(plugin: str, marks: Sequence[Mark], ctx: Context) -> None:
 
 def due(marks: Sequence[Mark], done: int, now: int) -> list[Mark]:
     """The marks that are reached, in order of their times, after the ``done`` first ones."""
-    ordered = sorted(marks, key=lambda mark: mark.at)
-    return [mark for mark in ordered[done:] if now >= mark.at]
+    return [mark for mark in in_order(marks)[done:] if now >= mark.at]
+
+
+def in_order(marks: Sequence[Mark]) -> list[Mark]:
+    """The marks by their times; those of one time as they were given."""
+    return sorted(marks, key=lambda mark: mark.at)
+
+
+def as_data(marks: Sequence[Mark]) -> list[list[Any]]:
+    """The marks in order as plain data, to compare those of a saved run with."""
+    return [[list(mark.modules), mark.at] for mark in in_order(marks)]
 
 
 def previewed(
