@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from hatbus.batches.batch_processor import BatchProcessor
     from hatbus.bus.bus import Bus
     from hatbus.errors import HatbusError
     from hatbus.events.callback_mixin import CallbackMixin
     from hatbus.events.declare import hookimpl, plugin
-    from hatbus.loop.batch_processor import BatchProcessor
     from hatbus.loop.context import Context
     from hatbus.trainer import Trainer
 
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _HOME: Final = {
-    "BatchProcessor": "hatbus.loop.batch_processor",
+    "BatchProcessor": "hatbus.batches.batch_processor",
     "Bus": "hatbus.bus.bus",
     "CallbackMixin": "hatbus.events.callback_mixin",
     "Context": "hatbus.loop.context",

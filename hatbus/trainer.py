@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hatbus.batches.batch_processor import BatchProcessor
+from hatbus.batches.finite import finite_loss
+from hatbus.batches.precision import Autocast, LossScaling, check_precision
 from hatbus.bus.blame import locate
 from hatbus.bus.bus import Bus, named_instances
 from hatbus.bus.moments import Moments, TaskScope
 from hatbus.data.steps import Steps
 from hatbus.errors import JobError
 from hatbus.loop.arguments import check_arguments
-from hatbus.loop.batch_processor import BatchProcessor
 from hatbus.loop.context import Context
 from hatbus.loop.control import Control
 from hatbus.loop.files import forget_files
-from hatbus.loop.finite import finite_loss
 from hatbus.loop.loop import Loop, UnprovidedSpans
 from hatbus.loop.modes import TrainModes, tell_of_eval
 from hatbus.loop.parts import built_parts
-from hatbus.loop.precision import Autocast, LossScaling, check_precision
 from hatbus.loop.signals import Signals
 from hatbus.loop.weights import Weights
 from hatbus.parallel.processes import (

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,12 @@ def test_import_that_breaks_a_rule_is_refused_with_its_line(
     done = checked(sources)
     assert done.returncode == 1
     assert broken in " ".join(done.stdout.split())
+
+
+def test_a_room_holds_fourteen_files_and_a_file_four_hundred_lines() -> None:
+    core = [*ROOT.glob("hatbus/**/*.py")]
+    files = [*core, *ROOT.glob("plugins/*/src/**/*.py")]
+    rooms = Counter(path.parent for path in core)
+    most = {ROOT / "hatbus/testing": 20}
+    assert [room for room, count in rooms.items() if count > most.get(room, 14)] == []
+    assert [path for path in files if len(path.read_text("utf-8").splitlines()) > 400] == []

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from hatbus.loop.context import Context, Position
     from hatbus.loop.control import Control, Request
     from hatbus.loop.files import claim, instance_name, owner_of
-    from hatbus.loop.hat_processors import PROCESSORS, HatBatchProcessor
     from hatbus.loop.loop import (
         Loop,
         UnprovidedSpans,
@@ -24,11 +23,6 @@ if TYPE_CHECKING:
         losses_of_task,
         serve_requests,
     )
-    from hatbus.loop.loss_collectors import (
-        collect_loss_by_index,
-        collect_loss_by_regex,
-        collect_losses,
-    )
     from hatbus.loop.modes import eval_mode
     from hatbus.loop.module_names import find_module, structure_changed, structure_of, unwrapped
     from hatbus.loop.parts import built_optimizer, built_parts
@@ -37,11 +31,9 @@ if TYPE_CHECKING:
     from hatbus.loop.weights import RAW, Weights
 
 __all__ = [
-    "PROCESSORS",
     "RAW",
     "Context",
     "Control",
-    "HatBatchProcessor",
     "Loop",
     "Position",
     "Request",
@@ -50,9 +42,6 @@ __all__ = [
     "built_optimizer",
     "built_parts",
     "claim",
-    "collect_loss_by_index",
-    "collect_loss_by_regex",
-    "collect_losses",
     "eval_mode",
     "find_module",
     "instance_name",
@@ -78,8 +67,6 @@ __getattr__ = lazily(
     claim="files",
     instance_name="files",
     owner_of="files",
-    HatBatchProcessor="hat_processors",
-    PROCESSORS="hat_processors",
     Loop="loop",
     UnprovidedSpans="loop",
     is_cut_short="loop",
@@ -87,9 +74,6 @@ __getattr__ = lazily(
     kept_batches="loop",
     losses_of_task="loop",
     serve_requests="loop",
-    collect_loss_by_index="loss_collectors",
-    collect_loss_by_regex="loss_collectors",
-    collect_losses="loss_collectors",
     eval_mode="modes",
     find_module="module_names",
     structure_changed="module_names",

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import torch
 
+from hatbus.batches.batch_processor import BatchProcessor
 from hatbus.errors import JobError
-from hatbus.loop.batch_processor import BatchProcessor
 
 _OPTIMIZER: Final = ("step", "zero_grad", "param_groups")
 """What makes an optimizer, be it torch's or one that wraps torch's."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from hatbus.batches.batch_processor import clear_gradients
 from hatbus.events.declare import hookimpl
 from hatbus.log import log
-from hatbus.loop.batch_processor import clear_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

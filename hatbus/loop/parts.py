@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hatbus.batches.hat_processors import PROCESSORS
 from hatbus.discovery.configs import Builder, is_config
 from hatbus.errors import JobError
-from hatbus.loop.hat_processors import PROCESSORS
 
 if TYPE_CHECKING:
     import torch

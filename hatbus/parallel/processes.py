@@ -17,9 +17,9 @@ from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from hatbus.batches.finite import FINITE
 from hatbus.events.declare import hookimpl
 from hatbus.loop.control import LASTING, STOP_EPOCH, Control, Request, plain
-from hatbus.loop.finite import FINITE
 from hatbus.parallel.sharding import is_sharded
 
 if TYPE_CHECKING:

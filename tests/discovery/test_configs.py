@@ -10,10 +10,11 @@ from tiny import batches, tiny_trainer
 from torch import nn
 
 from hatbus import CallbackMixin, Trainer, hookimpl
+from hatbus.batches import HatBatchProcessor
 from hatbus.discovery import build
 from hatbus.errors import HatbusError, PluginError
 from hatbus.events.declare import declaration_of
-from hatbus.loop import HatBatchProcessor, built_optimizer
+from hatbus.loop import built_optimizer
 
 torch.set_num_threads(1)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from validated import batches
 
 from hatbus import BatchProcessor, Trainer, hookimpl
-from hatbus.loop import collect_loss_by_index
+from hatbus.batches import collect_loss_by_index
 from hatbus_validation.validation import Validation
 
 torch.set_num_threads(1)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hatbus import BatchProcessor
+from hatbus.batches import PROCESSORS
 from hatbus.discovery import build
 from hatbus.errors import PluginError
-from hatbus.loop import PROCESSORS
 
 if TYPE_CHECKING:
     from hatbus import Context

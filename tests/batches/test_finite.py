@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny import batches, by_hand, tiny_trainer, weights
 
+from hatbus.batches.finite import FiniteLoss
 from hatbus.errors import NonFiniteError
-from hatbus.loop.finite import FiniteLoss
 
 
 def nan_after(step: int) -> Any:

@@ -9,8 +9,8 @@ import torch
 from tiny import by_hand, hearing, tiny_trainer, weights
 
 from hatbus import Trainer, hookimpl
+from hatbus.batches.precision import scaled_step
 from hatbus.data import OneTask
-from hatbus.loop.precision import scaled_step
 
 
 def small_scale(trainer: Trainer) -> None:

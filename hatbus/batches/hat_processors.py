@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from hatbus.batches.batch_processor import BatchProcessor
 from hatbus.errors import JobError, did_you_mean
 from hatbus.events.declare import hookimpl
-from hatbus.loop.batch_processor import BatchProcessor
 
 if TYPE_CHECKING:
     from hatbus.loop.context import Context

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from hatbus.batches.loss_collectors import collect_losses, losses_if_any, named_losses
 from hatbus.errors import JobError, did_you_mean
 from hatbus.events.declare import hookimpl
-from hatbus.loop.loss_collectors import collect_losses, losses_if_any, named_losses
 
 if TYPE_CHECKING:
     from hatbus.loop.context import Context
@@ -36,7 +36,7 @@ class BatchProcessor:
             model may return losses in training and predictions in eval mode.
         loss_collector: ``loss_collector(model_outs)`` returning the losses, when ``loss`` is None:
             a 0-d tensor, a list of them, or a mapping, nested or not. By default every entry whose
-            name contains "loss" (``hatbus.loop.collect_losses``).
+            name contains "loss" (``hatbus.batches.collect_losses``).
     """
 
     def __init__(

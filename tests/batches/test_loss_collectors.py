@@ -10,8 +10,8 @@ from tiny import tiny_trainer
 from torch import Tensor, nn
 
 from hatbus import BatchProcessor, hookimpl
+from hatbus.batches import collect_loss_by_index, collect_loss_by_regex
 from hatbus.errors import JobError
-from hatbus.loop import collect_loss_by_index, collect_loss_by_regex
 
 torch.set_num_threads(1)
 ONE, TWO = torch.tensor(1.0), torch.tensor(2.0)

@@ -1,0 +1,36 @@
+"""What happens to one batch and to the gradients of one step: losses, precision, NaN.
+
+``hatbus.BatchProcessor`` does it. Public beside it: processors with HAT's arguments, and collectors
+that find the losses in what a model returns.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hatbus.lazily import lazily
+
+if TYPE_CHECKING:
+    from hatbus.batches.hat_processors import PROCESSORS, HatBatchProcessor
+    from hatbus.batches.loss_collectors import (
+        collect_loss_by_index,
+        collect_loss_by_regex,
+        collect_losses,
+    )
+
+__all__ = [
+    "PROCESSORS",
+    "HatBatchProcessor",
+    "collect_loss_by_index",
+    "collect_loss_by_regex",
+    "collect_losses",
+]
+
+__getattr__ = lazily(
+    __name__,
+    HatBatchProcessor="hat_processors",
+    PROCESSORS="hat_processors",
+    collect_loss_by_index="loss_collectors",
+    collect_loss_by_regex="loss_collectors",
+    collect_losses="loss_collectors",
+)
