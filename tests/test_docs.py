@@ -247,3 +247,14 @@ def test_every_link_between_pages_leads_somewhere() -> None:
         text = FENCE.sub("", page.read_text("utf-8"))
         for target in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_files_and_functions_on_the_walks_through_the_core_are_there() -> None:
+    text = (DOCS / "design.md").read_text("utf-8")
+    walks = re.findall(r"^ *(\S+) .*?(\w+/\w+\.py)", text, re.MULTILINE)
+    assert len(walks) > 20
+    root = DOCS.parent / "hatbus"
+    for function, file in walks:
+        name = function.rpartition(".")[2].removesuffix("(ctx)")
+        if name not in {"run_step", "due,"}:  # an event, which the bus makes; one of two
+            assert re.search(rf"(def|class) {name}\b", (root / file).read_text("utf-8")), function
