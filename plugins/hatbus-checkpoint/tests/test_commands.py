@@ -140,7 +140,8 @@ def test_hats_file_round_trips_and_starts_a_run(saved: Path, tmp_path: Path) -> 
     assert main(["export", str(saved), "--name", "checkpoint-step-3", "--hat", str(target)]) == 0
     found = read_hat(target)
     assert (found["epoch"], found["step"]) == (0, 3)
-    trainer = trainer_of(tmp_path / "new", save_interval=None, resume=str(target), average=False)
+    options = {"resume": str(target), "hat_optimizer": True}
+    trainer = trainer_of(tmp_path / "new", save_interval=None, average=False, **options)
     trainer.bus.unregister("schedule")
     model, optimizer = trainer.ctx.model, trainer.ctx.optimizer
     begun: dict[str, Any] = {}

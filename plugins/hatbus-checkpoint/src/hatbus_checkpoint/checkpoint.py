@@ -64,12 +64,14 @@ class Checkpoint:
             every save, and as ``weights-best`` when it is the best.
         resume: ``"auto"``: go on from the newest good checkpoint in ``save_dir``, if there is
             any; ``"last"``, ``"best"``: from the one that is marked so; or the path of a
-            checkpoint, or of a ``.pth.tar`` of HAT's (weights and optimizer). ``resume`` in the
-            job's ``[run]`` comes first.
+            checkpoint, or of a ``.pth.tar`` of HAT's, whose weights it starts from. ``resume`` in
+            the job's ``[run]`` comes first.
         async_save: write in the background; training waits only for a copy of the state. In a run
             of one process.
         drop_plugin_state: plugins whose saved state is left out.
         override: what may differ from the run that saved (the error message names it).
+        hat_optimizer: from a ``.pth.tar`` take the optimizer's state and options as well, but for
+            those in ``override``.
 
     Raises:
         JobError: a value that cannot be used.
@@ -99,6 +101,7 @@ class Checkpoint:
         async_save: bool = False,
         drop_plugin_state: Sequence[str] = (),
         override: Sequence[str] = (),
+        hat_optimizer: bool = False,
     ) -> None:
         option_values.path("checkpoint: save_dir", save_dir)
         check_options(name_prefix or "", save_interval, interval_by, save_seconds)
@@ -116,6 +119,7 @@ class Checkpoint:
         self.save_seconds, self.weights_only_export = save_seconds, weights_only_export
         self.resume, self.async_save = resume, async_save
         self.drop_plugin_state, self.override = tuple(drop_plugin_state), tuple(override)
+        self.hat_optimizer = hat_optimizer
         self._run, self._lineage, self._parent = uuid.uuid4().hex, 0, ""
         self._saved_at, self._path = -1, Path()
         self._next_time = 0.0
@@ -144,7 +148,8 @@ class Checkpoint:
         as_built(ctx)
         wanted = ctx.storage.get("resume") or self.resume
         if wanted and ctx.position.global_step == 0 and Path(wanted).is_file():
-            start_from_hat(ctx, Path(wanted), strict=self.strict_match)
+            more = {"with_optimizer": self.hat_optimizer, "override": self.override}
+            start_from_hat(ctx, Path(wanted), strict=self.strict_match, **more)
         elif wanted and ctx.position.global_step == 0:
             found = first_of_all(ctx, partial(locate, wanted, self.folder))
             if found is None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _TRAINS: Final = ("setup", "schedule", "train", "average")
 """Stages whose plugins decide what the weights become."""
-_OF_ONE_START: Final = ("resume", "drop_plugin_state", "override")
+_OF_ONE_START: Final = ("resume", "drop_plugin_state", "override", "hat_optimizer")
 """Options that say how to start a run, and not what it is."""
 _ARGUMENT: Final = "run.args."
 """Arguments of the entry function may differ: whether they matter, nobody else can know."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from hatbus.errors import CheckpointError, SaveError
 from hatbus.log import log
 from hatbus.loop import RAW
 from hatbus_checkpoint import durable, model_state
+from hatbus_checkpoint.as_built import AsBuilt, as_built
+from hatbus_checkpoint.compare import warner
 from hatbus_checkpoint.restore import Saved
 from hatbus_checkpoint.snapshot import plugin_stem
 from hatbus_checkpoint.tensor_file import chunks_of
@@ -113,20 +115,79 @@ def read_hat(path: Path) -> dict[str, Any]:
     return found
 
 
-def start_from_hat(ctx: Context, path: Path, *, strict: bool) -> None:
-    """Gives a run the weights, and the optimizer's state if it fits, of HAT's file.
+def start_from_hat(
+    ctx: Context,
+    path: Path,
+    *,
+    strict: bool,
+    with_optimizer: bool = False,
+    override: Collection[str] = (),
+) -> None:
+    """Gives a run the weights of HAT's file, and its optimizer when asked.
+
+    Args:
+        ctx: the run, at its start.
+        path: the file.
+        strict: refuse other names than the model's.
+        with_optimizer: take the optimizer's state and options too.
+        override: options of the optimizer that stay this run's: ``"optimizer.lr"``; ``"all"``.
 
     Raises:
         CheckpointError: the file cannot be used.
     """
     found = read_hat(path)
     model_state.give(ctx.model, found["state_dict"], strict=strict)
-    if found.get("optimizer") and ctx.optimizer is not None:
-        try:
-            ctx.optimizer.load_state_dict(found["optimizer"])
-        except (ValueError, KeyError, TypeError) as error:
-            log.warning("the optimizer's state in %r does not fit: %s", str(path), error)
     log.info("weights from %r; the run starts at its first step", str(path))
+    if not found.get("optimizer") or ctx.optimizer is None:
+        if with_optimizer:
+            raise CheckpointError(f"{str(path)!r} holds no optimizer; leave out hat_optimizer")
+        return
+    if with_optimizer:
+        _take_optimizer(ctx, ctx.optimizer, found["optimizer"], path, override)
+    else:
+        log.info(
+            "its optimizer is left out (lr %s); checkpoint's option hat_optimizer = true takes it",
+            _first_lr(found["optimizer"]),
+        )
+
+
+def _take_optimizer(
+    ctx: Context,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    path: Path,
+    override: Collection[str],
+) -> None:
+    """Gives the optimizer the state of HAT's file, and says which options it changes."""
+    built = as_built(ctx)
+    before = AsBuilt(optimizer).settings()
+    try:
+        optimizer.load_state_dict(state)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the optimizer in {str(path)!r} does not fit: {error!s:.200}; build it as it was, or "
+            "leave out hat_optimizer"
+        ) from error
+    for name in built.options:
+        if "all" in override or f"optimizer.{name}" in override:
+            built.override(optimizer, name)
+    after = AsBuilt(optimizer).settings()
+    changed = [
+        f"{key.removeprefix('optimizer.')} {value!r} -> {after[key]!r}"
+        for key, value in before.items()
+        if value != after[key]
+    ]
+    told = ", ".join(changed) or "its options are the same"
+    warner(ctx)("the optimizer is that of %r: %s", str(path), told)
+
+
+def _first_lr(state: Any) -> Any:
+    """The lr that a file of HAT's names, as its schedule starts from it where there is one."""
+    try:
+        group = state["param_groups"][0]
+        return group.get("initial_lr", group["lr"])
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return "unknown"
 
 
 def _replace(target: Path, chunks: Any) -> None:
