@@ -148,8 +148,13 @@ class Checkpoint:
         as_built(ctx)
         wanted = ctx.storage.get("resume") or self.resume
         if wanted and ctx.position.global_step == 0 and Path(wanted).is_file():
-            more = {"with_optimizer": self.hat_optimizer, "override": self.override}
-            start_from_hat(ctx, Path(wanted), strict=self.strict_match, **more)
+            start_from_hat(
+                ctx,
+                Path(wanted),
+                strict=self.strict_match,
+                with_optimizer=self.hat_optimizer,
+                override=self.override,
+            )
         elif wanted and ctx.position.global_step == 0:
             found = first_of_all(ctx, partial(locate, wanted, self.folder))
             if found is None:
