@@ -11,6 +11,7 @@ import torch
 
 from hatbus.batches.batch_processor import BatchProcessor
 from hatbus.batches.finite import finite_loss
+from hatbus.batches.finite_weights import FiniteWeights
 from hatbus.batches.precision import Autocast, LossScaling, check_precision
 from hatbus.bus.blame import locate
 from hatbus.bus.bus import Bus, named_instances
@@ -61,7 +62,8 @@ class Trainer:
         batch_processor: your own in place of ``BatchProcessor(loss)``.
         train_metrics, val_metrics: handed to every event under these names.
         run_dir: folder of the run's files.
-        nan: ``"raise"``, ``"skip_step"`` or ``"ignore"``, when a loss is not finite.
+        nan: ``"raise"``, ``"skip_step"`` or ``"ignore"``, when a loss is not finite; weights that
+            are not are never saved.
 
     Each of them may be a config, ``dict(type=..., ...)``, nested or not (see
     ``hatbus.discovery.build``); an optimizer's then needs no ``params``.
@@ -217,6 +219,7 @@ class Trainer:
         finite = finite_loss(nan, place)
         if finite is not None:
             parts["finite_loss"] = finite
+        parts["finite_weights"] = FiniteWeights(nan)
         if world > 1:
             parts["agreed_decisions"] = AgreedDecisions()
         parts.update(loop=Loop(), batch_processor=processor, nobody=UnprovidedSpans())

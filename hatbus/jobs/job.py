@@ -43,7 +43,7 @@ class Run:
         precision: of forward and loss.
         accumulate: batches per task and step.
         compile: ``true``, or a table of options for ``torch.compile``.
-        nan: what a loss that is not finite does; plugin ``nan_guard`` looks at gradients too.
+        nan: what a loss that is not finite does; weights that are not are never saved.
         run_dir: where the run's files go; by default ``runs/<folder of the job>``.
         resume: ``"auto"``, ``"last"``, ``"best"`` or a path, for the checkpoint plugin.
         args: keyword arguments of the entry function.

@@ -41,6 +41,8 @@ class Context:
         num_epochs, num_steps: the plan; one of them is None.
         steps_per_epoch: None when a loader has no length.
         total_steps: steps of the whole run; None when nobody can know.
+        grad_norm: norm of the step's gradients before they are clipped, where a plugin knows it: a
+            0-d tensor on its device, which the check for NaN then looks at; else None.
         weight: the present batch's share in the step's gradient.
         updates: committed optimizer updates so far.
         committed: whether the present step's update was committed.
@@ -74,6 +76,7 @@ class Context:
         "epoch_id",
         "exception",
         "global_step_id",
+        "grad_norm",
         "latest",
         "loss",
         "losses",
@@ -125,8 +128,8 @@ class Context:
         self.num_steps: int | None = None
         self.steps_per_epoch: int | None = None
         self.total_steps: int | None = None
-        self.updates = 0
-        self.committed = False
+        self.updates, self.committed = 0, False
+        self.grad_norm: torch.Tensor | None = None
         self.weight, self.data_wait = 1.0, 0.0
         self.rank, self.world_size, self.seed = bus.rank, 1, 0
         self.train_metrics: Any = ()

@@ -84,7 +84,7 @@ class Loop:
             found = found if ctx.task is None else losses_of_task(found, ctx.task)
             is_all = ctx.weight == 1.0 and not losses
             losses = found if is_all else with_more(losses, found, ctx.weight)
-        ctx.task, ctx.losses = None, losses
+        ctx.task, ctx.losses, ctx.grad_norm = None, losses, None
         emit.clip_gradients(ctx)
         decide = emit.skip_update
         reasons = decide(ctx) if decide is not None else ()

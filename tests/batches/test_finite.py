@@ -61,7 +61,9 @@ def test_a_run_after_too_many_skipped_steps_counts_from_none() -> None:
 
 def test_losses_that_wait_to_be_looked_at_are_looked_at_before_a_checkpoint() -> None:
     finite = FiniteLoss(torch.device("cuda"))
-    finite.see(SimpleNamespace(global_step_id=3, losses={"loss": torch.tensor(float("inf"))}))
+    loss = torch.tensor(float("inf"))
+    step = {"global_step_id": 3, "losses": {"loss": loss}, "scaler": None, "grad_norm": None}
+    finite.see(SimpleNamespace(**step))
     with pytest.raises(NonFiniteError, match="loss 'loss' is inf in step 3"):
         finite.veto_checkpoint()
     assert finite.veto_checkpoint() is None

@@ -333,6 +333,7 @@ class Checkpoint:
             },
             "plan": compare.plan_of(ctx),
             "world_size": ctx.world_size,
+            "finite": "core.finite_weights" in ctx.bus.members,
             "settings": compare.settings_of(ctx),
             "plugins": compare.plugins_of(ctx),
             "metrics": snapshot.scalars(ctx.latest),

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from hatbus.errors import CheckpointError, SaveError
 from hatbus.log import log
-from hatbus_checkpoint import durable, manifest
+from hatbus_checkpoint import durable, finite_file, manifest
 
 MARKS: Final = ("last", "best")
 """What a pointer may say of a checkpoint."""
@@ -66,7 +66,7 @@ class CheckpointFolder:
         return sorted(map(entry_of, self._paths()), key=lambda e: e.age, reverse=True)
 
     def latest(self) -> Entry | None:
-        """The newest checkpoint whose every byte is right; each one passed over is logged.
+        """The newest checkpoint whose bytes are right and weights finite; others are told.
 
         Returns:
             None when there is no checkpoint at all.
@@ -77,7 +77,7 @@ class CheckpointFolder:
         found = self.entries()
         for entry in found:
             try:
-                return Entry(entry.path, manifest.verify(entry.path))
+                return Entry(entry.path, finite_file.verify(entry.path))
             except CheckpointError as error:
                 self.passed_over.add(entry.path)
                 log.warning("checkpoint %r is passed over: %s", entry.path.name, error)
@@ -240,7 +240,7 @@ def _write_files(folder: Path, files: Mapping[str, Chunks]) -> dict[str, dict[st
 
 def _why(entry: Entry) -> str:
     try:
-        manifest.verify(entry.path)
+        finite_file.verify(entry.path)
     except CheckpointError as error:
         return f"{entry.path.name}: {error}"
     return entry.path.name

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hatbus.errors import CheckpointError, did_you_mean
-from hatbus_checkpoint import manifest
+from hatbus_checkpoint import finite_file, manifest
 from hatbus_checkpoint.folder import (
     MARKS,
     CheckpointFolder,
@@ -77,7 +77,7 @@ def one_of(folder: Path, name: str | None) -> Entry:
 def fault_of(entry: Entry) -> str:
     """Why a checkpoint cannot be used; empty if every byte is right."""
     try:
-        manifest.verify(entry.path)
+        finite_file.verify(entry.path)
     except CheckpointError as error:
         return str(error)
     return ""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from hatbus.errors import CheckpointError, did_you_mean
-from hatbus_checkpoint import manifest
+from hatbus_checkpoint import finite_file, manifest
 from hatbus_checkpoint.folder import MARKS, CheckpointFolder, Entry, prefixes_in, save_dir_in
 
 AUTO: Final = "auto"
@@ -44,7 +44,7 @@ def locate(wanted: str | Path, own: CheckpointFolder) -> Entry | None:
         if inside.entries():
             return inside.latest()
     try:
-        return Entry(path, manifest.verify(path))
+        return Entry(path, finite_file.verify(path))
     except CheckpointError as error:
         raise CheckpointError(
             f"checkpoint {str(path)!r} cannot be used: {error}; an explicit path has no fallback, "

@@ -8,7 +8,7 @@ import torch
 
 from hatbus import hookimpl, plugin
 from hatbus.errors import JobError
-from hatbus.parallel import full_tensor
+from hatbus.parallel import full_tensor, is_shard
 from hatbus_grad.clipping import check_limit, check_norm_type, clip_norm, clip_values
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class GradClip:
             clip_values(optimizer, self.max_value or 0.0)
             return True
         norm = clip_norm(optimizer, self.max_norm, self.norm_type)
+        ctx.grad_norm = None if is_shard(norm) else norm
         if self.log_interval > 0 and (ctx.global_step_id + 1) % self.log_interval == 0:
             ctx.log({"grad_norm": full_tensor(norm)})
         return True

@@ -22,6 +22,7 @@ import torch
 from hatbus import hookimpl, plugin
 from hatbus.events import redeclare
 from hatbus.loop import structure_of
+from hatbus.parallel import is_shard
 from hatbus_grad.clipping import check_limit, check_norm_type, clip_norm
 from hatbus_grad.rules import Group, check_tasks, groups_of, read_rules
 
@@ -126,12 +127,15 @@ class GradScale:
         self._hooks, self._before = [], []
 
     @hookimpl(wrapper=True)
-    def clip_gradients(self, optimizer: torch.optim.Optimizer) -> Generator[None, bool, bool]:
+    def clip_gradients(
+        self, ctx: Context, optimizer: torch.optim.Optimizer
+    ) -> Generator[None, bool, bool]:
         """Clips the scaled gradients, if asked to."""
         clipped = yield
         if self.clip_grad_norm is None:
             return clipped
-        clip_norm(optimizer, self.clip_grad_norm, self.clip_norm_type)
+        norm = clip_norm(optimizer, self.clip_grad_norm, self.clip_norm_type)
+        ctx.grad_norm = None if is_shard(norm) else norm
         return True
 
     def _look_up(self, ctx: Context) -> None:
