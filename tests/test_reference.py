@@ -90,3 +90,9 @@ def test_a_search_for_trainer_arguments_finds_the_reference(tmp_path: Path) -> N
         found = [index[part].get(word, []) for part in ("terms", "titleterms")]
         assert page in [*np.atleast_1d(found[0]), *np.atleast_1d(found[1])]  # one alone is no list
     assert [page, "trainer"] in index["alltitles"]["Trainer"]
+
+
+def test_the_reference_speaks_of_public_names_only() -> None:
+    public = {named(one) for one in public_names()} | {*public_modules(), "hatbus.testing.plugin"}
+    spoken = set(re.findall(r"`(hatbus(?:\.\w+)+)", PAGE.read_text("utf-8")))
+    assert spoken - public == set()

@@ -47,7 +47,7 @@ class Declaration:
         before: names of plugins of the same stage that this one runs before, where present.
         after: names of plugins of the same stage that this one runs after, where present.
         tasks: the only tasks whose batch events it sees; empty: all.
-        every: an interval such as ``"100 steps"``; empty: always (see ``hatbus.bus.intervals``).
+        every: an interval: ``"100 steps"``, ``"1 epoch"``, ``"30 min"``; empty: always.
         ranks: ``"all"``, or ``"zero"`` for a writer that runs on the first process only.
         writes: what it changes (``"optimizer.lr"``, ``"grad.clip"``, ``"weights"``); two plugins
             of one run that write the same thing are refused at start.
