@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hatbus.data.batch_size import samples_in
     from hatbus.data.feed import apart, generators_of, length_of
     from hatbus.data.loaders import BatchOrder, ExactLoader, loader
-    from hatbus.data.moving import to_device
+    from hatbus.data.moving import fields_of, to_device
     from hatbus.data.seeded import SeededSamples, seed_of
     from hatbus.data.steps import Steps, with_data_wait
     from hatbus.data.task_sampler import AllTasks, ListedTasks, OneTask, TaskSampler, WeightedTasks
@@ -30,6 +30,7 @@ __all__ = [
     "TaskSampler",
     "WeightedTasks",
     "apart",
+    "fields_of",
     "generators_of",
     "length_of",
     "loader",
@@ -43,6 +44,7 @@ __getattr__ = lazily(
     __name__,
     samples_in="batch_size",
     apart="feed",
+    fields_of="moving",
     generators_of="feed",
     length_of="feed",
     BatchOrder="loaders",

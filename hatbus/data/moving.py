@@ -23,28 +23,21 @@ def to_device(batch: Any, device: Any) -> Any:
     for kind, made in _WAYS:
         if isinstance(batch, kind):
             return made(batch, device)
-    return _moved_record(batch, device) if is_record(batch) else batch
+    fields = fields_of(batch)
+    return batch if fields is None else _moved_record(batch, fields, device)
 
 
-def is_record(part: Any) -> bool:
-    """Whether an object is known to be nothing but its fields: see ``fields_of``."""
-    kind = type(part)
-    return (
-        dataclasses.is_dataclass(kind)
-        or hasattr(kind, "__attrs_attrs__")
-        or isinstance(part, SimpleNamespace)
-    )
-
-
-def fields_of(part: Any) -> dict[str, Any]:
-    """The fields of a dataclass, a class of attrs or a ``SimpleNamespace``, by name."""
+def fields_of(part: Any) -> dict[str, Any] | None:
+    """The fields of a dataclass, a class of attrs or a ``SimpleNamespace``, by name; else None."""
     kind = type(part)
     if isinstance(part, SimpleNamespace):
         return dict(vars(part))
     if dataclasses.is_dataclass(kind):
         names = [field.name for field in dataclasses.fields(kind)]
-    else:
+    elif hasattr(kind, "__attrs_attrs__"):
         names = [field.name for field in kind.__attrs_attrs__]
+    else:
+        return None
     return {name: getattr(part, name) for name in names if hasattr(part, name)}
 
 
@@ -92,10 +85,10 @@ def _moved_set(batch: Any, device: Any) -> Any:
     return type(batch)(to_device(v, device) for v in batch)
 
 
-def _moved_record(batch: Any, device: Any) -> Any:
+def _moved_record(batch: Any, fields: Mapping[str, Any], device: Any) -> Any:
     """A copy with its tensors moved: no constructor runs, so nothing is derived a second time."""
     made = copy.copy(batch)
-    for name, value in fields_of(batch).items():
+    for name, value in fields.items():
         there = to_device(value, device)
         if there is not value:
             object.__setattr__(made, name, there)  # also of a frozen one

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
+from collections import deque, namedtuple
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -104,6 +105,33 @@ def test_usual_gives_no_weight_to_a_mean_of_ones_own_that_takes_none() -> None:
     mean = Doubled("loss")
     usual([mean], (torch.zeros(4, 3), torch.zeros(4)), None, {"loss": torch.tensor(3.0)})
     assert mean.compute().item() == 6.0
+
+
+def test_usual_leaves_out_a_batch_without_samples() -> None:
+    mean, accuracy = Mean("loss"), Accuracy()
+    full, empty = (torch.zeros(4, 3), torch.zeros(4)), (torch.zeros(0, 3), torch.zeros(0))
+    for batch, loss in ((full, 2.0), (empty, float("nan"))):
+        outs = torch.zeros(len(batch[1]), 2)
+        usual([mean, accuracy], batch, outs, {"loss": torch.tensor(loss)})
+    assert (float(mean.compute()), float(accuracy.compute())) == (2.0, 1.0)
+
+
+@dataclass
+class Record:
+    """A batch that is a dataclass."""
+
+    x: torch.Tensor
+    deep: Any
+
+
+def test_fields_of_a_dataclass_have_names_and_paths() -> None:
+    batch = Record(torch.ones(2), {"y": deque([torch.zeros(2)])})
+    assert list(flatten(batch)) == ["x", "deep_y_0"]
+    seen = Seen()
+    by_index(pred=None, label=("deep", "y", 0))([seen], batch, torch.ones(2))
+    assert seen.given[0][1] is batch.deep["y"][0]
+    with pytest.raises(PluginError, match=r"no 'z' in the batch \(Record\)"):
+        by_index(pred=None, label="z")([seen], batch, torch.ones(2))
 
 
 def test_usual_counts_a_loss_once_per_sample_of_its_batch() -> None:

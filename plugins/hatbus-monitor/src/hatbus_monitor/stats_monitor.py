@@ -59,8 +59,8 @@ class StatsMonitor:
 
     Args:
         log_freq: report every so many steps.
-        batch_size: samples of one step on one rank, where the first dimension of the batch's
-            first tensor is not that.
+        batch_size: samples of one step on one rank, where tensors and lists of the batch do not
+            show it (``hatbus.data.samples_in``).
 
     Raises:
         JobError: a value that cannot be used.

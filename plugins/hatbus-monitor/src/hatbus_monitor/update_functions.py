@@ -7,12 +7,13 @@ it asks for them.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from inspect import signature
 from typing import Any
 
-from hatbus.data import samples_in
+from hatbus.data import fields_of, samples_in
 from hatbus.errors import PluginError, did_you_mean
 from hatbus_monitor.metrics import Accuracy, Mean
 
@@ -25,10 +26,12 @@ def usual(metrics: Any, batch: Any, model_outs: Any, losses: Mapping[str, Any]) 
     """Gives a ``Mean`` the loss of its name (else the sum), any other metric outputs and target.
 
     A batch's loss counts as often as the batch has samples, which is exact for losses that are a
-    mean over the batch. A batch without any tensor that has a length counts as one sample.
+    mean over the batch. A batch in which nothing has a length counts as one sample, an empty one
+    (every sample was dropped) not at all.
     """
-    found = samples_in(batch)
-    size = 1 if found is None else found
+    size = 1 if (found := samples_in(batch)) is None else found
+    if size == 0:
+        return
     for metric in metrics.values() if isinstance(metrics, dict) else metrics:
         if isinstance(metric, Accuracy) or not isinstance(metric, Mean):
             metric.update(model_outs, batch[1])
@@ -102,13 +105,15 @@ def by_regex(pred: str | list[str], label: str | list[str | None] | None = None)
 
 
 def flatten(value: Any, name: str = "") -> dict[str, Any]:
-    """Leaves of nested dicts, lists and tuples by their path, joined by "_"."""
+    """Leaves of nested dicts, lists, tuples and dataclasses by their path, joined by "_"."""
     if isinstance(value, Mapping):
         items: Iterable[tuple[Any, Any]] = value.items()
     elif hasattr(value, "_fields"):
         items = zip(value._fields, value, strict=True)
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple, deque)):
         items = enumerate(value)
+    elif (fields := fields_of(value)) is not None:
+        items = fields.items()
     else:
         return {name: value}
     found: dict[str, Any] = {}
@@ -144,8 +149,9 @@ def entry(value: Any, path: Path, where: str) -> Any:
         return value
     keys = [path] if isinstance(path, (int, str)) else path
     for key in keys:
+        fields = fields_of(value)
         try:
-            value = value[key]
+            value = (value if fields is None else fields)[key]
         except (KeyError, IndexError, TypeError) as error:
             known = did_you_mean(str(key), map(str, value)) if isinstance(value, Mapping) else ""
             raise PluginError(

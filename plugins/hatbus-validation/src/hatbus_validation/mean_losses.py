@@ -20,7 +20,8 @@ class MeanLosses:
     """Publishes ``<loss>``, or ``<task>/<loss>``: the mean over all samples of all ranks.
 
     A batch's loss counts as often as the batch has samples, which is exact for losses that are a
-    mean over the batch. A batch without any tensor that has a length counts as one sample.
+    mean over the batch. A batch in which nothing has a length counts as one sample, an empty one
+    (every sample was dropped) not at all; a loss of no sample is not published.
     """
 
     def __init__(self) -> None:
@@ -47,7 +48,8 @@ class MeanLosses:
             if name not in self._sums:
                 self._sums[name] = torch.zeros((), dtype=torch.float64, device=value.device)
                 self._counts[name] = 0
-            self._sums[name].add_(value, alpha=size)
+            if size:  # the mean over no sample is NaN, also when it counts 0 times
+                self._sums[name].add_(value, alpha=size)
             self._counts[name] += size
 
     @hookimpl
@@ -60,7 +62,8 @@ class MeanLosses:
                 "give callbacks=[...], such as a metric_updater"
             )
         if ctx.exception is None:
-            ctx.log({n: over_all_ranks(s, self._counts[n]) for n, s in self._sums.items()})
+            found = {n: s for n, s in self._sums.items() if self._counts[n] or ctx.world_size > 1}
+            ctx.log({n: over_all_ranks(s, self._counts[n]) for n, s in found.items()})
 
 
 def over_all_ranks(total: Tensor, count: int) -> Tensor:
