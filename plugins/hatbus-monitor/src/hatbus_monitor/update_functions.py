@@ -149,7 +149,7 @@ def entry(value: Any, path: Path, where: str) -> Any:
         return value
     keys = [path] if isinstance(path, (int, str)) else path
     for key in keys:
-        fields = fields_of(value)
+        fields: Any = fields_of(value)
         try:
             value = (value if fields is None else fields)[key]
         except (KeyError, IndexError, TypeError) as error:
