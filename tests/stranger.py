@@ -57,6 +57,7 @@ def install(
     *,
     version: str = "1.0",
     requires: str = "hatbus<0.2,>=0.1",
+    commands: dict[str, str] | None = None,
 ) -> None:
     """Puts a distribution into a folder as pip would leave it."""
     info = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
@@ -65,8 +66,10 @@ def install(
     info.joinpath("METADATA").write_text(
         f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n{required}"
     )
-    lines = "\n".join(f"{name} = {value}" for name, value in entry_points.items())
-    info.joinpath("entry_points.txt").write_text(f"[hatbus.plugins]\n{lines}\n")
+    lines = []
+    for group, offered in (("plugins", entry_points), ("commands", commands or {})):
+        lines += [f"[hatbus.{group}]", *(f"{name} = {value}" for name, value in offered.items())]
+    info.joinpath("entry_points.txt").write_text("\n".join(lines) + "\n")
     for name, source in (modules or {}).items():
         file = site / name
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import pytest
 from pages import FENCE, all_blocks, blocks, commands, refresh
 from stranger import CHECKOUT
 
-from hatbus.cli import parser_of
+from hatbus.cli import COMMANDS, of_plugins, parser_of
 
 PAGES = [*refresh.pages(), CHECKOUT / "CONTRIBUTING.md"]
 
@@ -79,9 +79,18 @@ def test_inline_commands_are_ones_that_hatbus_takes(
         )  # only named, not given
         raise SystemExit
 
+    def parse_only(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+        parse(parser, words)
+        raise SystemExit  # a command of a plugin goes no further
+
+    parse = argparse.ArgumentParser.parse_args
     monkeypatch.setattr(argparse.ArgumentParser, "error", refuse)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
     for command in inline(page):
         words = shlex.split(command)[1:]
         if words != ["--version"] and not {"--help", "..."} & set(words):
             with contextlib.suppress(SystemExit):
-                parser_of(words).parse_args(words)
+                if words[0] in COMMANDS:
+                    parser_of(words).parse_args(words)
+                else:
+                    of_plugins.run(of_plugins.find(words[0]), words[1:])

@@ -11,6 +11,7 @@ from pages import DOCS, all_blocks, blocks, done, refresh
 from stranger import install
 
 import hatbus
+from hatbus.cli import main
 from hatbus.discovery.entry_points import lookup
 from hatbus.errors import PluginError
 from hatbus.testing import PluginProject
@@ -20,7 +21,7 @@ pytest_plugins = ["hatbus.testing"]
 
 NO_RUN = {
     "testing-a-plugin.md": ["python", "python"],
-    "writing-a-plugin.md": ["toml"],
+    "writing-a-plugin.md": ["toml", "toml"],
     "publishing.md": ["console", "sh"],
 }
 """The blocks that are marked ``no-run``; each has a test here, but the upload to an index."""
@@ -61,7 +62,7 @@ def test_the_job_of_the_testing_page_publishes_the_mean(tmp_path: Path) -> None:
 
 
 def test_the_table_of_the_tutorial_is_taken_by_its_plugin() -> None:
-    (table,) = no_run("writing-a-plugin.md", "toml")
+    table, _ = no_run("writing-a-plugin.md", "toml")
     (plugin,) = tomllib.loads(table)["plugins"].items()
     python = blocks(DOCS / "writing-a-plugin.md", "python")
     source = next(block.text for block in python if "class LossLimit" in block.text)
@@ -70,6 +71,20 @@ def test_the_table_of_the_tutorial_is_taken_by_its_plugin() -> None:
     limit = names["LossLimit"](**plugin[1])  # type: ignore[operator]
     assert plugin[0] == "loss_limit"
     assert (limit.limit, limit.times) == (0.05, 2)
+
+
+def test_the_command_of_the_tutorial_runs_under_its_name(
+    plugin_project: PluginProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, table = no_run("writing-a-plugin.md", "toml")
+    commands = tomllib.loads(table)["project"]["entry-points"]["hatbus.commands"]
+    python = blocks(DOCS / "writing-a-plugin.md", "python")
+    source = next(block.text for block in python if "def limits" in block.text)
+    modules = {"hatbus_loss_limit/__init__.py": "", "hatbus_loss_limit/limits.py": source}
+    plugin_project.install("hatbus-loss-limit", {}, modules, commands=commands)
+    (tmp_path / "log.jsonl").write_text('{"loss_limit/in_a_row": 2}\n{"loss": 1.0}\n')
+    assert main(["limits", str(tmp_path / "log.jsonl")]) == 0
+    assert capsys.readouterr().out == "at most 2 times in a row\n"
 
 
 def test_a_plugin_of_another_version_is_refused_in_the_words_of_the_page(

@@ -1,18 +1,20 @@
 """The command line. Each command is one module here, imported when it is the one asked for.
 
 A command module has ``arguments(parser)`` and ``run(args) -> int``; ``COMMANDS`` makes it known.
+Commands of other distributions are functions of the words that follow them (``of_plugins``).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from hatbus.cli import display
+from hatbus.cli import display, of_plugins
 from hatbus.cli.streams import lost_output, outlive_readers
-from hatbus.errors import JobError, SaveError, did_you_mean
+from hatbus.errors import SaveError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("train what a job file says", "hatbus.cli.run"),
     "resume": ("go on with a run from its newest good checkpoint", "hatbus.cli.resume"),
-    "checkpoints": ("list, show, verify and compare checkpoints", "hatbus.cli.checkpoints"),
-    "export": ("write a checkpoint's weights as one file", "hatbus.cli.export"),
     "explain": ("show what will run when, and why there", "hatbus.cli.explain"),
     "preview": ("draw the learning rate over the run, without training", "hatbus.cli.preview"),
     "plugins": ("list, show and check plugins", "hatbus.cli.plugins"),
@@ -48,15 +48,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         outlive_readers()
     words = list(sys.argv[1:] if argv is None else argv)
     args: Any = None
+    guilty = ""
     try:
-        args = parser_of(words).parse_args(words)
-        code: int = import_module(COMMANDS[args.command][1]).run(args)
+        if words and words[0] not in COMMANDS and not words[0].startswith("-"):
+            command = of_plugins.find(words[0])
+            guilty = f"command {command.name!r} ({command.source})"
+            code = of_plugins.run(command, words[1:])
+        else:
+            of_plugins.warn_of_another(words[:1])
+            args = parser_of(words).parse_args(words)
+            code = import_module(COMMANDS[args.command][1]).run(args)
         lost = lost_output()
         if lost:
             display.show_lines(lost)
-            code = code if args.command in TRAINING else SaveError.exit_code
+            code = code if words[0] in TRAINING else SaveError.exit_code
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - each has its own exit code
-        return display.explain(error, traceback=getattr(args, "traceback", False))
+        return display.explain(error, guilty, traceback=getattr(args, "traceback", False))
     return code
 
 
@@ -64,37 +71,41 @@ def parser_of(words: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of a command line; only the chosen command's module says what it takes.
 
     Raises:
-        JobError: there is no such command.
+        HatbusError: there is no such command, or it cannot be used.
     """
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    of_others = [] if chosen in COMMANDS else of_plugins.rows()
+    if chosen is not None and chosen not in COMMANDS:
+        of_plugins.find(chosen)
+    widest = max(len(name) for name in (*COMMANDS, *(name for name, _ in of_others)))
     parser = argparse.ArgumentParser(
         prog="hatbus",
         description="A PyTorch training loop whose every event is a pluggy hook.",
         epilog="hatbus COMMAND --help says what a command takes.",
         allow_abbrev=False,
-        formatter_class=_Help,
+        formatter_class=partial(_Help, widest),
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", required=True, title="commands"
     )
-    chosen = next((word for word in words if not word.startswith("-")), None)
-    if chosen is not None and chosen not in COMMANDS:
-        raise JobError(f"unknown command {chosen!r}{did_you_mean(chosen, COMMANDS)}")
     for name, (line, module) in COMMANDS.items():
         command = commands.add_parser(
             name, help=line, description=f"{line[0].upper()}{line[1:]}.", allow_abbrev=False
         )
         if name == chosen:
             import_module(module).arguments(command)
+    for name, line in of_others:
+        commands.add_parser(name, help=line.replace("%", "%%"), add_help=False)
     return parser
 
 
 class _Help(argparse.HelpFormatter):
     """Help with the commands in one column; argparse forgets that they are indented."""
 
-    def __init__(self, prog: str, **options: Any) -> None:
+    def __init__(self, widest: int, prog: str, **options: Any) -> None:
         super().__init__(prog, **options)
-        self._action_max_length = max(map(len, COMMANDS)) + 4
+        self._action_max_length = widest + 4
 
 
 class _Version(argparse.Action):

@@ -1,4 +1,7 @@
-"""``hatbus plugins check WHAT``: a plugin, a distribution, a wheel, or a folder with a project."""
+"""``hatbus plugins check WHAT``: a plugin, a distribution, a wheel, or a folder with a project.
+
+What a distribution brings is checked: its plugins, and its commands as ``hatbus NAME``.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,16 @@ from zipfile import BadZipFile, ZipFile
 from hatbus import discovery
 from hatbus.authoring.advice import advice_on, on_metadata, on_project
 from hatbus.authoring.checking import Offer, load_problems, problems_of, requirement_problems
+from hatbus.authoring.command_checks import (
+    command_advice,
+    command_load_problems,
+    command_problems,
+)
 from hatbus.discovery.class_source import Sources
+from hatbus.discovery.commands import command_of, offers_of
 from hatbus.discovery.entry_points import conflict_of, how_to_install
 from hatbus.discovery.first_party import normalized
+from hatbus.discovery.listed_commands import COMMAND_GROUP, listed
 from hatbus.errors import PluginError, did_you_mean
 
 if TYPE_CHECKING:
@@ -81,15 +91,19 @@ def check_folder(folder: Path) -> Report:
     """
     project = _project(folder / _PROJECT)
     distribution = str(project.get("name", folder.name))
-    offered = project.get("entry-points", {}).get(discovery.GROUP, {})
-    if not offered:
+    groups = project.get("entry-points", {})
+    plugins, commands = (
+        [Offer(name, str(value), distribution) for name, value in groups.get(group, {}).items()]
+        for group in (discovery.GROUP, COMMAND_GROUP)
+    )
+    if not plugins and not commands:
         raise PluginError(
             f'{str(folder)!r} offers no plugin; add [project.entry-points."{discovery.GROUP}"]'
         )
     required = requirement_problems(project.get("dependencies", []))
-    offers = [Offer(name, str(value), distribution) for name, value in offered.items()]
     sources = Sources([folder / "src", folder])
-    return {distribution: Finding(required, on_project(project)), **_read(offers, sources)}
+    own = Finding(required, on_project(project))
+    return {distribution: own, **_read(plugins, commands, sources)}
 
 
 def check_wheel(file: Path) -> Report:
@@ -106,22 +120,28 @@ def check_wheel(file: Path) -> Report:
         except (OSError, BadZipFile, ValueError) as error:
             raise PluginError(f"{str(file)!r} cannot be read as a wheel: {error}") from error
         found = Distribution.at(info)
-        entries = found.entry_points.select(group=discovery.GROUP)
-        if not entries:
+        plugins, commands = (
+            [Offer(e.name, e.value, found.name) for e in found.entry_points.select(group=group)]
+            for group in (discovery.GROUP, COMMAND_GROUP)
+        )
+        if not plugins and not commands:
             raise PluginError(f"{str(file)!r} offers no plugin in the group {discovery.GROUP!r}")
         required = requirement_problems(found.requires or [])
         own = Finding(required, on_metadata(found.metadata))
-        offers = [Offer(entry.name, entry.value, found.name) for entry in entries]
-        return {found.name: own, **_read(offers, Sources([Path(place)]))}
+        return {found.name: own, **_read(plugins, commands, Sources([Path(place)]))}
 
 
-def _read(offers: list[Offer], sources: Sources) -> Report:
+def _read(plugins: list[Offer], commands: list[Offer], sources: Sources) -> Report:
     """What the sources of entry points say."""
-    beside = [offer.name for offer in offers]
-    return {
+    beside = [offer.name for offer in plugins]
+    found = {
         offer.name: Finding(problems_of(offer, sources), advice_on(offer, sources, beside))
-        for offer in offers
+        for offer in plugins
     }
+    for offer in commands:
+        problems = command_problems(offer, sources)
+        found[f"hatbus {offer.name}"] = Finding(problems, command_advice(offer, sources))
+    return found
 
 
 def check_installed(name: str) -> Report:
@@ -131,10 +151,11 @@ def check_installed(name: str) -> Report:
         PluginError: there is none of this name.
     """
     chosen = [found for found in discovery.installed() if _is(found, name)]
-    if not chosen:
+    commands = [command_of(c) for c in listed() if normalized(c.distribution) == normalized(name)]
+    if not chosen and not commands:
         raise PluginError(f"no plugin, distribution, wheel or folder {name!r}{_closest(name)}")
     report: Report = {}
-    for found in chosen:
+    for found in (*chosen, *commands):
         metadata = found.metadata
         report[found.distribution] = Finding(
             requirement_problems(found.requirements), on_metadata(metadata) if metadata else []
@@ -146,6 +167,11 @@ def check_installed(name: str) -> Report:
         conflict = conflict_of(same)
         problems = problems_of(offer, sources) + ([conflict] if conflict else [])
         report[found.name] = Finding(problems or load_problems(found), advice_on(offer, sources))
+    for command in commands:
+        offer = Offer(command.name, command.value, command.distribution)
+        problems = command_problems(offer, sources)
+        problems = problems or command_load_problems(command, offers_of(command.name))
+        report[f"hatbus {command.name}"] = Finding(problems, command_advice(offer, sources))
     return report
 
 

@@ -21,11 +21,12 @@ USER_CODE_FAILED = 1
 INTERRUPTED = 130
 
 
-def explain(error: BaseException, *, traceback: bool = False) -> int:
+def explain(error: BaseException, command: str = "", *, traceback: bool = False) -> int:
     """Prints an error on stderr.
 
     Args:
         error: what ended the command.
+        command: of a plugin's distribution, that ran; empty for hatbus's own.
         traceback: show the traceback of a user's mistake too.
 
     Returns:
@@ -40,6 +41,7 @@ def explain(error: BaseException, *, traceback: bool = False) -> int:
             show_traceback(error)
         show_lines(f"{error} ({guilty})" if guilty else str(error))
         return error.exit_code
+    guilty = guilty or command
     show_traceback(error)
     message = f"{type(error).__name__}: {error}".partition("\n")[0]
     if guilty:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,7 +40,8 @@ def outlive_readers() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for ever
+            nowhere = os.open(os.devnull, os.O_WRONLY)  # pathlib would slow `--help` down
+            setattr(sys, name, os.fdopen(nowhere, "w", encoding="utf-8"))
         elif type(stream) is io.TextIOWrapper:
             stream.flush()
             file = _Lasting(stream.fileno(), "w", closefd=False)

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 from hatbus.lazily import lazily
 
 if TYPE_CHECKING:
+    from hatbus.discovery.allow_list import ALLOW
     from hatbus.discovery.class_source import Method, Parameter, Reading
     from hatbus.discovery.configs import Builder, build, is_config
-    from hatbus.discovery.entry_points import ALLOW, GROUP, Found, forget, installed, lookup
+    from hatbus.discovery.entry_points import GROUP, Found, forget, installed, lookup
     from hatbus.discovery.first_party import FIRST_PARTY
+    from hatbus.discovery.listed_commands import COMMAND_GROUP
 
 __all__ = [
     "ALLOW",
+    "COMMAND_GROUP",
     "FIRST_PARTY",
     "GROUP",
     "Builder",
@@ -33,17 +36,18 @@ __all__ = [
 
 __getattr__ = lazily(
     __name__,
+    ALLOW="allow_list",
     Method="class_source",
     Parameter="class_source",
     Reading="class_source",
     Builder="configs",
     build="configs",
     is_config="configs",
-    ALLOW="entry_points",
     Found="entry_points",
     GROUP="entry_points",
     forget="entry_points",
     installed="entry_points",
     lookup="entry_points",
     FIRST_PARTY="first_party",
+    COMMAND_GROUP="listed_commands",
 )

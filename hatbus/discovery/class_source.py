@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from hatbus.discovery.module_files import file_in, find_source
 from hatbus.events.training import EVENTS, MOMENT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _DEEPEST: Final = 8
-_Function = ast.FunctionDef | ast.AsyncFunctionDef
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+_Node = TypeVar("_Node", bound=ast.stmt)
 
 
 class Parameter(NamedTuple):
@@ -126,8 +127,12 @@ class Sources:
 
     def read(self, module: str, qualname: str) -> Reading | None:
         """What the source says about a class; None if there is no such class or no source."""
-        found = self._find(module, qualname, 0)
+        found = self._find(module, qualname)
         return None if found is None else self._read(*found)
+
+    def function(self, module: str, name: str) -> tuple[Module, Function] | None:
+        """A function and the module that it stands in; None if there is none or no source."""
+        return self._through_imports(module, name, _function_in, 0)
 
     def why_unreadable(self, module: str) -> str:
         """Why a module's source cannot be read; empty if it can."""
@@ -190,22 +195,27 @@ class Sources:
         yield module, cls
         for base in cls.bases:
             name = _last(base)
-            found = self._find(module.name, name, 0) if name != "CallbackMixin" else None
+            found = self._find(module.name, name) if name != "CallbackMixin" else None
             if found is not None and found[1] not in (cls, *below):
                 yield from self._upwards(*found, (*below, cls))
 
-    def _find(self, module: str, qualname: str, depth: int) -> tuple[Module, ast.ClassDef] | None:
-        """A class, through the imports of the modules that only pass it on."""
+    def _find(self, module: str, qualname: str) -> tuple[Module, ast.ClassDef] | None:
+        return self._through_imports(module, qualname, _class_in, 0)
+
+    def _through_imports(
+        self, module: str, name: str, look: Callable[[ast.Module, str], _Node | None], depth: int
+    ) -> tuple[Module, _Node] | None:
+        """A definition, through the imports of the modules that only pass it on."""
         home = self.module(module)
         if home is None or depth > _DEEPEST:
             return None
-        cls = _class_in(home.tree, qualname)
-        if cls is not None:
-            return home, cls
-        source = _imports(home).get(qualname)
+        node = look(home.tree, name)
+        if node is not None:
+            return home, node
+        source = _imports(home).get(name)
         if source is None or not _is_near(source[0], module):
             return None
-        return self._find(*source, depth + 1)
+        return self._through_imports(*source, look, depth + 1)
 
     def module(self, name: str) -> Module | None:
         """A module, parsed; None where there is no source, or it does not parse."""
@@ -224,6 +234,11 @@ class Sources:
 
     def _file(self, name: str) -> Path | None:
         return file_in(self._folders, name) if self._folders is not None else find_source(name)
+
+
+def first_line(node: ast.ClassDef | Function) -> str:
+    """The first line of a docstring; empty without one."""
+    return (ast.get_docstring(node) or "").partition("\n")[0].strip()
 
 
 def source_of(module: Module, node: ast.ImportFrom) -> str:
@@ -265,8 +280,12 @@ def _class_in(tree: ast.Module, qualname: str) -> ast.ClassDef | None:
     return cls
 
 
-def _functions(cls: ast.ClassDef) -> Iterator[_Function]:
-    return (node for node in cls.body if isinstance(node, _Function))
+def _function_in(tree: ast.Module, name: str) -> Function | None:
+    return next((n for n in tree.body if isinstance(n, Function) and n.name == name), None)
+
+
+def _functions(cls: ast.ClassDef) -> Iterator[Function]:
+    return (node for node in cls.body if isinstance(node, Function))
 
 
 def _last(node: ast.expr) -> str:
@@ -278,7 +297,7 @@ def _last(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def _decorator(module: Module, node: ast.ClassDef | _Function, name: str) -> ast.expr | None:
+def _decorator(module: Module, node: ast.ClassDef | Function, name: str) -> ast.expr | None:
     """The decorator of this name, also when it was imported under another."""
     imports = _imports(module) if node.decorator_list else {}
     for decorator in node.decorator_list:
@@ -313,7 +332,7 @@ def _declared(module: Module, cls: ast.ClassDef) -> dict[str, Any] | None:
     return {name: value for name, value in _keywords(decorator).items() if value is not None}
 
 
-def _method(module: Module, function: _Function) -> Method:
+def _method(module: Module, function: Function) -> Method:
     mark = _decorator(module, function, "hookimpl")
     options = _keywords(mark)
     arguments = function.args

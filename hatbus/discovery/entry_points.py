@@ -11,9 +11,10 @@ import os
 import sys
 from functools import lru_cache
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from hatbus.discovery.first_party import FIRST_PARTY, is_first_party, normalized
+from hatbus.discovery.allow_list import ALLOW, names_allowed
+from hatbus.discovery.first_party import FIRST_PARTY, is_first_party
 from hatbus.discovery.version_gate import refuse_unfit
 from hatbus.errors import PluginError, did_you_mean
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 GROUP: Final = "hatbus.plugins"
 """The entry-point group in which a distribution offers its plugins."""
-ALLOW: Final = "HATBUS_ALLOW"
-"""Environment variable: the distributions whose plugins may be loaded, with commas; empty: all."""
 SOURCE: Final = "__hatbus_source__"
 
 
@@ -33,6 +32,7 @@ class Found:
     """One installed plugin: an entry point and the distribution that offers it.
 
     Attributes:
+        kind: what it is an entry point of, for messages.
         name: of the entry point; the plugin's only name.
         value: ``"package.module:Class"``.
         distribution: name of the distribution.
@@ -40,6 +40,7 @@ class Found:
     """
 
     __slots__ = ("_entry", "distribution", "name", "value", "version")
+    kind: ClassVar[str] = "plugin"
 
     def __init__(self, entry: metadata.EntryPoint, distribution: str, version: str) -> None:
         self._entry = entry
@@ -67,6 +68,16 @@ class Found:
         return f"{self.distribution} {self.version}"
 
     @property
+    def phrase(self) -> str:
+        """What it is and whose, as a message begins."""
+        return f"{self.kind} {self.name!r} of {self.source}"
+
+    @property
+    def owner(self) -> str:
+        """The distribution of hatbus that its name is reserved for; empty if it is free."""
+        return FIRST_PARTY[self.name].distribution if self.name in FIRST_PARTY else ""
+
+    @property
     def requirements(self) -> list[str]:
         """What the distribution requires, as written in its metadata."""
         return list(self._entry.dist.requires or []) if self._entry.dist else []
@@ -83,32 +94,41 @@ class Found:
             PluginError: ``HATBUS_ALLOW`` refuses its distribution, it needs another hatbus,
                 importing it failed, or it is no class.
         """
-        refuse_not_allowed(self)
-        refuse_unfit(self)
-        try:
-            loaded = self._entry.load()
-        except (Exception, SystemExit) as error:
-            raise PluginError(
-                f"plugin {self.name!r} of {self.source} cannot be loaded from {self.value!r}: "
-                f"{type(error).__name__}: {error}; repair or uninstall {self.distribution}"
-            ) from error
+        loaded = self._imported()
         if not isinstance(loaded, type):
             raise PluginError(
-                f"plugin {self.name!r} of {self.source}: {self.value!r} is a "
-                f"{type(loaded).__name__}; accepted: a class"
+                f"{self.phrase}: {self.value!r} is a {type(loaded).__name__}; accepted: a class"
             )
         if SOURCE not in vars(loaded):
             setattr(loaded, SOURCE, self.source)
         return loaded
 
+    def _imported(self) -> Any:
+        """What the entry point names.
+
+        Raises:
+            PluginError: ``HATBUS_ALLOW`` refuses its distribution, it needs another hatbus, or
+                importing it failed.
+        """
+        refuse_not_allowed(self)
+        refuse_unfit(self)
+        try:
+            return self._entry.load()
+        except (Exception, SystemExit) as error:
+            raise PluginError(
+                f"{self.phrase} cannot be loaded from {self.value!r}: "
+                f"{type(error).__name__}: {error}; repair or uninstall {self.distribution}"
+            ) from error
+
     def summary(self) -> str:
         """The first line of the class's docstring; empty without one."""
-        from hatbus.discovery.module_files import find_source, quick_summary
+        from hatbus.discovery.module_files import find_source
+        from hatbus.discovery.summaries import quick_summary
 
         file = find_source(self.module)
         if file is None:
             return f"no source for {self.value}"
-        quick = quick_summary(file, self.attr)
+        quick = quick_summary(file.read_text("utf-8", "replace"), self.attr)
         if quick is not None:
             return quick
         reading = self.describe()
@@ -177,18 +197,17 @@ def how_to_install(name: str = "") -> str:
 
 def conflict_of(offers: Sequence[Found]) -> str:
     """What is wrong with these offers of one name; empty if nothing is."""
-    name = offers[0].name
-    own = FIRST_PARTY.get(name)
+    name, kind, owner = offers[0].name, offers[0].kind, offers[0].owner
     foreign = next((found for found in offers if not is_first_party(found.distribution)), None)
-    if own is not None and foreign is not None:
+    if owner and foreign is not None:
         return (
-            f"plugin {name!r} is offered by {foreign.source} ({foreign.value}), but the name is "
-            f"reserved for {own.distribution}; uninstall {foreign.distribution}, "
+            f"{kind} {name!r} is offered by {foreign.source} ({foreign.value}), but the name is "
+            f"reserved for {owner}; uninstall {foreign.distribution}, "
             "or ask its author for another name"
         )
     if len(offers) > 1:
         both = " and ".join(f"{found.source} ({found.value})" for found in offers)
-        return f"plugin {name!r} is offered by {both}; uninstall one of them"
+        return f"{kind} {name!r} is offered by {both}; uninstall one of them"
     return ""
 
 
@@ -200,16 +219,14 @@ def refuse_not_allowed(found: Found) -> None:
     """
     if not is_allowed(found):
         raise PluginError(
-            f"plugin {found.name!r} of {found.source} is refused: {ALLOW}="
+            f"{found.phrase} is refused: {ALLOW}="
             f"{os.environ[ALLOW]!r} does not name {found.distribution!r}"
         )
 
 
 def is_allowed(found: Found) -> bool:
-    """Whether ``HATBUS_ALLOW`` is empty or names the plugin's distribution."""
-    listed = [normalized(word.strip()) for word in os.environ.get(ALLOW, "").split(",")]
-    listed = [word for word in listed if word]
-    return not listed or normalized(found.distribution) in listed
+    """Whether ``HATBUS_ALLOW`` is empty or names the distribution."""
+    return names_allowed(found.distribution)
 
 
 def entry_point_name(cls: type[Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""The plugin names that hatbus's own distributions use; nobody else may offer one."""
+"""The names of plugins and commands that are hatbus's own; nobody else may offer one."""
 
 from __future__ import annotations
 
@@ -44,6 +44,14 @@ FIRST_PARTY: Final[dict[str, FirstParty]] = {
     "validation": FirstParty("hatbus-validation", "Validation"),
 }
 """Reserved plugin name to its home."""
+
+COMMANDS: Final[dict[str, str]] = {
+    **dict.fromkeys(("run", "resume", "explain", "preview", "plugins", "events"), "hatbus"),
+    **dict.fromkeys(("new-plugin", "schema"), "hatbus"),
+    "checkpoints": "hatbus-checkpoint",
+    "export": "hatbus-checkpoint",
+}
+"""Reserved command to the distribution that brings it."""
 
 DISTRIBUTIONS: Final = frozenset({"hatbus", *(own.distribution for own in FIRST_PARTY.values())})
 

@@ -1,8 +1,7 @@
-"""Finds the source file of a module without importing it, and reads one line of it."""
+"""Finds the source file of a module without importing it."""
 
 from __future__ import annotations
 
-import re
 import sys
 from functools import cache
 from importlib.util import find_spec
@@ -12,13 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
-
-
-def quick_summary(file: Path, name: str) -> str | None:
-    """The first line of a class's docstring, without parsing; None if that is not so simple."""
-    pattern = rf'^class {re.escape(name)}\b[^"]*:\s*\n\s+r?"""([^"\n]+)'
-    found = re.search(pattern, file.read_text("utf-8", "replace"), re.MULTILINE)
-    return found and found[1].strip()
 
 
 def find_source(module: str) -> Path | None:

@@ -25,7 +25,7 @@ def refuse_unfit(found: Found) -> None:
     why = misfit(found)
     if why:
         raise PluginError(
-            f"plugin {found.name!r} of {found.source} {why}; install versions that fit: "
+            f"{found.phrase} {why}; install versions that fit: "
             f"python -m pip install --upgrade hatbus {found.distribution}"
         )
 

@@ -35,6 +35,7 @@ class PluginProject:
         *,
         version: str = "1.0",
         requires: str = "hatbus",
+        commands: Mapping[str, str] | None = None,
     ) -> None:
         """Installs a distribution.
 
@@ -44,13 +45,19 @@ class PluginProject:
             modules: file name such as ``"acme/hats.py"`` to source.
             version: of the distribution.
             requires: what it needs, such as ``"hatbus>=0.1,<0.2"``.
+            commands: command to ``"module:function"``.
         """
         info = self.site / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
         text = _INFO.format(name=name, version=version, requires=requires)
         (info / "METADATA").write_text(text, "utf-8")
-        lines = "".join(f"{plugin} = {value}\n" for plugin, value in entry_points.items())
-        (info / "entry_points.txt").write_text(f"[{discovery.GROUP}]\n{lines}", "utf-8")
+        lines = []
+        for group, offered in (
+            (discovery.GROUP, entry_points),
+            (discovery.COMMAND_GROUP, commands or {}),
+        ):
+            lines += [f"[{group}]", *(f"{point} = {value}" for point, value in offered.items())]
+        (info / "entry_points.txt").write_text("\n".join(lines), "utf-8")
         for file, source in modules.items():
             target = self.site / file
             target.parent.mkdir(parents=True, exist_ok=True)

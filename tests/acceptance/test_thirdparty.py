@@ -117,7 +117,7 @@ def test_a_strangers_package_lives_its_whole_life_in_a_fresh_environment(
         assert words in shown
     assert "events: optimizer_step, on_step_end, on_loop_end" in shown
     checked = fresh.succeed("hatbus", "plugins", "check", "hat-stand")
-    assert checked == "hat-stand: ok\nspike_watch: ok\n"
+    assert checked == "hat-stand: ok\nspike_watch: ok\nhatbus leaps: ok\n"
 
     # enabled by the job: its hooks, its wrapper and its options are at work
     out = fresh.succeed("hatbus", "run", "job.toml")
@@ -144,6 +144,34 @@ def test_a_strangers_package_lives_its_whole_life_in_a_fresh_environment(
     assert gone.returncode == 2
     (line,) = gone.stderr.splitlines()
     assert line.startswith("hatbus: error: unknown plugin 'spike_watch' in job.toml [plugins.")
+
+
+@pytest.mark.timeout(300)
+def test_a_strangers_command_runs_is_listed_and_harms_nobody_when_it_is_broken(
+    fresh: Fresh, checkout: Path
+) -> None:
+    install(fresh, checkout)
+    listed = fresh.succeed("hatbus", "--help")
+    line = "Tells at which steps of a run's log the loss rose (hat-stand)"
+    assert f"    leaps        {line}\n" in listed
+    assert "usage: hatbus leaps [-h] log" in fresh.succeed("hatbus", "leaps", "--help")
+    fresh.succeed("hatbus", "run", "job.toml")
+    assert fresh.succeed("hatbus", "leaps", "log.jsonl") == "6 losses, risen at: none\n"
+    (fresh.cwd / "up.jsonl").write_text('{"watch/loss": 1.0}\n{"watch/loss": 2.0}\n')
+    risen = fresh.run("hatbus", "leaps", "up.jsonl")
+    assert (risen.returncode, risen.stdout) == (1, "2 losses, risen at: 1\n")
+
+    (module,) = fresh.python.parent.parent.glob("lib/*/site-packages/hat_stand/leaps.py")
+    module.write_text(f"{module.read_text()}import no_such_module\n")
+    assert fresh.succeed("hatbus", "--help") == listed
+    fresh.succeed("hatbus", "run", "job.toml")
+    broken = fresh.run("hatbus", "leaps", "log.jsonl")
+    assert broken.returncode == 2
+    assert broken.stderr == (
+        "hatbus: error: command 'leaps' of hat-stand 2.1 cannot be loaded from "
+        "'hat_stand.leaps:leaps': ModuleNotFoundError: No module named 'no_such_module'; "
+        "repair or uninstall hat-stand\n"
+    )
 
 
 @pytest.mark.timeout(300)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hatbus.errors import CheckpointError, PluginError
+from hatbus.errors import CheckpointError
+from hatbus_checkpoint import listing
 
 if TYPE_CHECKING:
-    import argparse
-    from types import ModuleType
+    from collections.abc import Sequence
 
 _WHAT = ("list", "show", "verify", "diff")
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "hatbus checkpoints", description=checkpoints.__doc__, allow_abbrev=False
+    )
     parser.add_argument("dir", metavar="DIR", help="a folder of checkpoints (save_dir) or of a run")
     parser.add_argument(
         "what", nargs="?", choices=_WHAT, default="list", help="what to do (default: list)"
@@ -25,18 +28,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "names", nargs="*", metavar="NAME", help="show, verify: one; diff: two checkpoints"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser.parse_args(words)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Does one of the four; ``verify`` ends with 4 when a checkpoint is damaged.
-
-    Raises:
-        CheckpointError: there is no such checkpoint.
-        PluginError: hatbus-checkpoint is not installed.
-    """
-    listing, folder = listing_module(), Path(args.dir)
+def checkpoints(words: Sequence[str]) -> int:
+    """List, show, verify and compare checkpoints."""
+    args = _arguments(words)
+    folder = Path(args.dir)
     if args.what == "diff":
-        return show_difference(listing, folder, args.names)
+        return show_difference(folder, args.names)
     if args.what == "show":
         entry = listing.one_of(folder, args.names[0] if args.names else None)
         show(entry, listing.row_of(entry, verified=True), as_json=args.json)
@@ -49,21 +49,6 @@ def run(args: argparse.Namespace) -> int:
         show_table(rows)
     damaged = args.what == "verify" and any(row["fault"] for row in rows)
     return CheckpointError.exit_code if damaged else 0
-
-
-def listing_module() -> ModuleType:
-    """The reader of checkpoint folders.
-
-    Raises:
-        PluginError: it is not installed.
-    """
-    try:
-        from hatbus_checkpoint import listing
-    except ImportError as error:
-        from hatbus.discovery.entry_points import hint
-
-        raise PluginError(f"unknown plugin 'checkpoint'{hint('checkpoint')}") from error
-    return listing
 
 
 def show_table(rows: list[dict[str, Any]]) -> None:
@@ -105,7 +90,7 @@ def show(entry: Any, row: dict[str, Any], *, as_json: bool) -> None:
     print("\n".join(lines))
 
 
-def show_difference(listing: ModuleType, folder: Path, names: list[str]) -> int:
+def show_difference(folder: Path, names: list[str]) -> int:
     """What differs between two checkpoints.
 
     Raises:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hatbus.errors import CheckpointError, JobError
+from hatbus_checkpoint import listing
 
 if TYPE_CHECKING:
-    import argparse
+    from collections.abc import Sequence
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "hatbus export", description=export.__doc__, allow_abbrev=False
+    )
     parser.add_argument("dir", metavar="DIR", help="a checkpoint, or a folder of them or of a run")
     parser.add_argument("--name", help="its name, last or best (default: the newest good)")
     parser.add_argument(
@@ -24,21 +28,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--hat", metavar="FILE", help="write HAT's file, such as out.pth.tar")
     target.add_argument("--single", metavar="FILE", help="write one file, such as out.safetensors")
+    return parser.parse_args(words)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Verifies the checkpoint, then writes the file.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged.
-        JobError: other weights than the raw ones for HAT's file.
-        SaveError: the file cannot be written.
-    """
-    from hatbus.cli.checkpoints import listing_module
-
+def export(words: Sequence[str]) -> int:
+    """Write a checkpoint's weights as one file."""
+    args = _arguments(words)
     if args.hat and args.weights != "raw":
         raise JobError("--weights goes with --single; HAT's file holds the raw weights")
-    listing = listing_module()
     entry = listing.one_of(Path(args.dir), args.name)
     fault = listing.fault_of(entry)
     if fault:
