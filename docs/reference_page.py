@@ -141,8 +141,8 @@ def _signature(name: str, value: Any) -> Iterator[str]:
             words.append("*")
         words.append(_parameter(parameter))
     given = inspect.signature(value).return_annotation
-    shown = given if isinstance(given, str) else getattr(given, "__name__", str(given))
-    back = "" if inspect.isclass(value) or given is inspect.Signature.empty else f" -> {shown}"
+    has_none = inspect.isclass(value) or given is inspect.Signature.empty
+    back = "" if has_none else f" -> {_type(given)}"
     line = f"{name}({', '.join(words)}){back}"
     if len(line) > _WIDTH:
         line = "\n".join([f"{name}(", *(f"    {word}," for word in words), f"){back}"])
@@ -154,11 +154,15 @@ def _is_made(cls: type) -> bool:
     return any({"__init__", "__new__"} & set(vars(one)) for one in cls.__mro__ if _is_ours(one))
 
 
+def _type(hint: Any) -> str:
+    """A type as it is written; named tuples keep theirs as forward references."""
+    written = hint if isinstance(hint, str) else getattr(hint, "__forward_arg__", "")
+    return written or getattr(hint, "__name__", str(hint))
+
+
 def _parameter(one: inspect.Parameter) -> str:
     stars = {one.VAR_POSITIONAL: "*", one.VAR_KEYWORD: "**"}.get(one.kind, "")
-    hint = one.annotation
-    kind = hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint))
-    said = "" if hint is inspect.Parameter.empty else f": {kind}"
+    said = "" if one.annotation is inspect.Parameter.empty else f": {_type(one.annotation)}"
     if one.default is inspect.Parameter.empty:
         return f"{stars}{one.name}{said}"
     return f"{stars}{one.name}{said}{' = ' if said else '='}{one.default!r}"

@@ -12,7 +12,7 @@ from hatbus.lazily import lazily
 
 if TYPE_CHECKING:
     from hatbus.data.batch_size import samples_in
-    from hatbus.data.feed import apart, generators_of, length_of
+    from hatbus.data.feed import generators_of, length_of, own_iteration
     from hatbus.data.loaders import BatchOrder, ExactLoader, loader
     from hatbus.data.moving import fields_of, to_device
     from hatbus.data.seeded import SeededSamples, seed_of
@@ -29,11 +29,11 @@ __all__ = [
     "Steps",
     "TaskSampler",
     "WeightedTasks",
-    "apart",
     "fields_of",
     "generators_of",
     "length_of",
     "loader",
+    "own_iteration",
     "samples_in",
     "seed_of",
     "to_device",
@@ -43,7 +43,7 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     samples_in="batch_size",
-    apart="feed",
+    own_iteration="feed",
     fields_of="moving",
     generators_of="feed",
     length_of="feed",

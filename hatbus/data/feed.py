@@ -376,7 +376,7 @@ def starts_workers(loader: Any) -> bool:
     return keeps_workers(loader) and loader._iterator is None  # noqa: SLF001 - torch has no other way
 
 
-def apart(loader: Any) -> Any:
+def own_iteration(loader: Any) -> Any:
     """The loader, to be iterated while another iteration over it is under way.
 
     A ``DataLoader`` with persistent workers has one iterator, which begins anew for whoever asks;

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hatbus import rng
-from hatbus.data.feed import Feed, apart, gives_all_to_each
+from hatbus.data.feed import Feed, gives_all_to_each, own_iteration
 from hatbus.data.task_sampler import AllTasks, TaskSampler
 from hatbus.errors import DataError, JobError
 from hatbus.log import log
@@ -305,7 +305,7 @@ def each_its_own(loaders: Mapping[Any, Any]) -> dict[Any, Any]:
                 f"tasks {others[0]!r} and {task!r} share one loader, which keeps its place itself "
                 "(state_dict); give each a loader of its own"
             )
-        found[task] = apart(loader) if others else loader
+        found[task] = own_iteration(loader) if others else loader
     return found
 
 

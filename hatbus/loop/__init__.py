@@ -13,7 +13,7 @@ from hatbus.lazily import lazily
 if TYPE_CHECKING:
     from hatbus.loop.context import Context, Position
     from hatbus.loop.control import Control, Request
-    from hatbus.loop.files import claim, instance_name, owner_of
+    from hatbus.loop.files import claim_file, file_owner, instance_name
     from hatbus.loop.loop import (
         Loop,
         UnprovidedSpans,
@@ -41,8 +41,9 @@ __all__ = [
     "Weights",
     "built_optimizer",
     "built_parts",
-    "claim",
+    "claim_file",
     "eval_mode",
+    "file_owner",
     "find_module",
     "instance_name",
     "is_cut_short",
@@ -50,7 +51,6 @@ __all__ = [
     "kept_batches",
     "losses_of_task",
     "one_number",
-    "owner_of",
     "serve_requests",
     "stop_wanted",
     "structure_changed",
@@ -64,9 +64,9 @@ __getattr__ = lazily(
     Position="context",
     Control="control",
     Request="control",
-    claim="files",
+    claim_file="files",
     instance_name="files",
-    owner_of="files",
+    file_owner="files",
     Loop="loop",
     UnprovidedSpans="loop",
     is_cut_short="loop",

@@ -20,7 +20,7 @@ def forget_files(ctx: Context) -> None:
     ctx.storage.pop(_WRITTEN, None)
 
 
-def claim(ctx: Context, path: Path, plugin: object) -> bool:
+def claim_file(ctx: Context, path: Path, plugin: object) -> bool:
     """Notes that a plugin writes a file, or a folder of its own, in this run.
 
     Args:
@@ -34,7 +34,7 @@ def claim(ctx: Context, path: Path, plugin: object) -> bool:
     Raises:
         JobError: another plugin writes it.
     """
-    owner = owner_of(ctx, path)
+    owner = file_owner(ctx, path)
     if owner is not None and owner[0] is not plugin:
         raise JobError(
             f"plugins {owner[1]!r} and {_name(ctx, plugin)!r} both write {str(path)!r}; give one "
@@ -45,7 +45,7 @@ def claim(ctx: Context, path: Path, plugin: object) -> bool:
     return owner is not None
 
 
-def owner_of(ctx: Context, path: Path) -> tuple[Any, str] | None:
+def file_owner(ctx: Context, path: Path) -> tuple[Any, str] | None:
     """The plugin that writes a file in this run, and its name; None where nobody does."""
     written: dict[str, tuple[Any, str]] = ctx.training.storage.get(_WRITTEN, {})
     return written.get(os.path.realpath(path))

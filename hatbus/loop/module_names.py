@@ -67,13 +67,20 @@ def module_names(model: torch.nn.Module) -> list[str]:
 
 
 def structure_of(ctx: Context) -> int:
-    """How often the model's structure was changed in this run."""
+    """How often the model's structure was changed in this run.
+
+    Keep the number with the modules or parameters that you keep; look them up anew when it differs.
+    """
     count: int = ctx.storage.get(_STRUCTURE, 0)
     return count
 
 
 def structure_changed(ctx: Context) -> None:
-    """Says that modules or parameters were replaced, so that kept references are looked up anew."""
+    """Says that modules or parameters were replaced, so that kept references are looked up anew.
+
+    To be called by whoever replaced them, once they stand; what does nothing else than change
+    values need not be told.
+    """
     ctx.storage[_STRUCTURE] = structure_of(ctx) + 1
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hatbus import option_values
 from hatbus.errors import JobError, SaveError
-from hatbus.loop import claim, instance_name, owner_of
+from hatbus.loop import claim_file, file_owner, instance_name
 from hatbus_monitor.one_transfer import numbers
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class LogRows:
             SaveError: the file cannot be written.
         """
         self._path = self._place(ctx, plugin)
-        is_known, is_inside = claim(ctx, self._path, plugin), ctx.training is not ctx
+        is_known, is_inside = claim_file(ctx, self._path, plugin), ctx.training is not ctx
         if is_known and is_inside:
             return
         self._pending, self._last = [], None
@@ -161,7 +161,7 @@ class LogRows:
                 f"{self._who}: the run has no folder; give {self._who} a path, or the run a run_dir"
             )
         path = ctx.run_dir / ctx.part / f"log{self._style.suffix}"
-        owner = owner_of(ctx, path)
+        owner = file_owner(ctx, path)
         if owner is None or owner[0] is plugin:
             return path
         return path.with_stem(instance_name(ctx, plugin))

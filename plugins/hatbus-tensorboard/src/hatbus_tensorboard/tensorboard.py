@@ -13,7 +13,7 @@ import torch
 
 from hatbus import hookimpl, option_values, plugin
 from hatbus.errors import PluginError, did_you_mean
-from hatbus.loop import claim, is_cut_short
+from hatbus.loop import claim_file, is_cut_short
 from hatbus_tensorboard import scalars
 from hatbus_tensorboard.describe import hyperparameters, last_metrics, texts
 from hatbus_tensorboard.event_file import EventFile
@@ -111,7 +111,7 @@ class TensorBoard:
         self._is_over, self._losses, self._losses_of = False, {}, -1
         if first == 0 or self._first is None:
             self._first, self._served = first, {}
-        is_known = claim(ctx, self.save_dir, self)
+        is_known = claim_file(ctx, self.save_dir, self)
         self._open(first, self._file if is_known and self._is_inside else None)
         if self.describe and self.writer is not None and not self._is_inside:
             for name, text in texts(ctx).items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch.utils.data.distributed import DistributedSampler
 
-from hatbus.data import apart, generators_of, length_of, to_device, with_data_wait
+from hatbus.data import generators_of, length_of, own_iteration, to_device, with_data_wait
 from hatbus.errors import DataError, PluginError
 from hatbus.log import log
 
@@ -105,7 +105,8 @@ class Passes:
         self.times_waits = False
         trained = {id(one) for one in training}
         self._loaders = {
-            task: apart(one) if id(one) in trained else one for task, one in source.loaders.items()
+            task: own_iteration(one) if id(one) in trained else one
+            for task, one in source.loaders.items()
         }
         self._source, self._equal = source, equal
         self._device = device
