@@ -111,6 +111,11 @@ class BatchProcessor:
         ctx.optimizer.step()  # type: ignore[union-attr]  # a training run has one
         return True
 
+    def adopt_loss(self, loss: Loss | Mapping[str, Loss] | None) -> None:
+        """Takes a loss, or one per task, from another processor."""
+        self.loss = loss
+        self._per_task = isinstance(loss, Mapping)
+
     def loss_of(self, task: str | None) -> Loss:
         """The loss of a task.
 

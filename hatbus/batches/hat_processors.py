@@ -30,6 +30,7 @@ class HatBatchProcessor(BatchProcessor):
     """A ``BatchProcessor`` with HAT's arguments; the model gets a batch as HAT gives it.
 
     A batch that is a tuple or list is unpacked: ``model(*batch)``; any other is the one argument.
+    In a validation beside a trainer that has a ``loss``, it has that loss, and pairs are split.
 
     Args:
         need_grad_update: run backward and update; False for evaluation.
@@ -76,8 +77,12 @@ class HatBatchProcessor(BatchProcessor):
         for transform in self.batch_transforms:
             ctx.batch = transform(ctx.batch)
         batch = ctx.batch
-        unpacked = isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields")
-        outs = ctx.wrapped_model(*batch) if unpacked else ctx.wrapped_model(batch)
+        if self.loss is not None:
+            outs = super().forward(ctx)
+        elif isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
+            outs = ctx.wrapped_model(*batch)
+        else:
+            outs = ctx.wrapped_model(batch)
         for inverse in self.inverse_transforms:
             outs = inverse(outs, batch)
         return outs

@@ -10,7 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.bus.blame import FILE_PREFIX
-from hatbus.events.payload import BATCH
+from hatbus.events.payload import BATCH, ON_REQUEST
 
 if TYPE_CHECKING:
     from pluggy import HookImpl
@@ -69,9 +69,14 @@ def wanted(event: Event, impl: HookImpl) -> list[str]:
     named = [n for n in (*impl.argnames, *impl.kwargnames) if n in event.arguments]
     parameters = inspect.signature(impl.function).parameters.values()
     more = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        more = list(event.arguments)
+    if any(takes_all(p) for p in parameters):
+        more = [n for n in event.arguments if n not in ON_REQUEST]
     return named + [n for n in more if n in event.arguments and n not in named]
+
+
+def takes_all(parameter: inspect.Parameter) -> bool:
+    """Whether this is a ``**kwargs`` that is used; a name such as ``**_more`` says it is not."""
+    return parameter.kind is inspect.Parameter.VAR_KEYWORD and parameter.name[0] != "_"
 
 
 def arguments(event: Event, impl: HookImpl) -> str:

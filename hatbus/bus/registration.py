@@ -94,16 +94,21 @@ def without_event(methods: Iterable[str], *, is_mixin: bool) -> str:
 
 
 def options_of(plugin: object, name: str) -> dict[str, Any] | None:
-    """pluggy's options for an unmarked method that a ``CallbackMixin`` class overrides.
+    """pluggy's options for an unmarked method that implements an event all the same.
 
-    Moments only: what is named like a span or a decision would silently take its place.
+    One that overrides a marked method has its mark. In a ``CallbackMixin`` class every moment is
+    an implementation, and moments only: what is named like a span or a decision would silently
+    take its place.
     """
-    if not isinstance(plugin, CallbackMixin) or name not in EVENTS or EVENTS[name].kind != MOMENT:
-        return None
     own = getattr(type(plugin), name, None)
-    if own is None or own is getattr(CallbackMixin, name, None) or hasattr(own, _MARK):
+    if own is None or name not in EVENTS or hasattr(own, _MARK):
         return None
-    return dict(_UNMARKED)
+    for cls in type(plugin).__mro__:
+        mark = getattr(vars(cls).get(name), _MARK, None)
+        if mark is not None:
+            return dict(mark)
+    is_mixin = isinstance(plugin, CallbackMixin) and EVENTS[name].kind == MOMENT
+    return dict(_UNMARKED) if is_mixin and own is not getattr(CallbackMixin, name, None) else None
 
 
 def default_name(plugin: object) -> str:

@@ -47,6 +47,8 @@ def build(config: Any, where: str = "", known: Mapping[str, Any] | None = None) 
         where: it stands, for messages, such as ``"validation: callbacks"``.
         known: names that ``type`` may have here, before all others.
 
+    A class may bring names for the configs among its own options: a mapping ``config_types``.
+
     Returns:
         The object. A plugin's filters (``tasks``, ``every``, ...) become its declaration.
 
@@ -115,7 +117,8 @@ class Builder:
             filters = {key: options.pop(key) for key in OVERRIDABLE if key in options}
         self.check(maker, options)
         if options.pop(_FLAT, True):
-            options = {key: self.build(one) for key, one in options.items()}
+            inner = self._inside(maker)
+            options = {key: inner.build(one) for key, one in options.items()}
         try:
             made = maker(**options)
         except HatbusError:
@@ -127,6 +130,15 @@ class Builder:
         if filters:
             setattr(made, DECLARATION, declaration_of(made, filters))
         return made
+
+    def _inside(self, maker: Any) -> Builder:
+        """For the options of a class, which may know more names: its ``config_types``."""
+        known = getattr(maker, "config_types", None)
+        if not isinstance(known, Mapping):
+            return self
+        inner = Builder(self._where, {**self._known, **known})
+        inner._built = self._built
+        return inner
 
     def check(self, maker: Any, options: Mapping[str, Any]) -> None:
         """Refuses arguments that a class or function does not have, and missing ones.

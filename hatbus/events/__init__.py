@@ -21,13 +21,14 @@ if TYPE_CHECKING:
         redeclare,
     )
     from hatbus.events.event import DECISION, EVENTS, MOMENT, PAIRS, SPAN, Event
-    from hatbus.events.payload import ARGUMENTS
+    from hatbus.events.payload import ARGUMENTS, ON_REQUEST
 
 __all__ = [
     "ARGUMENTS",
     "DECISION",
     "EVENTS",
     "MOMENT",
+    "ON_REQUEST",
     "OVERRIDABLE",
     "PAIRS",
     "RANKS",
@@ -56,4 +57,5 @@ __getattr__ = lazily(
     PAIRS="event",
     SPAN="event",
     ARGUMENTS="payload",
+    ON_REQUEST="payload",
 )

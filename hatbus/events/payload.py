@@ -17,6 +17,13 @@ ARGUMENTS: Final[dict[str, tuple[str, str]]] = {
     "global_step_id": ("int", "step inside the run, from 0"),
     "train_metrics": ("Sequence", "the metrics given to the trainer for training"),
     "val_metrics": ("Sequence", "the metrics given to the trainer for validation"),
+    "loop": ("Context", "the run, under HAT's name for it: the same as ctx"),
+    "storage": ("dict[str, Any]", "ctx.storage: where plugins leave things for one another"),
+    "grad_scaler": ("torch.amp.GradScaler | None", "of fp16; None in another precision"),
+    "ema_model": (
+        "torch.nn.Module | None",
+        "a copy of the model with the averages, made when it is asked for; None without ema",
+    ),
     "losses": (
         "dict[str, Tensor]",
         "name to 0-d loss (`.item()` or `.detach()` it); at step end of tasks 'task/name'",
@@ -31,6 +38,10 @@ ARGUMENTS: Final[dict[str, tuple[str, str]]] = {
     "exception": ("BaseException", "what ended the run"),
 }
 """Argument name to (type, meaning)."""
+
+
+ON_REQUEST: Final = frozenset({"loop", "storage", "grad_scaler", "ema_model"})
+"""Arguments that an implementation gets if it names them, and not in ``**kwargs``."""
 
 
 class Deprecated(NamedTuple):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import copy
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from hatbus.bus.moments import emit_after_error
@@ -10,7 +11,7 @@ from hatbus.events.training import PAIRS
 from hatbus.log import log
 from hatbus.loop.control import Control
 from hatbus.loop.published import plain_values
-from hatbus.loop.weights import Weights
+from hatbus.loop.weights import EMA, Weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -154,6 +155,24 @@ class Context:
     def name_in_run(self, name: str) -> str:
         """What the training's plugins see a published name as: the same, in a validation longer."""
         return name
+
+    @property
+    def loop(self) -> Context:
+        """Itself, under the name that HAT's callbacks have for the run."""
+        return self
+
+    @property
+    def grad_scaler(self) -> torch.amp.GradScaler | None:
+        """The loss scaler of fp16, under HAT's name."""
+        return self.scaler
+
+    @property
+    def ema_model(self) -> torch.nn.Module | None:
+        """A copy of the model with the averages of the plugin ``ema``; None without it."""
+        if EMA not in self.weights.names:
+            return None
+        with nullcontext() if self.weights.current == EMA else self.weights.showing(EMA):
+            return copy.deepcopy(self.model)
 
     def log(self, values: Mapping[str, Any], kind: str = "scalar") -> None:
         """Publishes values on the bus: every sink sees them, and ``latest`` keeps the last.

@@ -93,7 +93,8 @@ def _collect(module: torch.nn.Module, prefix: str, found: list[str]) -> None:
 def _closest(name: str, known: Iterable[str]) -> str:
     """End of the message: the closest names, else the names at the top of the model."""
     names = list(known)
-    close = get_close_matches(name, names, n=_SHOWN, cutoff=0.6)
+    close = sorted((n for n in names if name and name in n), key=len)[:_SHOWN]
+    close += [n for n in get_close_matches(name, names, n=_SHOWN, cutoff=0.6) if n not in close]
     # "conv1" alone resembles no long dotted name, but may be the last part of one
     last = name.rpartition(".")[2]
     close += [n for n in names if n.rpartition(".")[2] == last and n not in close]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 RAW = "raw"
 """Name of the view that is no view: the weights that are trained."""
+EMA = "ema"
+"""The view of the plugin ``ema``."""
 
 
 class View(Protocol):

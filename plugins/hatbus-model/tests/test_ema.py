@@ -299,7 +299,7 @@ def test_tied_weights_are_averaged_once_and_stay_tied_in_the_view() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"decay": 1.0}, {"decay": -0.1}, {"decay": None}, {"decay_base": -1}, {"interval": 0},
+    [{"decay": 1.0}, {"decay": -0.1}, {"decay_base": -1}, {"interval": 0},
      {"start_step": -1}, {"buffers": "averages"}, {"half_life": 0}],
 )  # fmt: skip
 def test_a_value_that_cannot_be_used_is_refused(options: dict[str, object]) -> None:

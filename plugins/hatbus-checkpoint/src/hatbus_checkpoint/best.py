@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
-
-from hatbus.errors import JobError, PluginError, did_you_mean
+from hatbus.errors import JobError, did_you_mean
 from hatbus.log import log
-from hatbus.loop import one_number
-from hatbus.option_values import one_of, text
+from hatbus.option_values import one_of
+from hatbus_checkpoint.judged import Judged, single
 
 if TYPE_CHECKING:
     from hatbus.loop import Context
@@ -30,7 +28,8 @@ class Best:
     Args:
         mode: ``"min"`` or ``"max"``; None: there is no best.
         key: name of a published value (``ctx.log``).
-        metric: in its place an object with ``compute()`` (torchmetrics) or ``get()`` (HAT).
+        metric: an object with ``compute()`` (torchmetrics) or ``get()`` (HAT), or a config of one;
+            see ``hatbus_checkpoint.judged`` for what goes together.
 
     Attributes:
         value: the best so far; None before there is one.
@@ -41,40 +40,24 @@ class Best:
     """
 
     def __init__(self, mode: str | None, key: str | None, metric: Any) -> None:
-        if isinstance(metric, Mapping):
-            raise JobError(
-                "checkpoint: best_refer_metric is a dict; accepted: an object with compute() or "
-                "get(), in a job '@name', 'file.py:name' or { call = 'file.py:name' }"
-            )
-        if hasattr(metric, "compute_groups") and len(metric) > 1:  # torchmetrics' MetricCollection
-            raise JobError(_several(type(metric).__name__, metric))
-        if metric is not None and not (hasattr(metric, "compute") or hasattr(metric, "get")):
-            raise JobError(
-                f"checkpoint: best_refer_metric is a {type(metric).__name__}; "
-                "accepted: an object with compute() or get()"
-            )
         if mode is not None:
             one_of("checkpoint: mode", mode, MODES)
-        if key is not None:
-            text("checkpoint: monitor_metric_key", key)
-        wanted = key is not None or metric is not None
-        if wanted != (mode is not None):
-            missing = "mode ('min' or 'max')" if wanted else "monitor_metric_key"
+        self.judged = Judged(key, metric)
+        if mode is None and (key is not None or metric is not None):
             raise JobError(
-                f"checkpoint: {missing} is missing; give mode and monitor_metric_key together"
+                "checkpoint: mode ('min' or 'max') is missing; give mode and monitor_metric_key "
+                "together"
             )
-        if key is not None and metric is not None:
-            raise JobError("checkpoint: give monitor_metric_key or best_refer_metric, not both")
-        self.mode, self.key, self._metric = mode, key, metric
+        self.mode, self.key = mode, key
         self.value: float | None = None
         self.replaced = ""
-        self._is_fresh = key is None
+        self._is_fresh = not self.judged.is_published
         self._warned = False
 
     @property
     def label(self) -> str:
         """What the value is called."""
-        return self.key or type(self._metric).__name__
+        return self.judged.label
 
     def state(self) -> dict[str, Any]:
         """The best value, and what it is of."""
@@ -85,7 +68,7 @@ class Best:
         metric, mode = state.get("metric", self.label), state.get("mode", self.mode)
         is_same = (metric, mode) == (self.label, self.mode)
         self.value = state["best"] if is_same else None
-        self._is_fresh = self.key is None
+        self._is_fresh = not self.judged.is_published
         if not is_same and state["best"] is not None and self.mode is not None:
             self.replaced = f"{metric!r:.99} ({mode!s:.9})"
 
@@ -99,9 +82,9 @@ class Best:
             warn(what, self.replaced, now)
             self.replaced = ""
 
-    def hear(self, names: Container[str]) -> None:
+    def hear(self, names: Iterable[str]) -> None:
         """Takes note of what is published: a value counts for one save, the first after it."""
-        self._is_fresh = self._is_fresh or self.key in names
+        self._is_fresh = self._is_fresh or self.judged.is_among(names)
 
     def weigh(self, ctx: Context) -> tuple[dict[str, Any] | None, bool]:
         """What a save says of the value, and whether it is the best so far, as it is from now on.
@@ -109,7 +92,7 @@ class Best:
         Only a value that is new since the save before can be: else it is of other weights.
         """
         value, is_fresh = self.current(ctx), self._is_fresh
-        self._is_fresh = self.key is None
+        self._is_fresh = not self.judged.is_published
         if value is None:
             return None, False
         is_best = is_fresh and self.wins(value)
@@ -121,7 +104,10 @@ class Best:
         """The value now; None when there is none, or it is NaN or infinite."""
         if self.mode is None:
             return None
-        found = self._published(ctx.latest) if self.key else _computed(self._metric)
+        found = self.judged.value(ctx)
+        if found is None and self.key and not self._warned and self._has_fellows(ctx.latest):
+            self._warned = True
+            self._warn(ctx.latest)
         if found is None or not math.isfinite(found):
             return None
         return found
@@ -132,21 +118,13 @@ class Best:
             return True
         return value < self.value if self.mode == "min" else value > self.value
 
-    def _published(self, latest: Mapping[str, Any]) -> float | None:
-        if self.key is not None and self.key in latest:
-            return one_number(f"checkpoint: metric {self.key!r}", latest[self.key])
-        if not self._warned and self._has_fellows(latest):
-            self._warned = True
-            self._warn(latest)
-        return None
-
     def look_back(self, ctx: Context) -> None:
         """Says at a run's end that the value was never published.
 
         Not of a run that was stopped before anything of its kind was.
         """
         over = ctx.control.stopped is None or self._has_fellows(ctx.latest)
-        if self.key is not None and self.key not in ctx.latest and over:
+        if self.key is not None and self.judged.value(ctx) is None and over:
             self._warn(ctx.latest)
 
     def _has_fellows(self, latest: Mapping[str, Any]) -> bool:
@@ -165,28 +143,5 @@ class Best:
         log.warning(
             "no metric %r was published, so no checkpoint is best%s",
             self.key,
-            did_you_mean(str(self.key), _single(latest)) or "; nothing was published",
+            did_you_mean(str(self.key), single(latest)) or "; nothing was published",
         )
-
-
-def _computed(metric: Any) -> float | None:
-    """The metric's value; HAT's ``get()`` gives (names, values), the first counts."""
-    value = metric.compute() if hasattr(metric, "compute") else metric.get()[1]
-    if isinstance(value, Mapping):  # a collection of one metric
-        if len(value) != 1:
-            raise PluginError(_several(type(metric).__name__, value))
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        value = value[0] if value else None
-    return None if value is None else one_number("checkpoint: best_refer_metric", value)
-
-
-def _several(kind: str, values: Iterable[Any]) -> str:
-    return (
-        f"checkpoint: best_refer_metric is a {kind} of {', '.join(map(repr, values))}; accepted: "
-        "one metric: take one out of it, or name a published value (monitor_metric_key)"
-    )
-
-
-def _single(latest: Mapping[str, Any]) -> Iterable[str]:
-    return [n for n, v in latest.items() if not isinstance(v, torch.Tensor) or v.numel() == 1]

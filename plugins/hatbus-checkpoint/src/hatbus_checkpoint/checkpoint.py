@@ -24,6 +24,7 @@ from hatbus_checkpoint.as_built import as_built
 from hatbus_checkpoint.best import Best
 from hatbus_checkpoint.exchange import start_from_hat
 from hatbus_checkpoint.folder import CheckpointFolder, Entry
+from hatbus_checkpoint.judged import check_key
 from hatbus_checkpoint.locate import AUTO, locate
 from hatbus_checkpoint.lock import FolderLock
 from hatbus_checkpoint.options import check_options
@@ -51,10 +52,14 @@ class Checkpoint:
         save_on_train_end: save when the run is over.
         strict_match: refuse a checkpoint whose names are not the model's; else load what fits.
         mode: ``"min"`` or ``"max"``: which value of the metric is best.
-        monitor_metric_key: the published value that decides on best: the last that was published
-            before a save, of an earlier step where a save comes before the validation. A save
-            without a new value since the one before is not compared.
-        best_refer_metric: in its place a metric object with ``compute()`` or ``get()``.
+        monitor_metric_key: the published value that decides on best, or the last part of its name
+            (``"NDS"`` for ``"val/NDS"``): the last that was published before a save, of an earlier
+            step where a save comes before the validation. A save without a new value since the one
+            before is not compared.
+        best_refer_metric: in its place a metric object with ``compute()`` or ``get()``, or a config
+            of one; a value published under its name is taken first, and of several names in
+            ``get()`` the one in ``monitor_metric_key``, else the first. With ``mode`` alone: the
+            first of the trainer's ``val_metrics``, else the validation's only metric.
         task_sampler: its state is saved too, if it has one.
         save_hash: put the first 8 characters of the content's sha256 into the name.
         keep_last: keep the newest so many (2 or more); None: all.
@@ -104,6 +109,7 @@ class Checkpoint:
         hat_optimizer: bool = False,
     ) -> None:
         option_values.path("checkpoint: save_dir", save_dir)
+        interval_by = interval_by or "epoch"
         check_options(name_prefix or "", save_interval, interval_by, save_seconds)
         check_kept(keep_last, keep_best, mode)
         if resume is not None:
@@ -139,6 +145,7 @@ class Checkpoint:
             ctx.model, "checkpoint", "save it by torch.distributed.checkpoint, or use DDP"
         )
         check_state(ctx)
+        check_key(ctx, self.best.key)
         if ctx.rank == 0:
             self.folder.probe()
             self._lock = FolderLock(self.folder.path, self.folder.prefix, self._run)

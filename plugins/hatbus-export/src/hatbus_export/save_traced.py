@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -33,7 +34,8 @@ class SaveTraced:
 
     Args:
         save_dir: folder of the file; in a job by default ``<run_dir>/<instance name>``.
-        trace_inputs: example inputs: a tuple is unpacked, a dict passed as keywords.
+        trace_inputs: example inputs: a tuple is unpacked; a dict is passed as keywords where its
+            keys are arguments of the model's forward, else whole, as its one argument.
         name_prefix: beginning of the file's name.
         allow_anno_miss: whether outputs may lack their attribute ``annotation``. The annotations
             that a forward found are written with the model as the extra file
@@ -63,6 +65,10 @@ class SaveTraced:
     ) -> None:
         if not isinstance(save_dir, (str, Path)):
             raise JobError(f"save_traced: save_dir is {save_dir!r}; accepted: a folder's path")
+        if "/" in name_prefix:
+            raise JobError(
+                f"save_traced: name_prefix is {name_prefix!r}; accepted: a text without '/'"
+            )
         self.trace_inputs = _read_inputs(trace_inputs)
         self.formats = _read_formats(formats)
         self.save_dir, self.name_prefix = Path(save_dir), name_prefix
@@ -76,6 +82,8 @@ class SaveTraced:
         """Refuses a model that is spread over processes, and weights that nobody offers."""
         refuse_sharded(ctx.model, "save_traced", "gather the weights into a plain model first")
         one_of("save_traced: weights", self.weights, ctx.weights.names)
+        if isinstance(self.arguments_of(ctx.model), tuple) and isinstance(self.trace_inputs, dict):
+            self._try_whole(ctx.model)  # a wrong key is better known now than when the run is over
 
     @hookimpl
     def on_loop_end(self, ctx: Context) -> None:
@@ -83,12 +91,33 @@ class SaveTraced:
         if ctx.exception is None:
             ctx.emit.export_model(ctx, "end of the run")
 
+    def arguments_of(self, model: torch.nn.Module) -> tuple[Any, ...] | dict[str, Any]:
+        """``trace_inputs`` as the model's forward takes them.
+
+        A dict whose keys are no arguments of the forward is its one argument.
+
+        Raises:
+            JobError: they do not fit the forward.
+        """
+        return fitting(self.trace_inputs, model)
+
+    def _try_whole(self, model: torch.nn.Module) -> None:
+        """Runs a copy on a dict that is one argument, whose keys no signature tells."""
+        with _random_state_kept():
+            try:
+                called(eval_copy(model), on_cpu(self.arguments_of(model)))
+            except Exception as error:
+                raise JobError(
+                    f"save_traced: {type(model).__name__} fails on trace_inputs with keys "
+                    f"{', '.join(map(repr, self.trace_inputs))}: {type(error).__name__}: {error}"
+                ) from error
+
     @hookimpl
     def export_model(self, ctx: Context, reason: str) -> Path:
         """Writes the model in every format; returns the path of the first."""
         with ctx.weights.showing(self.weights):
             model = eval_copy(ctx.model)
-        inputs = on_cpu(self.trace_inputs)
+        inputs = on_cpu(self.arguments_of(ctx.model))
         stem = f"{self.name_prefix}deploy-checkpoint-last"
         with _random_state_kept():
             outputs = None
@@ -127,6 +156,29 @@ def _read_inputs(inputs: Any) -> tuple[Any, ...] | dict[str, Any]:
     raise JobError(
         f"save_traced: trace_inputs is a {type(inputs).__name__}; accepted: a tuple of arguments, "
         "such as (images,), or a dict of keywords"
+    )
+
+
+def fitting(inputs: Any, model: torch.nn.Module) -> tuple[Any, ...] | dict[str, Any]:
+    """Inputs as a forward takes them; see ``SaveTraced.arguments_of``."""
+    signature = inspect.signature(model.forward)
+    forms: list[Any] = [inputs, (inputs,)] if isinstance(inputs, dict) else [inputs]
+    for form in forms:
+        try:
+            signature.bind(**form) if isinstance(form, dict) else signature.bind(*form)
+        except TypeError:
+            continue
+        found: tuple[Any, ...] | dict[str, Any] = form
+        return found
+    given = (
+        f"a dict of {', '.join(map(repr, inputs))}"
+        if isinstance(inputs, dict)
+        else f"a tuple of {len(inputs)}"
+    )
+    raise JobError(
+        f"save_traced: trace_inputs is {given}, which {type(model).__name__}.forward{signature} "
+        "does not take; accepted: a tuple of its arguments, a dict of them by name, or the dict "
+        "that is its one argument"
     )
 
 

@@ -118,8 +118,24 @@ class GradScale:
             self._before = [set_aside(group) for group in groups]
 
     @hookimpl
-    def on_backward_end(self, ctx: Context) -> None:
-        """Scales this task's gradients, and adds them to the ones from before."""
+    def on_backward_end(
+        self,
+        model: torch.nn.Module,
+        batch: Any = None,
+        optimizer: Any = None,
+        ctx: Context | None = None,
+        task: str | None = None,
+        **_more: Any,
+    ) -> None:
+        """Scales this task's gradients, and adds them to the ones from before.
+
+        Outside a run, without ``ctx``: scales the gradients that the model has.
+        """
+        if ctx is None:
+            for group in groups_of(model, self.rules, task):
+                held = [p.grad for p in group.parameters if p.grad is not None]
+                torch._foreach_mul_(held, group.scale)
+            return
         for hook in self._hooks:
             hook.remove()
         for group, before in zip(self._tasks.get(ctx.task, ()), self._before, strict=False):

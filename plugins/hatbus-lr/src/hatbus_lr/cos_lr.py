@@ -46,11 +46,11 @@ class CosLrUpdater(Updater):
         self,
         max_steps: int | None = -1,
         stop_lr: float = 0.0,
-        warmup_by: Literal["step", "epoch"] = "step",
-        warmup_len: int = 0,
-        warmup_mode: Literal["linear", "constant"] = "linear",
-        warmup_begin_lr: float = 0.0,
-        warmup_lr_ratio: float = 1.0,
+        warmup_by: Literal["step", "epoch"] | None = "step",
+        warmup_len: int | None = 0,
+        warmup_mode: Literal["linear", "constant"] | None = "linear",
+        warmup_begin_lr: float | None = 0.0,
+        warmup_lr_ratio: float | None = 1.0,
         step_log_interval: int | None = 1,
         *,
         field: str = "lr",
@@ -63,7 +63,7 @@ class CosLrUpdater(Updater):
             whole("max_steps (or -1 for the run's length)", max_steps, 1)
         number("stop_lr", stop_lr)
         super().__init__(
-            warmup=Warmup(warmup_by, warmup_len, warmup_mode, warmup_begin_lr, warmup_lr_ratio),
+            warmup=Warmup.of(warmup_by, warmup_len, warmup_mode, warmup_begin_lr, warmup_lr_ratio),
             step_log_interval=step_log_interval,
             field=field,
         )

@@ -44,11 +44,11 @@ class CosineAnnealingLrUpdater(Updater):
     def __init__(
         self,
         stop_lr: float = 0.0,
-        warmup_by: Literal["step", "epoch"] = "step",
-        warmup_len: int = 0,
-        warmup_mode: Literal["linear", "constant"] = "linear",
-        warmup_begin_lr: float = 0.0,
-        warmup_lr_ratio: float = 1.0,
+        warmup_by: Literal["step", "epoch"] | None = "step",
+        warmup_len: int | None = 0,
+        warmup_mode: Literal["linear", "constant"] | None = "linear",
+        warmup_begin_lr: float | None = 0.0,
+        warmup_lr_ratio: float | None = 1.0,
         step_log_interval: int | None = 1,
         *,
         field: str = "lr",
@@ -56,7 +56,7 @@ class CosineAnnealingLrUpdater(Updater):
         number("stop_lr", stop_lr)
         super().__init__(
             update_by="epoch",
-            warmup=Warmup(warmup_by, warmup_len, warmup_mode, warmup_begin_lr, warmup_lr_ratio),
+            warmup=Warmup.of(warmup_by, warmup_len, warmup_mode, warmup_begin_lr, warmup_lr_ratio),
             step_log_interval=step_log_interval,
             field=field,
         )

@@ -40,8 +40,8 @@ class CyclicLrUpdater(Updater):
     def __init__(
         self,
         target_ratio: tuple[float, float] = (10, 0.0001),
-        cyclic_times: int = 1,
-        step_ratio_up: float = 0.4,
+        cyclic_times: int | None = 1,
+        step_ratio_up: float | None = 0.4,
         step_log_interval: int | None = 1,
         *,
         field: str = "lr",
@@ -53,6 +53,8 @@ class CyclicLrUpdater(Updater):
             )
         for ratio in target_ratio:
             number("target_ratio", ratio)
+        cyclic_times = 1 if cyclic_times is None else cyclic_times
+        step_ratio_up = 0.4 if step_ratio_up is None else step_ratio_up
         whole("cyclic_times", cyclic_times, 1)
         number("step_ratio_up", step_ratio_up, 0.0, 1.0)
         super().__init__(step_log_interval=step_log_interval, field=field)

@@ -43,7 +43,7 @@ class NoamLrUpdater(Updater):
         self,
         d_model: int | float = 256,
         warmup_step: int | float = 4000,
-        update_by: Literal["step", "epoch"] = "step",
+        update_by: Literal["step", "epoch"] | None = "step",
         step_log_interval: int | None = 1,
         *,
         field: str = "lr",
@@ -51,9 +51,9 @@ class NoamLrUpdater(Updater):
         number("d_model", d_model, above=True)
         number("warmup_step", warmup_step, above=True)
         super().__init__(
-            update_by=update_by,
+            update_by=update_by or "step",
             step_log_interval=step_log_interval,
-            log_by=update_by,
+            log_by=update_by or "step",
             field=field,
         )
         self.d_model, self.warmup_step = d_model, warmup_step

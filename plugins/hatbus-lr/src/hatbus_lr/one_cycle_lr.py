@@ -47,7 +47,7 @@ class OneCycleUpdater(Updater):
         div_factor: float = 10.0,
         pct_start: float = 0.4,
         stop_lr: float = 0.0,
-        warmup_by: Literal["step", "epoch"] = "step",
+        warmup_by: Literal["step", "epoch"] | None = "step",
         step_log_interval: int | None = 1,
         *,
         field: str = "lr",
@@ -56,7 +56,9 @@ class OneCycleUpdater(Updater):
         number("div_factor", div_factor, 1.0)
         number("pct_start", pct_start, 0.0, 1.0)
         number("stop_lr", stop_lr)
-        super().__init__(warmup=Warmup(warmup_by), step_log_interval=step_log_interval, field=field)
+        super().__init__(
+            warmup=Warmup(warmup_by or "step"), step_log_interval=step_log_interval, field=field
+        )
         self.lr_max, self.div_factor = lr_max, div_factor
         self.pct_start, self.stop_lr = pct_start, float(stop_lr)
         self._start = lr_max / div_factor

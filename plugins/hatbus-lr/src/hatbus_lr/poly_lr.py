@@ -52,24 +52,25 @@ class PolyLrUpdater(Updater):
     def __init__(
         self,
         max_update: int,
-        update_by: Literal["step", "epoch"] = "step",
-        power: float = 1.0,
-        final_lr: float = 0.0,
-        warmup_by: Literal["step", "epoch"] = "step",
-        warmup_mode: Literal["linear", "constant"] = "linear",
-        warmup_len: int = 0,
-        warmup_begin_lr: float = 0.0,
-        warmup_lr_ratio: float = 1.0,
+        update_by: Literal["step", "epoch"] | None = "step",
+        power: float | None = 1.0,
+        final_lr: float | None = 0.0,
+        warmup_by: Literal["step", "epoch"] | None = "step",
+        warmup_mode: Literal["linear", "constant"] | None = "linear",
+        warmup_len: int | None = 0,
+        warmup_begin_lr: float | None = 0.0,
+        warmup_lr_ratio: float | None = 1.0,
         step_log_interval: int | None = 1,
         *,
         field: str = "lr",
     ) -> None:
         whole("max_update", max_update, 1)
+        power, final_lr = 1.0 if power is None else power, 0.0 if final_lr is None else final_lr
         number("power", power, above=True)
         number("final_lr", final_lr)
         super().__init__(
-            update_by=update_by,
-            warmup=Warmup(warmup_by, warmup_len, warmup_mode, warmup_begin_lr, warmup_lr_ratio),
+            update_by=update_by or "step",
+            warmup=Warmup.of(warmup_by, warmup_len, warmup_mode, warmup_begin_lr, warmup_lr_ratio),
             step_log_interval=step_log_interval,
             field=field,
         )

@@ -48,12 +48,12 @@ class StepDecayLrUpdater(Updater):
 
     def __init__(
         self,
-        update_by: Literal["step", "epoch"] = "epoch",
-        warmup_by: Literal["step", "epoch"] = "epoch",
-        warmup_len: int = 0,
-        warmup_mode: Literal["linear", "constant"] = "linear",
-        warmup_begin_lr: float = 0.0,
-        warmup_lr_ratio: float = 1.0,
+        update_by: Literal["step", "epoch"] | None = "epoch",
+        warmup_by: Literal["step", "epoch"] | None = "epoch",
+        warmup_len: int | None = 0,
+        warmup_mode: Literal["linear", "constant"] | None = "linear",
+        warmup_begin_lr: float | None = 0.0,
+        warmup_lr_ratio: float | None = 1.0,
         step_log_interval: int | None = 1,
         lr_decay_id: list[int] | None = None,
         lr_decay_factor: float = 0.1,
@@ -62,8 +62,10 @@ class StepDecayLrUpdater(Updater):
     ) -> None:
         number("lr_decay_factor", lr_decay_factor, 0.0, 1.0, above=True)
         super().__init__(
-            update_by=update_by,
-            warmup=Warmup(warmup_by, warmup_len, warmup_mode, warmup_begin_lr, warmup_lr_ratio),
+            update_by=update_by or "epoch",
+            warmup=Warmup.of(
+                warmup_by, warmup_len, warmup_mode, warmup_begin_lr, warmup_lr_ratio, "epoch"
+            ),
             step_log_interval=step_log_interval,
             field=field,
         )

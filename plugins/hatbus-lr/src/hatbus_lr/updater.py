@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus import hookimpl, plugin
@@ -39,8 +39,9 @@ class Updater:
         update_by: what counts in the formal part: ``"step"`` (``global_step_id``) or ``"epoch"``
             (``epoch_id``; changes at epoch begin only).
         warmup: the warmup; None for none.
-        step_log_interval: log every so many steps; None for never. With a warmup by epoch the
-            first step of every epoch is logged instead (as HAT does).
+        step_log_interval: publish every so many steps, and from 2 on write a line to the log too;
+            None for never. With a warmup by epoch the first step of every epoch is logged instead
+            (as HAT does).
         log_by: ``"epoch"``: log in the first step of every so many epochs instead.
         field: of the param groups that is set; see ``hatbus_lr.field.Field``.
 
@@ -74,6 +75,7 @@ class Updater:
         self._is_line = own == (Updater.get_lr, Updater.get_warmup_lr)
         self._by_step = update_by == "step"
         self._logs_epochs = log_by == "epoch"
+        self._says = self._logs_epochs or (step_log_interval or 0) > 1
         self._is_first_step = True
         self._held: dict[str, float] = {}
         self._held_epoch = -1
@@ -173,6 +175,8 @@ class Updater:
             due = (step + 1) % every == 0
         if due:
             ctx.log(values)
+            if self._says and ctx.rank == 0:
+                log.info("step %d: %s", step + 1, said(values))
 
     def set_warmup_training_lr(self, optimizer: torch.optim.Optimizer, num_update: int) -> None:
         """Sets every group to its warmup value.
@@ -232,6 +236,11 @@ class Updater:
         self._labels = labels(self.field.name, groups)
         held = (type(group.get(self._name)) for group in groups)
         self._is_quick = self._is_line and all(kind in {int, float} for kind in held)
+
+
+def said(values: Mapping[str, float]) -> str:
+    """``lr 0.01``, or every group's value."""
+    return ", ".join(f"{name} {value:.6g}" for name, value in values.items())
 
 
 def warn_of_long_warmup(who: str, warmup: float, total: int) -> None:

@@ -31,6 +31,25 @@ class Warmup:
     begin_lr: float = 0.0
     lr_ratio: float = 1.0
 
+    @classmethod
+    def of(
+        cls,
+        by: str | None,
+        len_: int | None,
+        mode: str | None,
+        begin_lr: float | None,
+        lr_ratio: float | None,
+        default_by: str = "step",
+    ) -> Warmup:
+        """A warmup of a constructor's options; None stands for an option's default."""
+        return cls(
+            default_by if by is None else by,
+            0 if len_ is None else len_,
+            "linear" if mode is None else mode,
+            0.0 if begin_lr is None else begin_lr,
+            1.0 if lr_ratio is None else lr_ratio,
+        )
+
     def __post_init__(self) -> None:
         """Refuses values that make no warmup."""
         one_of("warmup_by", self.by, UNITS)

@@ -67,7 +67,7 @@ class FreezeModule:
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
         """Checks the module names."""
-        check_names("freeze_module", self.marks, ctx)
+        check_names("freeze_module", self.marks, ctx.model)
         self._ctx = ctx
         self._freezers = ctx.storage.setdefault(_FREEZERS, [])
         if self not in self._freezers:

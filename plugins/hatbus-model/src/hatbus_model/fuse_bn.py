@@ -67,9 +67,11 @@ class FuseBN:
         self._ctx: Context | None = None
 
     @hookimpl
-    def on_loop_begin(self, ctx: Context) -> None:
+    def on_loop_begin(self, model: nn.Module, ctx: Context | None = None, **_more: Any) -> None:
         """Checks the module names."""
-        check_names("fuse_bn", self.marks, ctx)
+        check_names("fuse_bn", self.marks, model)
+        if ctx is None:  # called outside a run
+            return
         refuse_sharded(ctx.model, "fuse_bn", "fuse it before fully_shard")
         self._ctx = ctx
 

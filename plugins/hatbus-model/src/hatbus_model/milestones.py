@@ -11,6 +11,8 @@ from hatbus.loop import find_module
 from hatbus.option_values import UNITS, one_of
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from hatbus.loop import Context
 
 
@@ -59,7 +61,7 @@ def _read_mark(plugin: str, option: str, names: Any, at: Any) -> Mark:
     return Mark(listed, at)
 
 
-def check_names(plugin: str, marks: Sequence[Mark], ctx: Context) -> None:
+def check_names(plugin: str, marks: Sequence[Mark], model: nn.Module) -> None:
     """Refuses a module that the model does not have.
 
     Raises:
@@ -67,7 +69,7 @@ def check_names(plugin: str, marks: Sequence[Mark], ctx: Context) -> None:
     """
     for mark in marks:
         for name in mark.modules:
-            find_module(ctx.model, name, f"{plugin}: modules")
+            find_module(model, name, f"{plugin}: modules")
 
 
 def due(marks: Sequence[Mark], done: int, now: int) -> list[Mark]:

@@ -40,6 +40,7 @@ def check_decay(plugin: str, decay: Any, decay_base: Any) -> tuple[float, float]
     Raises:
         JobError: which one cannot be used, and what is accepted.
     """
+    decay = 0.9999 if decay is None else decay  # the default, as None is on HAT's page
     if not is_number(decay) or not 0 <= decay < 1:
         raise JobError(f"{plugin}: decay is {decay!r}; accepted: 0 <= decay < 1")
     base = 0.0 if decay_base is None else decay_base

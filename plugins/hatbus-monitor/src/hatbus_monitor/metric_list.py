@@ -8,7 +8,8 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 from hatbus.discovery import build as build_config
 from hatbus.errors import PluginError
-from hatbus_monitor.metrics import Accuracy, Mean
+from hatbus_monitor.metric_values import has_get
+from hatbus_monitor.metrics import Accuracy, LossShow, Mean
 
 
 @runtime_checkable
@@ -31,11 +32,11 @@ OWN: Final[dict[str, Callable[..., Metric]]] = {
     "loss": lambda name="loss": Mean(name),
 }
 """The metrics that a job can name with one word."""
-KNOWN: Final = {**OWN, "Accuracy": Accuracy, "Mean": Mean, "LossShow": OWN["loss"]}
+KNOWN: Final = {**OWN, "Accuracy": Accuracy, "Mean": Mean, "LossShow": LossShow}
 """The same by their classes' names, as in HAT's configs."""
 
 ACCEPTED: Final = (
-    "accepted: an object with update, compute and reset, "
+    "accepted: an object with update, reset and compute (or get, as HAT's), "
     f"one of {', '.join(map(repr, OWN))}, 'module:Class', or a table with type = one of these"
 )
 
@@ -80,6 +81,8 @@ def build(config: Any) -> Metric:
     else:
         made = config
     missing = [n for n in ("update", "compute", "reset") if not callable(getattr(made, n, None))]
+    if missing == ["compute"] and has_get(made):
+        return made  # type: ignore[no-any-return]  # one of HAT's
     if missing:
         raise PluginError(f"metric_updater: {made!r} has no {' and no '.join(missing)}; {ACCEPTED}")
     return made  # type: ignore[no-any-return]  # checked just above

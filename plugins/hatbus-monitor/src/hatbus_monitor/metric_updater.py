@@ -5,33 +5,33 @@ Source: ``hat.callbacks.MetricUpdater``.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import torch
 
 from hatbus import hookimpl, plugin
-from hatbus.errors import JobError, PluginError
+from hatbus.errors import PluginError
 from hatbus.log import log
-from hatbus.loop import is_cut_short
+from hatbus.loop import instance_name, is_cut_short
 from hatbus.option_values import one_of, text
 from hatbus_monitor.every import NEVER, check_interval, interval, is_due
-from hatbus_monitor.metric_list import Metric, move, named_metrics
+from hatbus_monitor.metric_calls import read_filter, wanted_extras
+from hatbus_monitor.metric_list import KNOWN, Metric, move, named_metrics
 from hatbus_monitor.metric_state import copied, restore, state_of
-from hatbus_monitor.metric_values import Shown, named_values
-from hatbus_monitor.metrics import Accuracy, Mean
+from hatbus_monitor.metric_values import Shown, has_get, results
+from hatbus_monitor.metrics import Accuracy, LossShow, Mean
 
 if TYPE_CHECKING:
     from hatbus import Bus, Context
 
 RESETS: Final = ("step", "log", "epoch")
 FREQS: Final = ("step_log_freq", "epoch_log_freq", "step_storage_freq", "epoch_storage_freq")
-EXTRA: Final = ("losses", "task", "ctx")
-"""What a ``metric_update_func`` may ask for by name, besides its first three arguments."""
 ONLY_LOSSES: Final = ("losses",)
-OWN_KINDS: Final = (Mean, Accuracy)
+_NAMES: Final = "metric_updater.names"
+"""Where the updaters of a run say in ``ctx.storage`` what each publishes."""
+OWN_KINDS: Final = (Mean, Accuracy, LossShow)
 
 
 @plugin(stage="monitor")
@@ -44,13 +44,14 @@ class MetricUpdater:
     Args:
         metric_update_func: gets ``(metrics, batch, model_outs)`` and updates the metrics; by name
             also ``losses``, ``task`` or ``ctx``. Ready ones: ``hatbus_monitor.update_functions``.
-        metrics: metric objects (``update``, ``compute``, ``reset``; torchmetrics or any other),
-            words such as ``"accuracy"`` or ``"loss"``, or tables with ``type``; a sequence, or a
-            mapping from names. None: the trainer's ``train_metrics``.
-        filter_condition: ``filter_condition(batch, model_outs)``; a batch for which it is false
-            is left out. ``tasks = [...]`` of the job does the same by task, at no cost.
-        step_log_freq: publish every so many steps; < 1: never. A validation over several ranks
-            publishes its end alone, if that is due.
+        metrics: metric objects (``update``, ``reset`` and ``compute``, or ``get`` as HAT's;
+            torchmetrics or any other), words such as ``"accuracy"`` or ``"loss"``, or tables with
+            ``type``; a sequence, or a mapping from names. None: the trainer's ``train_metrics``.
+        filter_condition: a function of ``batch``, ``model_outs`` and ``task``, or some of them, by
+            these names in any order; with other names ``(batch, model_outs)``. A batch for which it
+            is false is left out. ``tasks = [...]`` of the job does the same by task, at no cost.
+        step_log_freq: publish every so many steps, and from 2 on write a line to the log too;
+            < 1: never. A validation over several ranks publishes its end alone, if that is due.
         reset_metrics_by: ``"epoch"``: at an epoch's begin; ``"log"``: after publishing;
             ``"step"``: after every step.
         epoch_log_freq: publish every so many epochs, at their end; only if reset by epoch. Not of
@@ -58,7 +59,8 @@ class MetricUpdater:
         log_prefix: in front of the names, in place of ``train/``.
         step_storage_freq: every so many steps append the values to ``ctx.storage[storage_key]``;
             < 1: never.
-        epoch_storage_freq: the same in epochs.
+        epoch_storage_freq: the same in epochs, at their end. Reset by step or log, the values are
+            those before the last reset.
         storage_key: where they are stored: a list of
             ``{"epoch_id": ..., "global_step_id": ..., name: value, ...}``; instances with one key
             add to one list.
@@ -69,6 +71,7 @@ class MetricUpdater:
     """
 
     rank_state = ("metrics", "updates")
+    config_types: ClassVar[Mapping[str, Any]] = KNOWN
 
     def __init__(
         self,
@@ -83,12 +86,8 @@ class MetricUpdater:
         epoch_storage_freq: int | None = -1,
         storage_key: str | None = "monitor_obj",
     ) -> None:
+        reset_metrics_by = reset_metrics_by or "epoch"
         one_of("metric_updater: reset_metrics_by", reset_metrics_by, RESETS)
-        if filter_condition is not None and not callable(filter_condition):
-            raise JobError(
-                f"metric_updater: filter_condition is {filter_condition!r}; accepted: a function "
-                "of (batch, model_outs)"
-            )
         freqs = (step_log_freq, epoch_log_freq, step_storage_freq, epoch_storage_freq)
         for name, freq in zip(FREQS, freqs, strict=True):
             check_interval(f"metric_updater: {name}", freq)
@@ -97,6 +96,7 @@ class MetricUpdater:
                 text(f"metric_updater: {name}", words)
         self.metric_update_func = metric_update_func
         self.filter_condition = filter_condition
+        self._takes = None if filter_condition is None else read_filter(filter_condition)
         self.step_log_freq, self.epoch_log_freq = step_log_freq, epoch_log_freq
         self.step_storage_freq, self.epoch_storage_freq = step_storage_freq, epoch_storage_freq
         self.reset_metrics_by = reset_metrics_by
@@ -110,6 +110,7 @@ class MetricUpdater:
         self._updates = 0
         self._published_at: int | None = None
         self._stored: list[dict[str, Any]] = []
+        self._before_reset: dict[str, Any] = {}
 
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
@@ -120,7 +121,7 @@ class MetricUpdater:
         is_named = isinstance(self._given, Mapping)
         self._argument: Any = self.metrics if is_named else list(self.metrics.values())
         self._detaches = all(map(holds_no_graph, self.metrics.values()))
-        self._prefix = prefix(self.log_prefix, self, ctx)
+        self._prefix = self._prefix_of_its_own(ctx)
         self._own = tuple(
             (f"{self._prefix}{name}", metric)
             for name, metric in self.metrics.items()
@@ -129,7 +130,8 @@ class MetricUpdater:
         self._are_own = len(self._own) == len(self.metrics)
         self._log_every = NEVER if self._leaves_it_to_the_end(ctx) else interval(self.step_log_freq)
         self._store_every = interval(self.step_storage_freq)
-        self._says_steps = log.isEnabledFor(logging.DEBUG)
+        self._says_at = logging.INFO if (self.step_log_freq or 0) > 1 else logging.DEBUG
+        self._says_steps = log.isEnabledFor(self._says_at) and ctx.rank == 0
         if ctx.position.global_step == 0:
             self._reset()
             self._stored, self._published_at = [], None
@@ -140,13 +142,27 @@ class MetricUpdater:
         """Resets (mode epoch), unless the run goes on inside an epoch."""
         if self.reset_metrics_by == "epoch" and ctx.step_id == 0:
             self._reset()
+        self._before_reset = {}
 
     @hookimpl
-    def on_batch_end(self, ctx: Context, batch: Any, model_outs: Any) -> None:
-        """Updates the metrics with one batch."""
+    def on_batch_end(
+        self,
+        batch: Any,
+        model_outs: Any,
+        train_metrics: Any = None,
+        ctx: Context | None = None,
+        **_more: Any,
+    ) -> None:
+        """Updates the metrics with one batch.
+
+        Outside a run, without ``ctx``: those that it was given, else ``train_metrics``.
+        """
+        if ctx is None:
+            self._update_alone(batch, model_outs, train_metrics, _more)
+            return
         if ctx.exception is not None:
             return
-        if self.filter_condition is not None and not self.filter_condition(batch, model_outs):
+        if self._takes is not None and not self._takes(batch, model_outs, ctx.task):
             return
         self._updates += 1
         if not self._detaches:
@@ -165,18 +181,21 @@ class MetricUpdater:
         if (stores or logs) and ctx.exception is None:
             self._at_step(ctx, stores=stores, logs=logs)
         if self._resets_by_step or (logs and self.reset_metrics_by == "log"):
+            if (self.epoch_storage_freq or 0) > 0 and ctx.exception is None:
+                self._before_reset = self._compute(ctx)
             self._reset()
 
     @hookimpl
     def on_epoch_end(self, ctx: Context) -> None:
         """Stores and publishes the epoch's values where that is due."""
-        if self.reset_metrics_by != "epoch" or ctx.exception is not None or is_cut_short(ctx):
+        if ctx.exception is not None or is_cut_short(ctx):
             return
-        epoch = ctx.epoch_id
-        stores, logs = is_due(self.epoch_storage_freq, epoch), is_due(self.epoch_log_freq, epoch)
+        epoch, is_whole = ctx.epoch_id, self.reset_metrics_by == "epoch"
+        stores = is_due(self.epoch_storage_freq, epoch)
+        logs = is_whole and is_due(self.epoch_log_freq, epoch)
         values = self._compute(ctx) if stores or logs else {}
         if stores:
-            self._store(ctx, values)
+            self._store(ctx, values or self._before_reset)
         if logs and values:
             if self._published_at != ctx.global_step_id:  # else the last step has just said so
                 ctx.log(values)
@@ -192,7 +211,16 @@ class MetricUpdater:
             ctx.log(values)
             self._published_at = ctx.global_step_id
             if self._says_steps:
-                log.debug("step %d: %s", ctx.global_step_id + 1, Shown(values))
+                log.log(self._says_at, "step %d: %s", ctx.global_step_id + 1, Shown(values))
+
+    def published_names(self, ctx: Any) -> list[str]:
+        """What it is going to publish, as far as can be known before; for those that look for it.
+
+        Args:
+            ctx: of the run that it is in, or anything with its ``bus`` and ``optimizer``.
+        """
+        start = self._prefix or prefix(self.log_prefix, self, ctx)
+        return [f"{start}{name}" for name, one in self.metrics.items() if not has_get(one)]
 
     def state_dict(self) -> dict[str, Any]:
         """The accumulators, rows stored under the key, the step last published."""
@@ -201,6 +229,7 @@ class MetricUpdater:
             "updates": self._updates,
             "stored": copied(self._stored),
             "published_at": self._published_at,
+            "before_reset": copied(self._before_reset),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -212,6 +241,7 @@ class MetricUpdater:
             self._reset()
         self._stored[:] = copied(state["stored"])
         self._published_at = state.get("published_at")
+        self._before_reset = copied(state.get("before_reset", {}))
 
     def _take_back(self, saved: Mapping[str, Any]) -> None:
         for name, metric in self.metrics.items():
@@ -226,6 +256,25 @@ class MetricUpdater:
         is_said_at_the_end = self.reset_metrics_by == "epoch" and self.epoch_log_freq == 1
         return is_shared_validation and is_said_at_the_end
 
+    def _prefix_of_its_own(self, ctx: Context) -> str:
+        """What stands in front of its names; with its instance name, where another has the same."""
+        own = prefix(self.log_prefix, self, ctx)
+        taken: dict[str, MetricUpdater] = ctx.storage.setdefault(_NAMES, {})
+        here = {id(member.plugin) for member in ctx.bus.members.values()}
+        names = [f"{own}{name}" for name in self.metrics]
+        others = {taken[n] for n in names if n in taken and taken[n] is not self}
+        if any(id(other) in here for other in others):
+            own = f"{own}{instance_name(ctx, self)}/"
+            if ctx.rank == 0:
+                log.info(
+                    "another metric_updater publishes %r too; this one's are %r and so on; "
+                    "log_prefix gives names of your own",
+                    names[0],
+                    f"{own}{next(iter(self.metrics))}",
+                )
+        taken.update({f"{own}{name}": self for name in self.metrics})
+        return own
+
     def _metrics_of_run(self, ctx: Context) -> Any:
         found = ctx.train_metrics if ctx.optimizer is not None else ctx.val_metrics
         if not found:
@@ -234,6 +283,20 @@ class MetricUpdater:
                 "to the trainer"
             )
         return found
+
+    def _update_alone(
+        self, batch: Any, model_outs: Any, train_metrics: Any, more: Mapping[str, Any]
+    ) -> None:
+        """Updates as the page writes it, without a run."""
+        if self._takes is not None and not self._takes(batch, model_outs, more.get("task")):
+            return
+        metrics = self.metrics or named_metrics(train_metrics or ())
+        is_named = isinstance(self._given, Mapping)
+        wanted = {name: more.get(name) for name in self._extra}
+        with torch.no_grad():
+            self.metric_update_func(
+                metrics if is_named else [*metrics.values()], batch, model_outs, **wanted
+            )
 
     def _update(self, ctx: Context, batch: Any, model_outs: Any) -> None:
         wanted = {name: ctx if name == "ctx" else getattr(ctx, name) for name in self._extra}
@@ -249,7 +312,7 @@ class MetricUpdater:
             return {
                 f"{self._prefix}{name}": value
                 for key, metric in self.metrics.items()
-                for name, value in named_values(key, metric.compute())
+                for name, value in results(key, metric)
             }
 
     def _store(self, ctx: Context, values: dict[str, Any]) -> None:
@@ -289,28 +352,3 @@ def holds_no_graph(metric: object) -> bool:
 def bound_tasks(bus: Bus, instance: object) -> tuple[str, ...]:
     """The tasks that an instance is bound to on the bus."""
     return next((m.declared.tasks for m in bus.members.values() if m.plugin is instance), ())
-
-
-def wanted_extras(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Which of ``EXTRA`` a ``metric_update_func`` asks for.
-
-    Raises:
-        PluginError: it is no function, or cannot be called as one.
-    """
-    accepted = f"accepted: a function of (metrics, batch, model_outs) and any of {', '.join(EXTRA)}"
-    if not callable(function):
-        raise PluginError(f"metric_updater: metric_update_func={function!r}; {accepted}")
-    try:
-        parameters = inspect.signature(function).parameters
-    except ValueError:  # a function written in C
-        return ()
-    more = list(parameters)[3:]
-    wanted = tuple(name for name in EXTRA if name in more)
-    try:
-        inspect.signature(function).bind(None, None, None, **dict.fromkeys(wanted))
-    except TypeError as error:
-        raise PluginError(
-            f"metric_updater: metric_update_func {getattr(function, '__name__', function)!r} "
-            f"cannot be used: {error}; {accepted}"
-        ) from error
-    return wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,6 +35,32 @@ def named_values(name: str, value: Any) -> Iterator[tuple[str, Any]]:
                 yield f"{name}_{index}", one
     else:
         yield name, value
+
+
+def results(name: str, metric: Any) -> Iterator[tuple[str, Any]]:
+    """What a metric has found, by name.
+
+    A metric of HAT's says it by ``get()``: a name and a value, or a list of each.
+
+    Args:
+        name: the metric's name, for what ``compute`` gave.
+        metric: with ``get()``, else with ``compute()``.
+    """
+    if not has_get(metric):
+        return named_values(name, metric.compute())
+    names, values = metric.get()
+    if isinstance(names, str):
+        return named_values(names, values)
+    return named_values("", dict(zip(names, values, strict=True)))
+
+
+def has_get(metric: Any) -> bool:
+    """Whether a metric has HAT's ``get()``, which wants no argument; a mapping's is another."""
+    get = getattr(metric, "get", None)
+    if not callable(get):
+        return False
+    parameters = inspect.signature(get).parameters.values()
+    return all(p.default is not p.empty or p.kind in (p.VAR_KEYWORD,) for p in parameters)
 
 
 class Shown:

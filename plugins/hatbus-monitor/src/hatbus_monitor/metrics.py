@@ -89,6 +89,17 @@ class Mean:
         self.count = state["count"]
 
 
+class LossShow(Mean):
+    """The mean of a loss, under HAT's name.
+
+    Args:
+        name: of the loss that ``usual`` gives it.
+    """
+
+    def __init__(self, name: str = "loss") -> None:
+        super().__init__(name)
+
+
 class Accuracy(Mean):
     """The share of predictions that are right.
 

@@ -54,8 +54,9 @@ class TensorBoard:
         update_freq: write losses, and call ``tb_update_funcs``, every so many steps or epochs; a
             task that is not in that step, at its next batch.
         update_by: ``"step"`` or ``"epoch"``; by epoch, those of the epoch's last step.
-        tb_update_funcs: functions of any of ``writer`` (a ``SummaryWriter``), ``model_outs``,
-            ``global_step_id``, ``epoch_id``, ``batch``, ``task``, ``losses``, ``model``, ``ctx``.
+        tb_update_funcs: functions of ``writer`` (a ``SummaryWriter``) and any argument of
+            ``on_batch_end`` (``model_outs``, ``global_step_id``, ``train_metrics``, ...); with
+            other names ``(writer, model_outs, step_id)``, by place.
         describe: write the job and the order of the plugins as text, and the hyperparameters (the
             optimizer's options and the job's) with the last metrics.
         tb_writer_kwargs: options of torch's ``SummaryWriter``: ``flush_secs``, ``max_queue``,
@@ -139,8 +140,24 @@ class TensorBoard:
         self._record = OneRecord(file)
 
     @hookimpl
-    def on_batch_end(self, ctx: Context, model_outs: Any, losses: Mapping[str, Any]) -> None:
-        """Takes the batch's losses, and calls the functions, when that is due."""
+    def on_batch_end(
+        self,
+        model_outs: Any = None,
+        global_step_id: int | None = None,
+        losses: Mapping[str, Any] | None = None,
+        ctx: Context | None = None,
+        **_more: Any,
+    ) -> None:
+        """Takes the batch's losses, and calls the functions, when that is due.
+
+        Outside a run, without ``ctx``: writes the losses in ``model_outs`` if the file is open.
+        """
+        losses = losses or {}
+        if ctx is None:
+            found = scalars.losses_of(model_outs, losses, self._pattern)
+            if self._record is not None and global_step_id is not None:
+                self._record.add(found, global_step_id)
+            return
         if ctx.exception is not None:
             return
         if self._is_inside:  # the losses of every batch: one point is their mean

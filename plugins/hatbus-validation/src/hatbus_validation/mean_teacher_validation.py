@@ -34,8 +34,8 @@ class MeanTeacherValidation(Validation):
 
     Args:
         inference_on: ``"student"`` or ``"teacher"``. With ``val_model`` the weights whose names
-            start with this prefix are copied into it, the prefix stripped once; without it the
-            submodule, or the weight view, is validated.
+            start with this prefix (``student.`` or ``student_``) are copied into it, the prefix
+            stripped once; without it the submodule, or the weight view, is validated.
         kwargs: the options of ``Validation``.
 
     Raises:
@@ -61,7 +61,7 @@ class MeanTeacherValidation(Validation):
         Raises:
             PluginError: there is neither such a submodule nor such a view.
         """
-        if self.weights is not None or self._half(ctx) is not None:
+        if self.weights is not None or self._half(ctx) is not None or self._has_parts(ctx):
             return super().view(ctx)
         if "teacher" not in ctx.weights.names:
             children = ", ".join(repr(name) for name, _ in ctx.model.named_children())
@@ -79,10 +79,19 @@ class MeanTeacherValidation(Validation):
 
     def train_state(self, ctx: Context) -> Mapping[str, torch.Tensor]:
         """The weights of the half, without its prefix."""
-        prefix = f"{self.inference_on}."
         state = ctx.model.state_dict()
-        picked = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
-        return picked or state
+        for end in (".", "_"):  # a submodule, or parts such as student_backbone
+            prefix = f"{self.inference_on}{end}"
+            picked = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+            if picked:
+                return picked
+        return state
+
+    def _has_parts(self, ctx: Context) -> bool:
+        """Whether ``val_model`` gets its weights from parts that are named with the prefix."""
+        names = (name for name, _ in ctx.model.named_children())
+        is_named = any(name.startswith(f"{self.inference_on}_") for name in names)
+        return self.val_model is not None and is_named
 
     def _half(self, ctx: Context) -> nn.Module | None:
         return dict(ctx.model.named_children()).get(self.inference_on)

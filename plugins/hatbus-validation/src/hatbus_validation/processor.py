@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hatbus import BatchProcessor
-from hatbus.batches import PROCESSORS
+from hatbus.batches import PROCESSORS, HatBatchProcessor
 from hatbus.discovery import build
 from hatbus.errors import PluginError
 
@@ -28,7 +28,11 @@ def evaluation_processor(given: Any, outer: Context) -> Any:
     """
     if isinstance(given, Mapping):
         config = {"type": BatchProcessor, **given, "need_grad_update": False}
-        return build(config, "validation: batch_processor", PROCESSORS)
+        made = build(config, "validation: batch_processor", PROCESSORS)
+        own = outer.bus.members["core.batch_processor"].plugin
+        if isinstance(made, HatBatchProcessor) and isinstance(own, BatchProcessor):
+            made.adopt_loss(own.loss)
+        return made
     if given is None:
         return without_gradients(outer)
     if getattr(given, "need_grad_update", False):

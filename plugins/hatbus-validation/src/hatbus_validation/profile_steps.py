@@ -121,6 +121,11 @@ def activities(names: Any) -> list[ProfilerActivity]:
     return [known[name.lower()] if isinstance(name, str) else name for name in names]
 
 
+def profiler_options(**options: Any) -> dict[str, Any]:
+    """What a config of type ``SimpleProfiler`` makes: the options of ``ProfileSteps``."""
+    return options
+
+
 def _without_type(options: Mapping[str, Any]) -> dict[str, Any]:
     """HAT's options under their names here: ``dirpath`` is ``trace_dir``.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -30,7 +31,7 @@ from hatbus_validation.loaders import Passes, Source, sources
 from hatbus_validation.mean_losses import MeanLosses
 from hatbus_validation.processor import evaluation_processor
 from hatbus_validation.profile_steps import ProfileSteps
-from hatbus_validation.published import Said
+from hatbus_validation.published import Said, outer_name
 from hatbus_validation.step_log import StepLog
 
 if TYPE_CHECKING:
@@ -250,6 +251,17 @@ class Validation:
                 ctx.emit.validate(ctx, "cut short before")
             serve_requests(ctx)
         return (yield)
+
+    def published_names(self, ctx: Context) -> list[str]:
+        """What its callbacks say that they will publish, by the names on the training's bus."""
+        found = []
+        for source, _, bus in self._runs:
+            inner = SimpleNamespace(bus=bus, optimizer=None)
+            loader = source.name if len(self._runs) > 1 else ""
+            tells = (getattr(one.plugin, "published_names", None) for one in bus.members.values())
+            names = [name for tell in tells if callable(tell) for name in tell(inner)]
+            found += [outer_name(self._first_name, loader, name) for name in names]
+        return found
 
     def preview_marks(self, ctx: Context) -> list[tuple[int, str]]:
         """``(global step, label)`` of every planned validation, for ``hatbus preview``."""
