@@ -22,7 +22,7 @@ from hatbus_checkpoint import compare, durable, snapshot
 from hatbus_checkpoint.agree import first_of_all
 from hatbus_checkpoint.as_built import as_built
 from hatbus_checkpoint.best import Best
-from hatbus_checkpoint.exchange import start_from_hat
+from hatbus_checkpoint.exchange import start_from_hat, write_weights
 from hatbus_checkpoint.folder import CheckpointFolder, Entry
 from hatbus_checkpoint.judged import check_key
 from hatbus_checkpoint.locate import AUTO, locate
@@ -31,7 +31,6 @@ from hatbus_checkpoint.options import check_options
 from hatbus_checkpoint.restore import Reading, Saved
 from hatbus_checkpoint.retention import check_kept, superfluous
 from hatbus_checkpoint.storable import check_optimizer, check_state
-from hatbus_checkpoint.tensor_file import chunks_of
 from hatbus_checkpoint.versions import versions
 from hatbus_checkpoint.writer import Writer
 
@@ -56,17 +55,16 @@ class Checkpoint:
             (``"NDS"`` for ``"val/NDS"``): the last that was published before a save, of an earlier
             step where a save comes before the validation. A save without a new value since the one
             before is not compared.
-        best_refer_metric: in its place a metric object with ``compute()`` or ``get()``, or a config
-            of one; a value published under its name is taken first, and of several names in
-            ``get()`` the one in ``monitor_metric_key``, else the first. With ``mode`` alone: the
-            first of the trainer's ``val_metrics``, else the validation's only metric.
+        best_refer_metric: a metric object with ``compute()`` or ``get()``, or a config of one; a
+            value published under its name comes first, of several names ``monitor_metric_key``.
+            With ``mode`` alone: the first of ``val_metrics``, else the validation's only metric.
         task_sampler: its state is saved too, if it has one.
         save_hash: put the first 8 characters of the content's sha256 into the name.
         keep_last: keep the newest so many (2 or more); None: all.
         keep_best: keep the best so many besides.
         save_seconds: save also when so many seconds passed since the last save.
-        weights_only_export: also write the raw weights as ``{prefix}weights-last.safetensors`` at
-            every save, and as ``weights-best`` when it is the best.
+        weights_only_export: also write the raw weights as ``{prefix}weights-best.safetensors`` when
+            a save is the best; True: as ``weights-last`` too, at every save; False: neither.
         resume: ``"auto"``: go on from the newest good checkpoint in ``save_dir``, if there is
             any; ``"last"``, ``"best"``: from the one that is marked so; or the path of a
             checkpoint, or of a ``.pth.tar`` of HAT's, whose weights it starts from. ``resume`` in
@@ -101,7 +99,7 @@ class Checkpoint:
         keep_last: int | None = None,
         keep_best: int | None = None,
         save_seconds: float | None = None,
-        weights_only_export: bool = False,
+        weights_only_export: bool | None = None,
         resume: str | None = None,
         async_save: bool = False,
         drop_plugin_state: Sequence[str] = (),
@@ -366,9 +364,8 @@ class Checkpoint:
         folder, best = self.folder, self.best
         for kind in ("last", "best") if is_best else ("last",):
             folder.point(kind, entry.path.name, progress=entry.manifest["progress"])
-            if self.weights_only_export:
-                path = folder.path / f"{folder.prefix}weights-{kind}.safetensors"
-                durable.replace_file(path, chunks_of(taken.parts["model"][1], {"format": "pt"}))
+            if self.weights_only_export or (self.weights_only_export is None and kind == "best"):
+                write_weights(folder, kind, taken)
         if self.keep_last is None and self.keep_best is None:
             return
         metric, marked = (best.label, best.mode), folder.pointed("best")

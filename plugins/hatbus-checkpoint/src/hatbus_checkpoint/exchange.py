@@ -23,6 +23,8 @@ from hatbus_checkpoint.tree import Tensors
 
 if TYPE_CHECKING:
     from hatbus.loop import Context
+    from hatbus_checkpoint.folder import CheckpointFolder
+    from hatbus_checkpoint.snapshot import Snapshot
 
 
 def to_single(saved: Saved, target: Path, weights: str = RAW) -> None:
@@ -41,6 +43,21 @@ def to_single(saved: Saved, target: Path, weights: str = RAW) -> None:
     if weights != RAW:
         tensors |= averages_of(saved, weights, tensors)
     _replace(target, chunks_of(tensors, {"format": "pt"}))
+
+
+def write_weights(folder: CheckpointFolder, kind: str, taken: Snapshot) -> None:
+    """Writes a save's raw weights under a fixed name beside the checkpoints.
+
+    Args:
+        folder: of the checkpoints.
+        kind: ``"last"`` or ``"best"``.
+        taken: what was saved.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    path = folder.path / f"{folder.prefix}weights-{kind}.safetensors"
+    durable.replace_file(path, chunks_of(taken.parts["model"][1], {"format": "pt"}))
 
 
 def averages_of(saved: Saved, name: str, raw: Mapping[str, torch.Tensor]) -> Tensors:
