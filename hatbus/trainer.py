@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hatbus import option_values
 from hatbus.batches.batch_processor import BatchProcessor
 from hatbus.batches.finite import finite_loss
 from hatbus.batches.finite_weights import FiniteWeights
@@ -18,10 +19,11 @@ from hatbus.bus.bus import Bus, named_instances
 from hatbus.bus.moments import Moments, TaskScope
 from hatbus.data.steps import Steps
 from hatbus.errors import JobError
-from hatbus.loop.arguments import check_arguments
+from hatbus.loop.arguments import check_arguments, check_closure, check_plan
 from hatbus.loop.context import Context
 from hatbus.loop.control import Control
 from hatbus.loop.files import forget_files
+from hatbus.loop.foreign_arguments import explained
 from hatbus.loop.loop import Loop, UnprovidedSpans
 from hatbus.loop.modes import TrainModes, tell_of_eval
 from hatbus.loop.parts import built_parts
@@ -76,6 +78,7 @@ class Trainer:
         HatbusError: an argument or plugin that cannot be used.
     """
 
+    @explained("Trainer()")
     def __init__(
         self,
         model: torch.nn.Module,
@@ -96,6 +99,8 @@ class Trainer:
         run_dir: str | Path | None = None,
         nan: str = "raise",
     ) -> None:
+        if run_dir is not None:
+            option_values.path("run_dir", run_dir)
         parts = built_parts(model=model, optimizer=optimizer, loss=loss, processor=batch_processor)
         more = built_parts(data=data, sampler=task_sampler, train=train_metrics, val=val_metrics)
         model, optimizer, loss = parts["model"], parts["optimizer"], parts["loss"]
@@ -131,6 +136,7 @@ class Trainer:
         if precision == "fp16":
             self.ctx.scaler = torch.amp.GradScaler(place.type)
 
+    @explained("fit()")
     def fit(self, num_epochs: int | None = None, num_steps: int | None = None) -> Context:
         """Runs the loop for so many epochs or optimizer steps in all (a resumed run's included).
 
@@ -150,12 +156,8 @@ class Trainer:
             SystemExit: a signal ended the run (75: its state is saved).
         """
         ctx, plans = self.ctx, (num_epochs, num_steps)
-        if (num_epochs is None) == (num_steps is None):
-            raise JobError("give num_epochs= or num_steps=, one of the two")
-        if any(n is not None and n < 1 for n in plans):
-            raise JobError(
-                f"num_epochs={num_epochs!r}, num_steps={num_steps!r}; accepted: 1 or more"
-            )
+        check_plan(num_epochs, num_steps)
+        check_closure(ctx.optimizer, self.bus)
         if num_epochs is not None:
             ctx.data.check_epochs_end()
         ctx.num_epochs, ctx.num_steps = plans
@@ -235,7 +237,7 @@ def own_device(device: Any, rank: int) -> torch.device:
     """
     try:
         place = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise JobError(f"unknown device {device!r}; accepted: 'cpu', 'cuda', 'cuda:1'") from error
     if place.type == "cuda" and not torch.cuda.is_available():
         raise JobError(f"device {str(device)!r} is not here: torch sees no GPU; accepted: 'cpu'")

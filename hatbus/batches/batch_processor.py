@@ -73,7 +73,7 @@ class BatchProcessor:
         if self.loss is not None:
             inputs = split(inputs)[0]
         if self._asked is not model:
-            self._wants_task = "task" in inspect.signature(model.forward).parameters
+            self._wants_task = "task" in arguments_of(model)
             self._asked = model
         if self._wants_task:
             return ctx.wrapped_model(inputs, task=ctx.task)
@@ -171,3 +171,12 @@ def split(batch: Any) -> tuple[Any, Any]:
 def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
     """The sum of a batch's losses."""
     return torch.stack(list(losses.values())).sum()
+
+
+def arguments_of(model: torch.nn.Module) -> set[str]:
+    """The names of what a model's ``forward`` takes; a traced one has no signature of Python's."""
+    try:
+        return set(inspect.signature(model.forward).parameters)
+    except ValueError:
+        forward: Any = model.forward
+        return {argument.name for argument in forward.schema.arguments}

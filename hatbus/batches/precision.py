@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def check_precision(name: str) -> str:
+def check_precision(name: Any) -> str:
     """The name, if there is such a precision.
 
     Raises:
         JobError: there is not.
     """
-    if name not in DTYPES:
-        raise JobError(f"unknown precision {name!r}{did_you_mean(name, DTYPES)}")
-    return name
+    if not isinstance(name, str) or name not in DTYPES:
+        raise JobError(f"unknown precision {name!r}{did_you_mean(str(name), DTYPES)}")
+    return str(name)
 
 
 class Autocast:

@@ -52,7 +52,10 @@ def admit(plugin: object, name: str, *, core: bool = False) -> None:
     _check_state(plugin, who)
     unmarked = []
     marked = 0
-    for method, options in _methods(plugin):
+    methods = list(_methods(plugin))
+    if all(options is None for _, options in methods):
+        _refuse_part_of_torch(plugin, name)
+    for method, options in methods:
         if options is None:
             unmarked.append(method)
             _check_unmarked(method, who)
@@ -63,6 +66,29 @@ def admit(plugin: object, name: str, *, core: bool = False) -> None:
     if not marked:
         is_mixin = isinstance(plugin, CallbackMixin)
         raise PluginError(f"{who} {without_event(unmarked, is_mixin=is_mixin)}")
+
+
+_OF_TORCH: Final = {
+    "torch.optim.lr_scheduler": "is a scheduler; give TorchLr in its place, as "
+    "TorchLr(lambda optimizer: {name}(optimizer, ...))",
+    "torch.optim.optimizer": "is an optimizer; give it as optimizer=",
+    "torch.nn.modules.module": "is a module; a loss is given as loss=, a model as model=, a metric "
+    "to the plugin MetricUpdater",
+    "torch.utils.data.dataloader": "is a loader; give it as data=, or to the plugin Validation",
+}
+
+
+def _refuse_part_of_torch(plugin: object, name: str) -> None:
+    """Says where something of torch's belongs that is no plugin; by name: nothing is imported.
+
+    Raises:
+        PluginError: it is such.
+    """
+    bases = [base.__module__ for base in type(plugin).__mro__]
+    for module, what in _OF_TORCH.items():
+        if module in bases:
+            said = what.format(name=type(plugin).__name__)
+            raise PluginError(f"plugin {name!r} is no plugin: a {type(plugin).__name__} {said}")
 
 
 def misspelt(method: str) -> str:

@@ -21,6 +21,7 @@ from hatbus.data.feed import Feed, gives_all_to_each, own_iteration
 from hatbus.data.task_sampler import AllTasks, TaskSampler
 from hatbus.errors import DataError, JobError
 from hatbus.log import log
+from hatbus.option_values import whole
 
 if TYPE_CHECKING:
     from hatbus.loop.context import Context
@@ -57,8 +58,11 @@ class Steps:
         accumulate: int = 1,
         device: Any = None,
     ) -> None:
-        if accumulate < 1:
-            raise JobError(f"accumulate is {accumulate!r}; accepted: 1 or more batches a step")
+        whole("accumulate", accumulate, 1)
+        if sampler is not None and not hasattr(sampler, "bind"):
+            raise JobError(
+                f"task_sampler is {sampler!r:.80}; accepted: a sampler, as OneTask() of hatbus.data"
+            )
         loaders = dict(data) if isinstance(data, Mapping) else {None: data}
         if not loaders:
             raise JobError("data is an empty mapping; accepted: a loader, or {task: loader}")

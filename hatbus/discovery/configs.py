@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any, Final
 
+from hatbus.discovery.entries import entries_of
 from hatbus.discovery.entry_points import hint, installed
 from hatbus.discovery.first_party import FIRST_PARTY
 from hatbus.errors import HatbusError, PluginError, did_you_mean
@@ -188,7 +189,7 @@ def _offered(name: str) -> Any:
     Raises:
         PluginError: two do, or it cannot be imported.
     """
-    offers = [entry for entry in metadata.entry_points(group=TYPES) if entry.name == name]
+    offers = [entry for entry in entries_of(TYPES) if entry.name == name]
     if len({entry.value for entry in offers}) > 1:
         both = " and ".join(entry.value for entry in offers)
         raise PluginError(f"{name!r} is offered as {both}; give type the class itself")
@@ -236,7 +237,7 @@ def _dotted(path: str) -> Any:
 
 def _names(known: Mapping[str, Any]) -> set[str]:
     """Every name that ``type`` may have, for did-you-mean."""
-    names = {*known, *(entry.name for entry in metadata.entry_points(group=TYPES))}
+    names = {*known, *(entry.name for entry in entries_of(TYPES))}
     names |= {word for found in installed() for word in (found.name, found.attr)}
     names |= {word for entry, own in FIRST_PARTY.items() for word in (entry, own.class_name)}
     for module in map(import_module, TORCH):

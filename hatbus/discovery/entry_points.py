@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from hatbus.discovery.allow_list import ALLOW, names_allowed
+from hatbus.discovery.entries import entries_of
 from hatbus.discovery.first_party import FIRST_PARTY, is_first_party
 from hatbus.discovery.version_gate import refuse_unfit
 from hatbus.errors import PluginError, did_you_mean
@@ -247,7 +248,7 @@ def entry_point_name(cls: type[Any]) -> str | None:
 def _scan(path: tuple[str, ...]) -> tuple[Found, ...]:  # noqa: ARG001 - the cache's key
     read: dict[int, tuple[str, str]] = {}  # each distribution's metadata is parsed once
     found = []
-    for entry in metadata.entry_points(group=GROUP):
+    for entry in entries_of(GROUP):
         if id(entry.dist) not in read:
             about = entry.dist.metadata if entry.dist else {"Name": "?", "Version": "?"}
             read[id(entry.dist)] = (str(about["Name"]), str(about["Version"]))

@@ -23,6 +23,7 @@ from hatbus.errors import JobError, PluginError, did_you_mean
 from hatbus.events.declare import OVERRIDABLE, declaration_of
 from hatbus.jobs.options import check
 from hatbus.jobs.overrides import PLANS, override, switch
+from hatbus.loop.foreign_arguments import in_job
 
 _TABLES: Final = ("run", "plugins")
 _META: Final = "hatbus"
@@ -195,10 +196,14 @@ def _tables(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise JobError(f"{str(path)!r} is a folder; give its job file, such as {path / 'job.toml'}")
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")  # some editors put a mark at the beginning
     except FileNotFoundError as error:
         raise JobError(f"no job file {str(path)!r}{_beside(path)}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise JobError(
+            f"job file {str(path)!r} cannot be read: {error}; save it as UTF-8"
+        ) from error
+    except OSError as error:
         raise JobError(f"job file {str(path)!r} cannot be read: {error}") from error
     try:
         tables = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -224,7 +229,10 @@ def _stray(name: str, where: str) -> str:
 
 def _run(table: dict[str, Any], where: str, problems: list[str]) -> Run | None:
     """The ``[run]`` table, as far as its keys can be used; None when it names no entry."""
-    values, found = check(Run, table, where, what="key")
+    foreign = {name: in_job(name, RUN_KEYS) for name in table if name not in RUN_KEYS}
+    own = {name: value for name, value in table.items() if not foreign.get(name)}
+    values, found = check(Run, own, where, what="key")
+    found += [f"unknown key {name!r} {where}{hint}" for name, hint in foreign.items() if hint]
     plans = [name for name in PLANS if table.get(name) is not None]
     if len(plans) != 1:
         given = "both" if plans else "neither"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from operator import index
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from hatbus.batches.batch_processor import BatchProcessor
 from hatbus.errors import JobError
+
+if TYPE_CHECKING:
+    from hatbus.bus.bus import Bus
 
 _OPTIMIZER: Final = ("step", "zero_grad", "param_groups")
 """What makes an optimizer, be it torch's or one that wraps torch's."""
@@ -25,7 +30,7 @@ def check_arguments(model: Any, optimizer: Any, loss: Any, batch_processor: Any)
     if not isinstance(model, torch.nn.Module):
         _refuse("model", model, "a torch.nn.Module")
     if not all(hasattr(optimizer, part) for part in _OPTIMIZER):
-        _refuse("optimizer", optimizer, "an instance, as torch.optim.SGD(model.parameters())")
+        _refuse_optimizer(optimizer)
     losses = loss.items() if isinstance(loss, Mapping) else [("", loss)]
     for task, one in losses:
         if (not callable(one) or isinstance(one, type)) and (task or one is not None):
@@ -33,6 +38,48 @@ def check_arguments(model: Any, optimizer: Any, loss: Any, batch_processor: Any)
             _refuse(name, one, "loss(model_outs, target), as torch.nn.functional.mse_loss; or None")
     if batch_processor is None or type(batch_processor) is BatchProcessor:
         _check_overlap(model, optimizer.param_groups)
+
+
+def check_plan(num_epochs: Any, num_steps: Any) -> None:
+    """Refuses what is no plan of a run.
+
+    Raises:
+        JobError: not exactly one of the two, or one that is no whole number of at least 1.
+    """
+    if (num_epochs is None) == (num_steps is None):
+        raise JobError("give num_epochs= or num_steps=, one of the two")
+    for name, value in (("num_epochs", num_epochs), ("num_steps", num_steps)):
+        if value is None:
+            continue
+        try:
+            is_plan = index(value) >= 1
+        except TypeError:
+            is_plan = False
+        if not is_plan:
+            is_data = hasattr(value, "__iter__") and not isinstance(value, str)
+            hint = "; data is given to Trainer()" if is_data else ""
+            _refuse(name, value, f"a whole number of at least 1{hint}")
+
+
+def check_closure(optimizer: Any, bus: Bus) -> None:
+    """Refuses an optimizer that evaluates the loss itself, where nobody gives it a closure.
+
+    Raises:
+        JobError: it does, and no plugin makes the update.
+    """
+    try:
+        first = next(iter(inspect.signature(optimizer.step).parameters.values()), None)
+    except (ValueError, TypeError):
+        return
+    if first is None or first.name != "closure" or first.default is not first.empty:
+        return
+    makers = [one for one in bus.implementations("optimizer_step") if not one.wrapper]
+    if all(one.plugin_name.startswith("core.") for one in makers):
+        raise JobError(
+            f"optimizer {type(optimizer).__name__} wants a closure that evaluates the loss anew, "
+            "and the loop's update has none; use another, or add a plugin with @hookimpl "
+            "optimizer_step(ctx) that calls ctx.optimizer.step(closure) and returns True"
+        )
 
 
 def _check_overlap(model: torch.nn.Module, groups: Iterable[Mapping[str, Any]]) -> None:
@@ -52,6 +99,25 @@ def _check_overlap(model: torch.nn.Module, groups: Iterable[Mapping[str, Any]]) 
         )
 
 
+def _refuse_optimizer(given: Any) -> None:
+    """Says what an optimizer is.
+
+    Raises:
+        JobError: always.
+    """
+    accepted = "one instance, as torch.optim.SGD(model.parameters())"
+    if isinstance(given, (list, tuple, Mapping)):
+        raise JobError(
+            f"optimizer is a {type(given).__name__} of {len(given)}; accepted: {accepted}, of "
+            "which each param group may have a learning rate of its own; or an object of your own "
+            f"around several, with {', '.join(_OPTIMIZER)}"
+        )
+    if isinstance(given, torch.optim.lr_scheduler.LRScheduler):
+        accepted += "; the scheduler is a plugin, TorchLr"
+    _refuse("optimizer", given, accepted)
+
+
 def _refuse(name: str, value: Any, accepted: str) -> None:
-    what = f"the class {value.__name__}" if isinstance(value, type) else f"{value!r:.80}"
+    shown = " ".join(f"{value!r:.80}".split())
+    what = f"the class {value.__name__}" if isinstance(value, type) else shown
     raise JobError(f"{name} is {what}; accepted: {accepted}")

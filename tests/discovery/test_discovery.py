@@ -228,3 +228,35 @@ def test_hatbus_plugin_is_the_decorator_whatever_was_imported_before(checkout: P
         "assert all(getattr(hatbus, name) is not None for name in hatbus.__all__)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=checkout, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "entry_points_txt",
+    [
+        b"[hatbus.plugins]\nnonsense without an equals sign\n",
+        b"[console_scripts]\nalso without\n",
+        b"\xff\xfe[\x00",
+        b"stands in no section = a:b\n",
+        b"[hatbus.plugins\nx = y\n",
+        b"[hatbus.plugins]\nx = 1 2 3!!\n",
+    ],
+)
+def test_entry_points_that_cannot_be_read_stop_nothing_and_are_named(
+    site: Path, caplog: pytest.LogCaptureFixture, entry_points_txt: bytes
+) -> None:
+    install_recorder(site)
+    info = site / "stranger-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
+    names = sorted(found.name for found in installed())
+    entry_points._scan.cache_clear()
+    (info / "entry_points.txt").write_bytes(entry_points_txt)
+    assert sorted({found.name for found in installed()} - {"x"}) == names
+    assert lookup("recorder").load().__name__ == "Recorder"
+    unread = b"without" in entry_points_txt or b"\xff" in entry_points_txt
+    assert (str(info) in caplog.text) == unread
+    if b"!!" in entry_points_txt:
+        with pytest.raises(
+            PluginError, match=r"'x' of stranger 1.0 cannot be loaded from '1 2 3!!'"
+        ):
+            lookup("x").load()

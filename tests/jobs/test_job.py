@@ -236,3 +236,36 @@ def test_a_job_with_problems_in_its_run_table_is_handed_on_for_its_plugins_to_be
     assert list(job.enabled) == ["ema"]
     assert len(found) == 2
     assert parse_job(write(tmp_path, "[run]\nnum_epochs = 1\n"))[0] is None
+
+
+@pytest.mark.parametrize("name", ["job.toml", "job.json"])
+def test_a_mark_at_the_beginning_of_a_job_file_is_passed_over(tmp_path: Path, name: str) -> None:
+    text = write(tmp_path, '[run]\nentry = "t.py:b"\nnum_epochs = 1\n').read_text()
+    if name.endswith("json"):
+        text = read_job(tmp_path / "job.toml").to_json()
+    (tmp_path / name).write_text(text, "utf-8-sig")
+    assert read_job(tmp_path / name).run.entry == "t.py:b"
+
+
+def test_a_job_file_in_another_encoding_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text("[run]", "utf-16")
+    with pytest.raises(JobError, match=r"job.toml' cannot be read: .*; save it as UTF-8"):
+        read_job(tmp_path / "job.toml")
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("max_epochs", "did you mean 'num_epochs'?"),
+        ("criterion", "the entry function returns it as 'loss'"),
+        ("callbacks", "add [plugins.NAME] for each"),
+        ("val_loader", "add [plugins.validation]"),
+        ("strategy", "start the processes with torchrun"),
+        ("sead", "did you mean 'seed'?"),
+    ],
+)
+def test_a_key_of_another_trainers_is_told_what_it_means_here(
+    tmp_path: Path, key: str, hint: str
+) -> None:
+    text = f'[run]\nentry = "t.py:b"\nnum_epochs = 1\n{key} = "x"\n'
+    assert problems(tmp_path, text) == [f"unknown key {key!r} in job.toml [run]; {hint}"]
