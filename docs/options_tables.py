@@ -11,7 +11,7 @@ import inspect
 import re
 
 from hatbus import discovery
-from hatbus.discovery import FIRST_PARTY, Parameter, Reading
+from hatbus.discovery import FIRST_PARTY, ClassSource, Parameter
 from hatbus.jobs import argument_docs, schema_of
 
 _SHORT = 20
@@ -61,7 +61,7 @@ def _anchor(distribution: str, name: str) -> str:
     return "jsonl_log-and-csv_log" if name in ("jsonl_log", "csv_log") else name
 
 
-def _place(reading: Reading, cls: type) -> str:
+def _place(reading: ClassSource, cls: type) -> str:
     """Class, place and events in one line."""
     declared = {"stage": "monitor", **reading.declared}
     parts = [f"`{cls.__module__}.{cls.__name__}`"]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from hatbus.authoring.checking import Offer
-    from hatbus.discovery.class_source import Reading, Sources
+    from hatbus.discovery.class_source import ClassSource, Sources
 
 _METADATA: Final = {
     "description": "Summary",
@@ -64,7 +64,7 @@ def _lacking(keys: list[str]) -> list[str]:
     return [f"its metadata has no {', '.join(keys)}; whoever finds it on an index looks for them"]
 
 
-def _on_class(reading: Reading) -> Iterator[str]:
+def _on_class(reading: ClassSource) -> Iterator[str]:
     if not reading.is_declared:
         yield "declares no place in the order; say @plugin(stage='monitor'), or another stage"
     if not reading.doc:

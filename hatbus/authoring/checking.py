@@ -16,7 +16,7 @@ from hatbus.events.training import EVENTS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hatbus.discovery.class_source import Method, Reading, Sources
+    from hatbus.discovery.class_source import ClassSource, Method, Sources
     from hatbus.discovery.entry_points import Found
 
 _LISTS: Final = ("before", "after", "tasks", "writes", "shares")
@@ -79,7 +79,7 @@ def _name_problems(offer: Offer) -> Iterator[str]:
         yield f"the name {offer.name!r} is awkward in a job; write it like 'my_plugin'"
 
 
-def _class_problems(reading: Reading) -> Iterator[str]:
+def _class_problems(reading: ClassSource) -> Iterator[str]:
     yield from _declaration_problems(reading.declared)
     for method in reading.methods.values():
         place = f"{reading.file.name} line {method.line}: {method.name}"
@@ -108,7 +108,7 @@ def _declaration_problems(declared: dict[str, Any]) -> Iterator[str]:
         yield f"@plugin: {error}"
 
 
-def _method_problems(method: Method, reading: Reading) -> Iterator[str]:
+def _method_problems(method: Method, reading: ClassSource) -> Iterator[str]:
     counts = method.is_marked or reading.overrides(method)
     if not counts:
         if method.event in EVENTS:

@@ -13,7 +13,7 @@ from hatbus.errors import PluginError
 if TYPE_CHECKING:
     import argparse
 
-    from hatbus.discovery.class_source import Reading
+    from hatbus.discovery.class_source import ClassSource
     from hatbus.discovery.entry_points import Found
 
 _WHAT = ("list", "show", "check")
@@ -101,7 +101,7 @@ def in_full(found: Found) -> str:
     return "\n".join([*lines, f"file: {reading.file}:{reading.line}"])
 
 
-def _options(reading: Reading) -> list[str]:
+def _options(reading: ClassSource) -> list[str]:
     """The constructor's parameters as they are written in a job."""
     if not reading.parameters:
         return ["  none"]

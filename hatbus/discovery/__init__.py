@@ -11,7 +11,7 @@ from hatbus.lazily import lazily
 
 if TYPE_CHECKING:
     from hatbus.discovery.allow_list import ALLOW
-    from hatbus.discovery.class_source import Method, Parameter, Reading
+    from hatbus.discovery.class_source import ClassSource, Method, Parameter
     from hatbus.discovery.configs import Builder, build, is_config
     from hatbus.discovery.entry_points import GROUP, Found, forget, installed, lookup
     from hatbus.discovery.first_party import FIRST_PARTY
@@ -23,10 +23,10 @@ __all__ = [
     "FIRST_PARTY",
     "GROUP",
     "Builder",
+    "ClassSource",
     "Found",
     "Method",
     "Parameter",
-    "Reading",
     "build",
     "forget",
     "installed",
@@ -39,7 +39,7 @@ __getattr__ = lazily(
     ALLOW="allow_list",
     Method="class_source",
     Parameter="class_source",
-    Reading="class_source",
+    ClassSource="class_source",
     Builder="configs",
     build="configs",
     is_config="configs",

@@ -60,7 +60,7 @@ class Method(NamedTuple):
     by_keyword: tuple[str, ...]
 
 
-class Reading(NamedTuple):
+class ClassSource(NamedTuple):
     """What the source says about a class and the classes of its package that it is made of.
 
     Attributes:
@@ -125,7 +125,7 @@ class Sources:
         self._folders = folders
         self._modules: dict[str, Module | None] = {}
 
-    def read(self, module: str, qualname: str) -> Reading | None:
+    def read(self, module: str, qualname: str) -> ClassSource | None:
         """What the source says about a class; None if there is no such class or no source."""
         found = self._find(module, qualname)
         return None if found is None else self._read(*found)
@@ -147,7 +147,7 @@ class Sources:
             return f"module {module!r} cannot be read: {error}"
         return ""
 
-    def _read(self, module: Module, cls: ast.ClassDef) -> Reading:
+    def _read(self, module: Module, cls: ast.ClassDef) -> ClassSource:
         family = self._family(module, cls)
         methods: dict[str, Method] = {}
         parameters: tuple[Parameter, ...] | None = None
@@ -156,7 +156,7 @@ class Sources:
                 methods.setdefault(function.name, _method(home, function))
             parameters = _parameters(member) if parameters is None else parameters
         declared = self._declared_by(family)
-        return Reading(
+        return ClassSource(
             file=module.file,
             line=cls.lineno,
             doc=ast.get_docstring(cls) or "",

@@ -22,7 +22,7 @@ from hatbus.errors import PluginError, did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hatbus.discovery.class_source import Reading
+    from hatbus.discovery.class_source import ClassSource
 
 GROUP: Final = "hatbus.plugins"
 """The entry-point group in which a distribution offers its plugins."""
@@ -135,7 +135,7 @@ class Found:
         reading = self.describe()
         return reading.summary if reading else f"no class {self.attr!r} in {file}"
 
-    def describe(self) -> Reading | None:
+    def describe(self) -> ClassSource | None:
         """What the source says about the class, read without importing it; None without source."""
         from hatbus.discovery.class_source import Sources
 

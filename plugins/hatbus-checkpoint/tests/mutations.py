@@ -23,7 +23,7 @@ from runs import trainer_of
 from hatbus.errors import CheckpointError
 from hatbus_checkpoint import manifest
 from hatbus_checkpoint.folder import Entry
-from hatbus_checkpoint.restore import Reading, Saved
+from hatbus_checkpoint.restore import ClassSource, Saved
 
 Damage = Callable[[Path, random.Random], None]
 LONGEST = 5.0
@@ -334,7 +334,7 @@ class Trials:
 
     def _load(self, path: Path) -> None:
         saved = Saved(Entry(path, manifest.verify(path)))
-        Reading(self.trainer.ctx, saved).give(self.trainer.ctx, strict=True)
+        ClassSource(self.trainer.ctx, saved).give(self.trainer.ctx, strict=True)
 
     def _copy(self) -> Path:
         path = self.place / "mutated"

@@ -17,7 +17,7 @@ from runs import contents, last, run, trainer_of
 sys.path.pop(0)
 
 from hatbus import rng
-from hatbus_checkpoint.restore import Reading
+from hatbus_checkpoint.restore import ClassSource
 
 SAMPLE = pairwise(60)
 
@@ -48,34 +48,34 @@ def test_saving_in_the_background_or_not_does_not_change_the_run(
     assert last(tmp_path / "often") == last(tmp_path / "once")
 
 
-def _without_state(name: str) -> Callable[[Reading], None]:
-    def drop(reading: Reading) -> None:
+def _without_state(name: str) -> Callable[[ClassSource], None]:
+    def drop(reading: ClassSource) -> None:
         del reading.states[name]
 
     return drop
 
 
-def _fresh_rng(name: str) -> Callable[[Reading], None]:
-    def drop(reading: Reading) -> None:
+def _fresh_rng(name: str) -> Callable[[ClassSource], None]:
+    def drop(reading: ClassSource) -> None:
         reading.rank["rng"][name] = rng.capture()[name]
 
     return drop
 
 
-def _feed(reading: Reading) -> dict[str, Any]:
+def _feed(reading: ClassSource) -> dict[str, Any]:
     feed: dict[str, Any] = reading.rank["data"][""]
     return feed
 
 
-def _set(get: Callable[[Reading], Any], key: Any, value: Any) -> Callable[[Reading], None]:
-    def drop(reading: Reading) -> None:
+def _set(get: Callable[[ClassSource], Any], key: Any, value: Any) -> Callable[[ClassSource], None]:
+    def drop(reading: ClassSource) -> None:
         get(reading)[key] = value
 
     return drop
 
 
-def _without_position(place: int) -> Callable[[Reading], None]:
-    def drop(reading: Reading) -> None:
+def _without_position(place: int) -> Callable[[ClassSource], None]:
+    def drop(reading: ClassSource) -> None:
         position = list(reading.progress["position"])
         position[place] = 0
         reading.progress["position"] = tuple(position)
@@ -83,10 +83,10 @@ def _without_position(place: int) -> Callable[[Reading], None]:
     return drop
 
 
-def _weights(*words: str) -> Callable[[Reading], None]:
+def _weights(*words: str) -> Callable[[ClassSource], None]:
     """Leaves every matching tensor of the model as it was built."""
 
-    def drop(reading: Reading) -> None:
+    def drop(reading: ClassSource) -> None:
         found = [n for n in reading.model if any(w in n for w in words)]
         assert found
         for name in found:
@@ -95,23 +95,23 @@ def _weights(*words: str) -> Callable[[Reading], None]:
     return drop
 
 
-def _moments(key: str) -> Callable[[Reading], None]:
-    def drop(reading: Reading) -> None:
+def _moments(key: str) -> Callable[[ClassSource], None]:
+    def drop(reading: ClassSource) -> None:
         for state in reading.optimizer["state"].values():
             state[key] = torch.zeros_like(state[key])
 
     return drop
 
 
-def _group(key: str, value: Any) -> Callable[[Reading], None]:
-    def drop(reading: Reading) -> None:
+def _group(key: str, value: Any) -> Callable[[ClassSource], None]:
+    def drop(reading: ClassSource) -> None:
         assert reading.optimizer["groups"][0][key] != value
         reading.optimizer["groups"][0][key] = value
 
     return drop
 
 
-ITEMS: dict[str, tuple[dict[str, Any], Callable[[Reading], None]]] = {
+ITEMS: dict[str, tuple[dict[str, Any], Callable[[ClassSource], None]]] = {
     "parameters": ({}, _weights("weight", "bias")),
     "one bias": ({}, _weights("head.bias")),
     "buffers": ({}, _weights("running_mean", "running_var")),
@@ -190,13 +190,13 @@ def test_each_saved_item_is_needed(
 ) -> None:
     options, drop = ITEMS.get(item, ({}, lambda _: None))
     path, expected = broken(options)
-    read = Reading.__init__
+    read = ClassSource.__init__
 
-    def read_less(self: Reading, *arguments: Any) -> None:
+    def read_less(self: ClassSource, *arguments: Any) -> None:
         read(self, *arguments)
         drop(self)
 
-    monkeypatch.setattr(Reading, "__init__", read_less)
+    monkeypatch.setattr(ClassSource, "__init__", read_less)
     trainer = trainer_of(
         tmp_path,
         {"crash": Crash(-1)},

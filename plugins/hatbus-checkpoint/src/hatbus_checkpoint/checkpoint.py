@@ -28,7 +28,7 @@ from hatbus_checkpoint.judged import check_key
 from hatbus_checkpoint.locate import AUTO, locate
 from hatbus_checkpoint.lock import FolderLock
 from hatbus_checkpoint.options import check_options
-from hatbus_checkpoint.restore import Reading, Saved
+from hatbus_checkpoint.restore import ClassSource, Saved
 from hatbus_checkpoint.retention import check_kept, superfluous
 from hatbus_checkpoint.storable import check_optimizer, check_state
 from hatbus_checkpoint.versions import versions
@@ -256,7 +256,7 @@ class Checkpoint:
         entry = found if found and found.path == path else locate(path, self.folder)
         if entry is None:
             return False
-        reading = Reading(ctx, Saved(entry), self.drop_plugin_state, self.override)
+        reading = ClassSource(ctx, Saved(entry), self.drop_plugin_state, self.override)
         self._random = reading.give(ctx, strict=self.strict_match)
         self.best.tell_replaced(compare.warner(ctx))
         position = ctx.position

@@ -93,7 +93,7 @@ class Saved:
         return tensor_file.read(self.path / name) if name in self.manifest["files"] else {}
 
 
-class Reading:
+class ClassSource:
     """Everything that a run takes out of a checkpoint, read and compared, not yet given.
 
     Args:
