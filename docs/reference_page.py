@@ -95,7 +95,8 @@ def _is_ours(cls: type) -> bool:
 
 def _constant(one: PublicName, value: Any) -> Iterator[str]:
     shown = repr(value)
-    if len(shown) <= _WIDTH and "<" not in shown and one.name != "__version__":
+    is_plain = isinstance(value, (str, int, float, tuple)) and one.name != "__version__"
+    if is_plain and len(shown) <= _WIDTH and "<" not in shown:
         yield f"```py\n{one.name} = {shown}\n```"
     yield docstring(constant_docs(one.home).get(one.name, ""))
 
