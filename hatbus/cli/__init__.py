@@ -2,6 +2,7 @@
 
 A command module has ``arguments(parser)`` and ``run(args) -> int``; ``COMMANDS`` makes it known.
 Commands of other distributions are functions of the words that follow them (``of_plugins``).
+Public: ``main``, which runs a command from Python.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from hatbus.errors import SaveError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+__all__ = ["main"]
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("train what a job file says", "hatbus.cli.run"),
