@@ -24,7 +24,13 @@ if TYPE_CHECKING:
         serve_requests,
     )
     from hatbus.loop.modes import eval_mode
-    from hatbus.loop.module_names import find_module, structure_changed, structure_of, unwrapped
+    from hatbus.loop.module_names import (
+        find_module,
+        plain_name,
+        structure_changed,
+        structure_of,
+        unwrapped,
+    )
     from hatbus.loop.parts import built_optimizer, built_parts
     from hatbus.loop.published import one_number
     from hatbus.loop.signals import stop_wanted
@@ -51,6 +57,7 @@ __all__ = [
     "kept_batches",
     "losses_of_task",
     "one_number",
+    "plain_name",
     "serve_requests",
     "stop_wanted",
     "structure_changed",
@@ -83,6 +90,7 @@ __getattr__ = lazily(
     built_parts="parts",
     one_number="published",
     stop_wanted="signals",
+    plain_name="module_names",
     RAW="weights",
     Weights="weights",
 )

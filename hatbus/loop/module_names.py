@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hatbus.loop.context import Context
 
 _STRUCTURE: Final = "model.structure"
+_COMPILED: Final = "_orig_mod"
 _SHOWN: Final = 3
 
 
@@ -64,6 +65,16 @@ def module_names(model: torch.nn.Module) -> list[str]:
     found: list[str] = []
     _collect(unwrapped(model), "", found)
     return found
+
+
+def plain_name(name: str) -> str:
+    """The dotted name of a parameter or buffer without the wrappers that ``torch.compile`` adds.
+
+    ``"backbone._orig_mod.conv.weight"`` is ``"backbone.conv.weight"`` of the model as it was built.
+    """
+    if _COMPILED not in name:
+        return name
+    return ".".join(part for part in name.split(".") if part != _COMPILED)
 
 
 def structure_of(ctx: Context) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from hatbus.errors import CheckpointError
 from hatbus.log import log
+from hatbus.loop import plain_name
+from hatbus_checkpoint.shapes import give_shapes, takes_its_own
 from hatbus_checkpoint.tree import Tensors, identity
 
 _SHOWN = 10
@@ -21,7 +24,10 @@ def take(model: torch.nn.Module) -> tuple[Tensors, dict[str, str], dict[str, Any
     aliases: dict[str, str] = {}
     extra: dict[str, Any] = {}
     first: dict[Any, str] = {}
-    for name, value in model.state_dict().items():
+    for wrapped, value in model.state_dict().items():
+        name = plain_name(wrapped)
+        if is_lazy(value):  # nothing yet: it comes with the first batch
+            continue
         if not isinstance(value, torch.Tensor):
             extra[name] = value
             continue
@@ -40,39 +46,58 @@ def joined(
     return {**tensors, **{n: tensors[same] for n, same in aliases.items()}, **extra}
 
 
-def give(model: torch.nn.Module, state: Mapping[str, Any], *, strict: bool) -> None:
+def give(
+    model: torch.nn.Module,
+    state: Mapping[str, Any],
+    *,
+    strict: bool,
+    changed: Collection[str] = (),
+) -> None:
     """Loads weights, after a look at all of them.
 
     Args:
-        model: the model.
+        model: the model; what ``torch.compile`` has wrapped in it is looked through.
         state: name to tensor.
         strict: refuse missing and unexpected names; otherwise they are a warning.
+        changed: names of buffers that the saved run had given another shape.
 
     Raises:
         CheckpointError: a table of what does not fit; no weight was touched.
     """
-    rows = differences(model, state)
+    wrapped = {plain_name(name): name for name in model.state_dict()}
+    mine = {wrapped.get(name := plain_name(key), name): value for key, value in state.items()}
+    grown = {wrapped.get(name := plain_name(key), _inside(name, wrapped)) for key in changed}
+    rows = [row for row in differences(model, mine) if row[1] not in grown]
     fatal = [r for r in rows if strict or r[0] == "reshaped"]
-    nothing = bool(rows) and not set(model.state_dict()) & set(state)
+    nothing = bool(rows) and not set(model.state_dict()) & set(mine)
     if fatal or nothing:
         hint = "" if nothing or not strict else "; strict_match = false loads what fits"
         raise CheckpointError(f"the model is not the one that was saved{hint}\n{table(rows)}")
     if rows:
         log.warning("the model is not the one that was saved; loading what fits\n%s", table(rows))
-    model.load_state_dict(dict(state), strict=False)
+    give_shapes(model, mine, grown)
+    model.load_state_dict(mine, strict=False)
+
+
+def _inside(name: str, wrapped: Mapping[str, str]) -> str:
+    """The name in the model of a buffer that is not there yet, by what lies beside it."""
+    prefix = name.rpartition(".")[0]
+    beside = next((w for plain, w in wrapped.items() if plain.rpartition(".")[0] == prefix), name)
+    return f"{beside.rpartition('.')[0]}.{name.rpartition('.')[2]}".lstrip(".")
 
 
 def differences(model: torch.nn.Module, state: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """What does not fit: ``(missing | unexpected | reshaped, name, detail)``."""
     mine = model.state_dict()
-    rows = [("missing", n, _shape(v)) for n, v in mine.items() if n not in state]
+    rows = [("missing", n, _shape(v)) for n, v in mine.items() if n not in state and not is_lazy(v)]
     rows += [("unexpected", n, _shape(v)) for n, v in state.items() if n not in mine]
     rows += [
         ("reshaped", n, f"{_shape(state[n])} in the checkpoint, {_shape(v)} in the model")
         for n, v in mine.items()
-        if n in state and _shape(state[n]) != _shape(v)
+        if n in state and not is_lazy(v) and _shape(state[n]) != _shape(v)
     ]
-    return rows
+    own = {row[1] for row in rows if row[0] == "reshaped" and takes_its_own(model, row[1], state)}
+    return [row for row in rows if row[1] not in own]
 
 
 def table(rows: list[tuple[str, str, str]]) -> str:

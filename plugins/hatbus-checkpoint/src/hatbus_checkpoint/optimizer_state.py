@@ -12,6 +12,7 @@ import torch
 
 from hatbus.errors import CheckpointError
 from hatbus.log import log
+from hatbus.loop import plain_name
 from hatbus_checkpoint.same_tree import differing
 
 
@@ -61,6 +62,7 @@ def give(
             f"the optimizer is {kind}, the checkpoint holds the state of {saved['kind']:.99}; a "
             "plugin that puts another optimizer in its place does so in load_state_dict as well"
         )
+    saved = _plainly_named(saved)
     names = names_of(model, optimizer)
     fresh = _check_names(names, saved["groups"], strict=strict)
     whole = saved.get("whole")
@@ -89,7 +91,8 @@ def give(
 
 def names_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
     """Per group the parameters' names; ``#3`` for the third that is none of the model's."""
-    known = {id(p): name for name, p in reversed(list(model.named_parameters()))}
+    named = reversed(list(model.named_parameters()))
+    known = {id(p): plain_name(name) for name, p in named}
     index, groups = 0, []
     for group in optimizer.param_groups:
         mine = []
@@ -98,6 +101,18 @@ def names_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[l
             index += 1
         groups.append(mine)
     return groups
+
+
+def _plainly_named(saved: dict[str, Any]) -> dict[str, Any]:
+    """The same without the names of ``torch.compile``'s wrappers, which older ones may have."""
+    groups = [{**g, "params": list(map(plain_name, g["params"]))} for g in saved["groups"]]
+    if "state" not in saved:
+        return {**saved, "groups": groups}
+    return {
+        **saved,
+        "groups": groups,
+        "state": {plain_name(k): v for k, v in saved["state"].items()},
+    }
 
 
 def _is_torchs_form(found: Mapping[str, Any], many: int) -> bool:

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from hatbus import rng
 from hatbus.data import seed_of
 from hatbus.errors import CheckpointError, did_you_mean
+from hatbus.loop import plain_name
 from hatbus_checkpoint import compare, model_state, optimizer_state, tensor_file
 from hatbus_checkpoint.as_built import as_built
 from hatbus_checkpoint.listing import lock_differences
@@ -60,7 +61,14 @@ class Saved:
         more = self._json("model") if "model.json" in self.manifest["files"] else {}
         with self.using("model"):
             extra = decode(more.get("extra", {}), {})
-            return model_state.joined(self._tensors("model"), more.get("aliases", {}), extra)
+            found = model_state.joined(self._tensors("model"), more.get("aliases", {}), extra)
+            return {plain_name(name): value for name, value in found.items()}
+
+    def changed_buffers(self) -> list[str]:
+        """Names of the buffers that the run had given another shape than they were built with."""
+        more = self._json("model") if "model.json" in self.manifest["files"] else {}
+        with self.using("model"):
+            return [plain_name(name) for name in more.get("changed", [])]
 
     def plugins(self) -> dict[str, Any]:
         """The states of the plugins by instance name."""
@@ -133,7 +141,7 @@ class ClassSource:
         self.rank = rank_state(ctx, saved)
         with saved.using(f"rank-{ctx.rank}"):
             self._take_rank_parts(ctx)
-        self.model = saved.model()
+        self.model, self.changed_buffers = saved.model(), saved.changed_buffers()
 
     def give(self, ctx: Context, *, strict: bool) -> rng.RandomState | None:
         """Gives the run all of it.
@@ -148,7 +156,7 @@ class ClassSource:
         using = self.saved.using
         ctx.bus.load_state_dict(self.states, self.versions)
         with using("model"):
-            model_state.give(ctx.model, self.model, strict=strict)
+            model_state.give(ctx.model, self.model, strict=strict, changed=self.changed_buffers)
         if ctx.optimizer is not None and self.optimizer is not None:
             self._give_optimizer(ctx, ctx.optimizer, strict=strict)
         with using("progress"):

@@ -15,6 +15,7 @@ from hatbus import rng
 from hatbus.errors import SaveError
 from hatbus.loop import RAW
 from hatbus_checkpoint import model_state, optimizer_state
+from hatbus_checkpoint.shapes import changed_buffers
 from hatbus_checkpoint.tensor_file import chunks_of
 from hatbus_checkpoint.tree import Tensors, encode
 
@@ -78,7 +79,7 @@ def take(ctx: Context, *, weights_only: bool = False) -> Snapshot:
             f"a checkpoint was asked for while the model shows {ctx.weights.current!r} weights; "
             "save before or after, never inside a weight view"
         )
-    parts = dict(_model_parts(ctx.model))
+    parts = dict(_model_parts(ctx))
     if weights_only:
         return Snapshot(parts)
     if ctx.optimizer is not None:
@@ -141,11 +142,12 @@ def _as_text(data: Any) -> list[bytes]:
     return [(json.dumps(data) + "\n").encode()]
 
 
-def _model_parts(model: torch.nn.Module) -> Iterator[tuple[str, tuple[Any, Tensors]]]:
-    tensors, aliases, extra = model_state.take(model)
+def _model_parts(ctx: Context) -> Iterator[tuple[str, tuple[Any, Tensors]]]:
+    tensors, aliases, extra = model_state.take(ctx.model)
+    changed = changed_buffers(ctx, [*tensors, *aliases])
     data = None
-    if aliases or extra:
-        data = {"aliases": aliases, "extra": encode(extra, inline=1 << 62)[0]}
+    if aliases or extra or changed:
+        data = {"aliases": aliases, "extra": encode(extra, inline=1 << 62)[0], "changed": changed}
     yield "model", (data, tensors)
 
 

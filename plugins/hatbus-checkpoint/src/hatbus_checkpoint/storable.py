@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from hatbus.errors import SaveError
 from hatbus_checkpoint import optimizer_state
+from hatbus_checkpoint.shapes import buffers_as_built
 from hatbus_checkpoint.tensor_file import check_storable
 from hatbus_checkpoint.tree import encode
 
@@ -28,6 +29,7 @@ def check_state(ctx: Context) -> None:
         SaveError: naming the tensor, or the optimizer.
     """
     check_model(ctx.model)
+    buffers_as_built(ctx)
     if ctx.optimizer is not None:
         check_optimizer(ctx.model, ctx.optimizer)
 

@@ -9,7 +9,7 @@ import torch
 
 from hatbus import hookimpl, plugin
 from hatbus.errors import CheckpointError, JobError, did_you_mean
-from hatbus.loop import structure_of
+from hatbus.loop import plain_name, structure_of
 from hatbus.option_values import is_number, one_of, text, whole
 from hatbus.parallel import refuse_sharded
 from hatbus_model.folding import Fold, fold_average, folds_of
@@ -24,6 +24,7 @@ from hatbus_model.moving_average import (
 )
 from hatbus_model.showing import shown
 from hatbus_model.surgery import take_from_first_rank
+from hatbus_model.watching import Watch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,11 +89,14 @@ class ExponentialMovingAverage:
         self._lanes: list[Lane] = []
         self._structure, self._folds = -1, 0
         self._ctx: Context | None = None
+        self._watch: Watch | None = None
+        self._is_unchecked = False
 
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
         """Offers the view; a resume comes after this."""
         self._ctx = ctx
+        _check_layouts(places(ctx.model))
         ctx.weights.add(self.view, self.shown)
 
     @hookimpl
@@ -104,6 +108,13 @@ class ExponentialMovingAverage:
     def on_step_begin(self, ctx: Context) -> None:
         """Follows what changed the model, also in a step that will make no update."""
         self._follow(ctx)
+
+    @hookimpl
+    def on_optimizer_step_begin(self, ctx: Context) -> None:
+        """Follows tensors that took another shape in the forward; their average begins anew."""
+        if self._watch is not None and self._watch.has_changed():
+            self._structure = -1
+            self._follow(ctx)
 
     @hookimpl
     def on_optimizer_step_end(self, ctx: Context) -> None:
@@ -141,13 +152,12 @@ class ExponentialMovingAverage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the averages; changes of the model's structure were replayed before.
 
-        Raises:
-            CheckpointError: they are of another model.
+        Whether they are this model's is known when its tensors have their shapes of the save.
         """
         self.updates = int(state["updates"])
-        self._values = {name: value.clone() for name, value in state["averages"].items()}
+        self._values = {plain_name(n): value.clone() for n, value in state["averages"].items()}
         if self._ctx is not None:
-            _check_same(self._values, places(self._ctx.model))
+            self._is_unchecked = True
             self._folds = len(folds_of(self._ctx))
             self._structure = -1
 
@@ -156,7 +166,11 @@ class ExponentialMovingAverage:
         return self.updates >= self.start_step
 
     def _follow(self, ctx: Context) -> None:
-        """Finds the tensors to follow, at the start and after every change of structure."""
+        """Finds the tensors to follow, at the start and after every change of structure.
+
+        Raises:
+            CheckpointError: the averages of a checkpoint are of another model.
+        """
         if self._structure == structure_of(ctx):
             return
         self._structure = structure_of(ctx)
@@ -168,12 +182,16 @@ class ExponentialMovingAverage:
             fold_average(self._values, fold)
         self._folds = len(folds)
         self._followed = places(ctx.model)
+        if self._is_unchecked:
+            _check_same(self._values, self._followed)
+            self._is_unchecked = False
         self._values = {
             name: self._average_of(held[key], self._values.get(name))
             for name, (held, key) in self._followed.items()
         }
         copied = [n for n, _ in ctx.model.named_buffers()] if self.buffers == "copy" else ()
         self._lanes = lanes(self._values, self._followed, copied)
+        self._watch = Watch(ctx.model)
 
     def _take_statistics(self, fold: Fold, ctx: Context) -> None:
         """Gives every rank rank 0's averaged statistics, which are about to become weights."""
@@ -188,6 +206,15 @@ class ExponentialMovingAverage:
         device = torch.device("cpu") if self.offload else live.device
         value = known if known is not None and known.shape == live.shape else live
         return value.detach().to(device, averaged_dtype(live), copy=value is live)
+
+
+def _check_layouts(followed: dict[str, Place]) -> None:
+    for name, (held, key) in followed.items():
+        if held[key].layout is not torch.strided:
+            raise JobError(
+                f"ema: {name!r} is {held[key].layout}, which torch cannot average; a buffer "
+                "registered with persistent=False is left alone"
+            )
 
 
 def _check_same(averages: dict[str, Tensor], followed: dict[str, Place]) -> None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from hatbus.errors import JobError
+from hatbus.loop import plain_name
 from hatbus.option_values import is_number
 from hatbus.parallel import is_shard, local_tensor, reshard
 
@@ -50,7 +52,10 @@ def check_decay(plugin: str, decay: Any, decay_base: Any) -> tuple[float, float]
 
 
 def places(model: nn.Module) -> dict[str, Place]:
-    """Where the model keeps its parameters and persistent buffers, by name; each tensor once."""
+    """Where the model keeps its parameters and persistent buffers, by name; each tensor once.
+
+    What ``torch.compile`` has wrapped is looked through; what has no shape yet is left out.
+    """
     reshard(model)
     found: dict[str, Place] = {}
     seen: set[int] = set()
@@ -61,9 +66,11 @@ def places(model: nn.Module) -> dict[str, Place]:
         listed = [(parameters, key) for key in parameters]
         listed += [(buffers, key) for key in buffers if key not in passing]
         for held, key in listed:
-            if held[key] is not None and id(held[key]) not in seen:
-                seen.add(id(held[key]))
-                found[f"{prefix}.{key}" if prefix else key] = (held, key)
+            tensor = held[key]
+            if tensor is None or is_lazy(tensor) or id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            found[plain_name(f"{prefix}.{key}" if prefix else key)] = (held, key)
     return found
 
 
