@@ -7,7 +7,9 @@ The rest is imported by name and needs no pytest. (PYTEST_DONT_REWRITE: there ar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from hatbus.lazily import lazily
 
 if TYPE_CHECKING:
     from hatbus.testing.contract import PluginContract
@@ -39,29 +41,19 @@ __all__ = [
 pytest_plugins: Final = ["hatbus.testing.plugin"]
 """pytest reads this when it is told of this package; importing the package alone does nothing."""
 
-_HOME: Final = {
-    "ContractFailure": "verdict",
-    "EventLog": "event_log",
-    "Failure": "failures",
-    "Occasions": "occasions",
-    "PluginContract": "contract",
-    "PluginProject": "project",
-    "Reads": "reads",
-    "TinyJob": "tiny_job",
-    "TinyNet": "tiny",
-    "batches": "tiny",
-    "failing": "failures",
-    "tiny_parts": "tiny",
-    "tiny_trainer": "tiny",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first asked for."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'hatbus.testing' has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(f"hatbus.testing.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(
+    __name__,
+    ContractFailure="verdict",
+    EventLog="event_log",
+    Failure="failures",
+    Occasions="occasions",
+    PluginContract="contract",
+    PluginProject="project",
+    Reads="reads",
+    TinyJob="tiny_job",
+    TinyNet="tiny",
+    batches="tiny",
+    failing="failures",
+    tiny_parts="tiny",
+    tiny_trainer="tiny",
+)
