@@ -86,6 +86,7 @@ class Bus:
         self._tasks: list[str] | None = None
         self._states: Final = States()
         self._positions = 0
+        self._prefixes: dict[int, str] = {}
         self._manager = _new_manager()
         self._is_frozen = False
         self.asks_batches = False
@@ -214,6 +215,23 @@ class Bus:
         mine = [m for m in self.members.values() if not m.core]
         return resolve([Place(m.name, m.declared, m.position, m.kind) for m in mine])
 
+    def log_prefix(self, plugin: object) -> str:
+        """What a plugin puts before the names that it publishes: "", or ``"<instance name>/"``.
+
+        The first instance of a plugin, in order, publishes under plain names; further ones would
+        overwrite its values, so theirs begin with their instance names.
+
+        Raises:
+            PluginError: it is not on this bus.
+        """
+        if id(plugin) not in self._prefixes:
+            mine = next((m for m in self.members.values() if m.plugin is plugin), None)
+            if mine is None:
+                raise PluginError(f"{plugin!r:.80} is no plugin on this bus; register it first")
+            kin = [p.name for p in self.order() if self.members[p.name].kind == mine.kind]
+            self._prefixes[id(plugin)] = "" if mine.name in kin[:1] else f"{mine.name}/"
+        return self._prefixes[id(plugin)]
+
     @property
     def hooks(self) -> pluggy.HookRelay:
         """pluggy's own callers, by event; the frozen ones do the same for less."""
@@ -234,6 +252,7 @@ class Bus:
         self._intervals.append(interval)
 
     def _changed(self) -> None:
+        self._prefixes.clear()
         if self._is_frozen:
             self.freeze()
 

@@ -31,7 +31,7 @@ from hatbus.testing.saving import Resume, Save
 from hatbus.testing.subject import Subject, first_unequal, skip
 from hatbus.testing.surroundings import Surroundings, settings
 from hatbus.testing.trees import copied, difference, without
-from hatbus.testing.trial import Trial
+from hatbus.testing.trial import Trial, overwritten
 from hatbus.testing.verdict import fail
 
 FAILURES: Final = (
@@ -312,6 +312,12 @@ class PluginContract(Subject):
                 return  # both write or replace one thing: refused before anything runs
             raise
         both.fit(self.num_steps)
+        name = overwritten(self.stable_logs(alone), alone, both)
+        if name:
+            fail(
+                f"{self.name}: two instances publish unlike values as {name!r}, and the last one "
+                "wins; begin the names with ctx.bus.log_prefix(self)"
+            )
         if self.observer:
             ends = (run.end((self.name,))["plugin state"] for run in (alone, both))
             one, two = (without(state, self.volatile) for state in ends)

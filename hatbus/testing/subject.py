@@ -54,7 +54,7 @@ class Subject:
         raise NotImplementedError(f"{type(self).__name__} says not what to test: define make(self)")
 
     def make_another(self) -> object:
-        """An instance to stand beside the first, with other names where they would share one."""
+        """An instance to stand beside the first, with other options, and files of its own."""
         return self.make()
 
     def build(self) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Container, Generator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hatbus import Trainer, hookimpl, rng
 from hatbus.testing.saving import copied_states, fields_of, optimizer_state
-from hatbus.testing.trees import copied
+from hatbus.testing.trees import copied, difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,3 +132,18 @@ class Trial:
             "random state": rng.capture(),
             "plugin state": {name: states[name] for name in names if name in states},
         }
+
+
+def overwritten(names: Container[tuple[int, str]], one: Trial, two: Trial) -> str:
+    """A name under which two instances of a plugin publish unlike values in one step, or "".
+
+    Args:
+        names: (step, name) of what one instance publishes.
+        one: its run.
+        two: the run of both.
+    """
+    for key, values in two.recorder.logs.items():
+        more = key in names and len(values) > len(one.recorder.logs[key])
+        if more and any(difference(values[0], value) for value in values[1:]):
+            return key[1]
+    return ""

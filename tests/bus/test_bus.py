@@ -6,9 +6,11 @@ import random
 from collections.abc import Generator
 from typing import Any
 
+import pytest
 from tiny import Listens, hearing, tiny_trainer, weights
 
 from hatbus import Bus, hookimpl, plugin
+from hatbus.errors import PluginError
 from hatbus.loop.context import Context
 
 
@@ -114,3 +116,17 @@ def test_plugins_of_rank_zero_are_silent_elsewhere() -> None:
     recorder = hearing(["on_step_end"], lambda e, _: heard.append(e))
     bus.register(recorder, "writer", overrides={"ranks": "zero"})
     assert bus.emitter().on_step_end is None
+
+
+def test_a_plugin_can_tell_its_published_names_from_those_of_its_like() -> None:
+    class Plain:
+        @hookimpl
+        def on_loop_begin(self) -> None: ...
+
+    first, second = Plain(), Plain()
+    bus = Bus({"first": first, "second": second})
+    assert (bus.log_prefix(first), bus.log_prefix(second)) == ("", "second/")
+    bus.unregister("first")
+    assert bus.log_prefix(second) == ""
+    with pytest.raises(PluginError, match="is no plugin on this bus; register it first"):
+        bus.log_prefix(first)

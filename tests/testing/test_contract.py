@@ -36,6 +36,36 @@ class TestMeanLoss(PluginContract):
         return MeanLoss()
 
 
+@plugin(stage="monitor")
+class Above:
+    """Publishes in how many steps the loss was above a limit."""
+
+    def __init__(self, limit: float, *, tells_apart: bool) -> None:
+        self.limit, self.tells_apart, self.count = limit, tells_apart, 0
+
+    @hookimpl
+    def on_step_end(self, ctx: Any, losses: dict[str, torch.Tensor]) -> None:
+        self.count += 1 if self.limit < 0 else 2
+        prefix = ctx.bus.log_prefix(self) if self.tells_apart else ""
+        ctx.log({f"{prefix}above": self.count})
+
+
+@pytest.mark.parametrize("tells_apart", [False, True])
+def test_two_instances_that_publish_one_name_are_told_how_to_tell_them_apart(
+    tells_apart: bool,
+) -> None:
+    def above(limit: float) -> Above:
+        return Above(limit, tells_apart=tells_apart)
+
+    kit = contract(lambda: above(-1), make_another=lambda self: above(1))
+    if tells_apart:
+        kit.test_two_instances_do_not_collide()
+        return
+    said = r"two instances publish unlike values as 'above', .* ctx\.bus\.log_prefix\(self\)"
+    with pytest.raises(ContractFailure, match=said):
+        kit.test_two_instances_do_not_collide()
+
+
 @plugin(stage="schedule", writes="optimizer.lr")
 class Halve:
     """Halves the learning rate every other step."""

@@ -57,12 +57,13 @@ class GradMonitor:
         if self.modules is not None:
             names("grad_monitor: modules", self.modules)
         self.norm_type, self.weights, self.lr = norm_type, weights, lr
-        self._parameters: dict[str, list[nn.Parameter]] = {}
+        self._prefix = ""
 
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
         """Checks the names of the modules."""
         parameters_of(ctx.model, self.modules)
+        self._prefix = ctx.bus.log_prefix(self)
 
     @hookimpl(wrapper=True)
     def clip_gradients(self, ctx: Context) -> Generator[None, Any, Any]:
@@ -87,8 +88,8 @@ class GradMonitor:
                 own = each_norm([p.detach() for p in parameters], self.norm_type)
                 named[f"weight_norm/{name}"] = joint_norm(own or [zero], self.norm_type)
         row = torch.stack([norm.to(named["grad_norm"].device) for norm in named.values()])
-        values = dict(zip(named, row.tolist(), strict=True))
-        return {**values, **(learning_rates(ctx.optimizer) if self.lr else {})}
+        values = {f"{self._prefix}{n}": v for n, v in zip(named, row.tolist(), strict=True)}
+        return {**values, **(learning_rates(ctx.optimizer) if self.lr and not self._prefix else {})}
 
 
 def parameters_of(model: nn.Module, chosen: Sequence[str] | None) -> dict[str, list[nn.Parameter]]:

@@ -14,23 +14,23 @@ import torch
 from hatbus import hookimpl, plugin
 from hatbus.errors import PluginError
 from hatbus.log import log
-from hatbus.loop import instance_name, is_cut_short
+from hatbus.loop import is_cut_short
 from hatbus.option_values import one_of, text
 from hatbus_monitor.every import NEVER, check_interval, interval, is_due
 from hatbus_monitor.metric_calls import read_filter, wanted_extras
+from hatbus_monitor.metric_holding import Held
 from hatbus_monitor.metric_list import KNOWN, Metric, move, named_metrics
+from hatbus_monitor.metric_prefix import free_prefix, usual_prefix
 from hatbus_monitor.metric_state import copied, restore, state_of
 from hatbus_monitor.metric_values import Shown, has_get, results
 from hatbus_monitor.metrics import Accuracy, LossShow, Mean
 
 if TYPE_CHECKING:
-    from hatbus import Bus, Context
+    from hatbus import Context
 
 RESETS: Final = ("step", "log", "epoch")
 FREQS: Final = ("step_log_freq", "epoch_log_freq", "step_storage_freq", "epoch_storage_freq")
 ONLY_LOSSES: Final = ("losses",)
-_NAMES: Final = "metric_updater.names"
-"""Where the updaters of a run say in ``ctx.storage`` what each publishes."""
 OWN_KINDS: Final = (Mean, Accuracy, LossShow)
 
 
@@ -39,7 +39,11 @@ class MetricUpdater:
     """Updates metrics with every batch, and publishes them at their intervals.
 
     Published as ``train/<metric>``; bound to one task, ``train/<task>/<metric>``. In a run without
-    optimizer (a validation) there is no ``train/``. ``log_prefix`` takes the place of all that.
+    optimizer (a validation) there is no ``train/``. ``log_prefix`` takes the place of all that. Of
+    two instances that would publish one name, the later one puts its instance name before it.
+
+    A metric is counted by one updater: another that is given the same object while that one runs,
+    also one in a validation, counts in a copy of its own.
 
     Args:
         metric_update_func: gets ``(metrics, batch, model_outs)`` and updates the metrics; by name
@@ -64,6 +68,10 @@ class MetricUpdater:
         storage_key: where they are stored: a list of
             ``{"epoch_id": ..., "global_step_id": ..., name: value, ...}``; instances with one key
             add to one list.
+
+    Attributes:
+        metrics: what it counts in, by name.
+        name_prefix: what its published names begin with, once the run has begun.
 
     Raises:
         JobError: a value that is not accepted.
@@ -106,7 +114,8 @@ class MetricUpdater:
         self.metrics: dict[str, Metric] = {} if metrics is None else named_metrics(metrics)
         self._extra = wanted_extras(metric_update_func)
         self._given: Any = metrics
-        self._prefix = ""
+        self.name_prefix = ""
+        self._held = Held(self)
         self._updates = 0
         self._published_at: int | None = None
         self._stored: list[dict[str, Any]] = []
@@ -115,15 +124,15 @@ class MetricUpdater:
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
         """Finds the metrics, moves them to the device, settles their names."""
-        if self._given is None:
-            self.metrics = named_metrics(self._metrics_of_run(ctx))
+        found = named_metrics(self._metrics_of_run(ctx)) if self._given is None else self.metrics
+        self.metrics = self._held.take(found, ctx, warns=self._given is not None)
         move(self.metrics.values(), ctx.device)
         is_named = isinstance(self._given, Mapping)
         self._argument: Any = self.metrics if is_named else list(self.metrics.values())
         self._detaches = all(map(holds_no_graph, self.metrics.values()))
-        self._prefix = self._prefix_of_its_own(ctx)
+        self.name_prefix = free_prefix(self, ctx)
         self._own = tuple(
-            (f"{self._prefix}{name}", metric)
+            (f"{self.name_prefix}{name}", metric)
             for name, metric in self.metrics.items()
             if type(metric) in OWN_KINDS
         )
@@ -203,6 +212,11 @@ class MetricUpdater:
             level = logging.INFO if ctx.rank == 0 and ctx.optimizer is not None else logging.DEBUG
             log.log(level, "epoch %d: %s", epoch + 1, Shown(values))
 
+    @hookimpl
+    def on_loop_end(self) -> None:
+        """Leaves its metrics to others."""
+        self._held.let_go()
+
     def _at_step(self, ctx: Context, *, stores: bool, logs: bool) -> None:
         values = self._compute(ctx)
         if stores:
@@ -219,7 +233,7 @@ class MetricUpdater:
         Args:
             ctx: of the run that it is in, or anything with its ``bus`` and ``optimizer``.
         """
-        start = self._prefix or prefix(self.log_prefix, self, ctx)
+        start = self.name_prefix or usual_prefix(self, ctx)
         return [f"{start}{name}" for name, one in self.metrics.items() if not has_get(one)]
 
     def state_dict(self) -> dict[str, Any]:
@@ -256,25 +270,6 @@ class MetricUpdater:
         is_said_at_the_end = self.reset_metrics_by == "epoch" and self.epoch_log_freq == 1
         return is_shared_validation and is_said_at_the_end
 
-    def _prefix_of_its_own(self, ctx: Context) -> str:
-        """What stands in front of its names; with its instance name, where another has the same."""
-        own = prefix(self.log_prefix, self, ctx)
-        taken: dict[str, MetricUpdater] = ctx.storage.setdefault(_NAMES, {})
-        here = {id(member.plugin) for member in ctx.bus.members.values()}
-        names = [f"{own}{name}" for name in self.metrics]
-        others = {taken[n] for n in names if n in taken and taken[n] is not self}
-        if any(id(other) in here for other in others):
-            own = f"{own}{instance_name(ctx, self)}/"
-            if ctx.rank == 0:
-                log.info(
-                    "another metric_updater publishes %r too; this one's are %r and so on; "
-                    "log_prefix gives names of your own",
-                    names[0],
-                    f"{own}{next(iter(self.metrics))}",
-                )
-        taken.update({f"{own}{name}": self for name in self.metrics})
-        return own
-
     def _metrics_of_run(self, ctx: Context) -> Any:
         found = ctx.train_metrics if ctx.optimizer is not None else ctx.val_metrics
         if not found:
@@ -310,7 +305,7 @@ class MetricUpdater:
             return {name: metric.compute() for name, metric in self._own}
         with torch.no_grad():
             return {
-                f"{self._prefix}{name}": value
+                f"{self.name_prefix}{name}": value
                 for key, metric in self.metrics.items()
                 for name, value in results(key, metric)
             }
@@ -333,22 +328,8 @@ def shared_rows(ctx: Context, key: str, own: list[dict[str, Any]]) -> list[dict[
     return rows
 
 
-def prefix(log_prefix: str, instance: object, ctx: Context) -> str:
-    """What stands in front of a metric's name: ``"train/"``, ``"train/det/"``, or the user's."""
-    if log_prefix:
-        return log_prefix if log_prefix[-1] in "/_- " else f"{log_prefix}/"
-    tasks = bound_tasks(ctx.bus, instance)
-    parts = ["train"] if ctx.optimizer is not None else []
-    return "".join(f"{part}/" for part in [*parts, *(tasks if len(tasks) == 1 else ())])
-
-
 def holds_no_graph(metric: object) -> bool:
     """Whether a metric is known to detach what it is given: ours, and those of torchmetrics."""
     return isinstance(metric, Mean) or any(
         hasattr(metric, name) for name in ("metric_state", "compute_groups")
     )
-
-
-def bound_tasks(bus: Bus, instance: object) -> tuple[str, ...]:
-    """The tasks that an instance is bound to on the bus."""
-    return next((m.declared.tasks for m in bus.members.values() if m.plugin is instance), ())

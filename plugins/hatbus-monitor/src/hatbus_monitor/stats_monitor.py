@@ -71,6 +71,7 @@ class StatsMonitor:
         if batch_size is not None:
             whole("stats_monitor: batch_size", batch_size, 1)
         self.log_freq, self.batch_size = log_freq, batch_size
+        self._prefix = ""
         self._now = time.monotonic
         self._plan = Plan()
         self._window = Window(0.0)
@@ -83,6 +84,7 @@ class StatsMonitor:
         """Starts the clock; the counters are those of a resumed run already."""
         self._began, self._first_step = self._now(), ctx.position.global_step
         self._window, self._pauses = Window(self._began), 0
+        self._prefix = ctx.bus.log_prefix(self)
         ctx.data.times_waits = True
 
     @hookimpl
@@ -132,7 +134,7 @@ class StatsMonitor:
         steps = ctx.position.global_step - self._epoch_first_step
         seconds = self._now() - self._epoch_began
         if not is_cut_short(ctx):
-            ctx.log({"time/epoch": seconds})
+            ctx.log({f"{self._prefix}time/epoch": seconds})
         log.info(
             "epoch %s: %s for %d steps%s, %s left",
             of_total(ctx.epoch_id + 1, self._plan.num_epochs(ctx)),
@@ -148,7 +150,7 @@ class StatsMonitor:
         now = self._now()
         values = self._window.values(now, ctx.world_size)
         self._window = Window(now)
-        ctx.log(values)
+        ctx.log({f"{self._prefix}{name}": value for name, value in values.items()})
         log.info(
             "epoch %s, step %s (%s of the run): %s a step (%s waiting for data), %s samples/s, "
             "%s left",

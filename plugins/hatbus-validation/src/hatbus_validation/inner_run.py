@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hatbus import Bus, Context, hookimpl
 from hatbus.bus import Moments, TaskScope
+from hatbus.errors import PluginError
 from hatbus.loop import (
     Control,
     Position,
@@ -128,7 +129,11 @@ def inner_bus(
     outer: Context,
     tasks: Sequence[str],
 ) -> Bus:
-    """A bus with the core's parts for evaluation and the given callbacks."""
+    """A bus with the core's parts for evaluation and the given callbacks.
+
+    Raises:
+        PluginError: one that keeps a state is among the plugins of the training too.
+    """
     bus = Bus(rank=outer.rank)
     parts: dict[str, object] = {"task_scope": TaskScope()} if tasks else {}
     parts["moments"] = Moments()
@@ -137,7 +142,13 @@ def inner_bus(
     parts.update(loop=EvaluationLoop(), batch_processor=processor, nobody=UnprovidedSpans())
     for name, part in parts.items():
         bus.register(part, f"core.{name}", core=True)
+    of_training = {id(member.plugin): member.name for member in outer.bus.members.values()}
     for name, callback, overrides in callbacks:
+        if id(callback) in of_training and hasattr(callback, "state_dict"):
+            raise PluginError(
+                f"validation: callbacks: {name!r} is the object that the training has as "
+                f"{of_training[id(callback)]!r}, and keeps a state; give each its own instance"
+            )
         bus.register(callback, name, overrides=overrides)
     bus.set_tasks(tasks)
     bus.freeze()
