@@ -28,6 +28,7 @@ from hatbus.loop.loop import Loop, UnprovidedSpans
 from hatbus.loop.modes import TrainModes, tell_of_eval
 from hatbus.loop.parts import built_parts
 from hatbus.loop.signals import Signals
+from hatbus.loop.structure import structure_changed, structure_watched
 from hatbus.loop.weights import Weights
 from hatbus.parallel.processes import (
     AgreedControl,
@@ -171,7 +172,8 @@ class Trainer:
             self._prepare()
             ctx.emit = self.bus.emitter()
             try:
-                ctx.emit.run_loop(ctx)
+                with structure_watched(ctx):
+                    ctx.emit.run_loop(ctx)
             except BaseException as error:
                 ctx.exception = error
                 locate(error, ctx)
@@ -195,6 +197,7 @@ class Trainer:
         forget_files(ctx)
         ctx.weights = Weights()  # a view of a plugin that was taken off the bus must not stay
         ctx.control = (AgreedControl if ctx.world_size > 1 else Control)(self.bus.callers)
+        structure_changed(ctx)  # what was done between two fits, nobody said
         model: Any = ctx.model
         in_eval = self._modes.enter(model)
         if ctx.rank == 0 and ctx.position.global_step == 0:

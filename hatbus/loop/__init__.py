@@ -24,16 +24,11 @@ if TYPE_CHECKING:
         serve_requests,
     )
     from hatbus.loop.modes import eval_mode
-    from hatbus.loop.module_names import (
-        find_module,
-        plain_name,
-        structure_changed,
-        structure_of,
-        unwrapped,
-    )
+    from hatbus.loop.module_names import find_module, has_module, plain_name, unwrapped
     from hatbus.loop.parts import built_optimizer, built_parts
     from hatbus.loop.published import one_number
     from hatbus.loop.signals import stop_wanted
+    from hatbus.loop.structure import structure_changed, structure_of
     from hatbus.loop.weights import RAW, Weights
 
 __all__ = [
@@ -51,6 +46,7 @@ __all__ = [
     "eval_mode",
     "file_owner",
     "find_module",
+    "has_module",
     "instance_name",
     "is_cut_short",
     "is_done",
@@ -83,8 +79,9 @@ __getattr__ = lazily(
     serve_requests="loop",
     eval_mode="modes",
     find_module="module_names",
-    structure_changed="module_names",
-    structure_of="module_names",
+    has_module="module_names",
+    structure_changed="structure",
+    structure_of="structure",
     unwrapped="module_names",
     built_optimizer="parts",
     built_parts="parts",

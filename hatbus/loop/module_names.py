@@ -1,8 +1,7 @@
 """Modules by dotted name, as in ``model.get_submodule``; wrappers are looked through.
 
 A name stands for that module and everything below it. It is looked up once, at loop begin, and
-again when a plugin has changed the model's structure: whoever replaces modules or parameters
-calls ``structure_changed(ctx)``, whoever keeps references to them compares ``structure_of(ctx)``.
+again when the model's structure has changed (``hatbus.loop.structure``).
 """
 
 from __future__ import annotations
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from hatbus.loop.context import Context
-
-_STRUCTURE: Final = "model.structure"
 _COMPILED: Final = "_orig_mod"
 _SHOWN: Final = 3
 
@@ -53,11 +49,28 @@ def find_module(model: torch.nn.Module, name: str, where: str) -> torch.nn.Modul
     """
     module = unwrapped(model)
     for part in name.split(".") if name else ():
-        child = dict(module.named_children()).get(part)
+        child = _child(module, part)
         if child is None:
             raise JobError(f"{where}: unknown module {name!r}{_closest(name, module_names(model))}")
         module = unwrapped(child)
     return module
+
+
+def _child(module: torch.nn.Module, name: str) -> torch.nn.Module | None:
+    """A child by name; one that has two names is found by both."""
+    try:
+        return module.get_submodule(name) if name else None
+    except AttributeError:
+        return None
+
+
+def has_module(model: torch.nn.Module, name: str) -> bool:
+    """Whether the model has a module of that dotted name, as ``find_module`` finds it."""
+    try:
+        find_module(model, name, "")
+    except JobError:
+        return False
+    return True
 
 
 def module_names(model: torch.nn.Module) -> list[str]:
@@ -75,24 +88,6 @@ def plain_name(name: str) -> str:
     if _COMPILED not in name:
         return name
     return ".".join(part for part in name.split(".") if part != _COMPILED)
-
-
-def structure_of(ctx: Context) -> int:
-    """How often the model's structure was changed in this run.
-
-    Keep the number with the modules or parameters that you keep; look them up anew when it differs.
-    """
-    count: int = ctx.storage.get(_STRUCTURE, 0)
-    return count
-
-
-def structure_changed(ctx: Context) -> None:
-    """Says that modules or parameters were replaced, so that kept references are looked up anew.
-
-    To be called by whoever replaced them, once they stand; what does nothing else than change
-    values need not be told.
-    """
-    ctx.storage[_STRUCTURE] = structure_of(ctx) + 1
 
 
 def _collect(module: torch.nn.Module, prefix: str, found: list[str]) -> None:

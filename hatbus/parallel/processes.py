@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import operator
 import os
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 from zlib import crc32
 
 import torch
@@ -20,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from hatbus.batches.finite import FINITE
 from hatbus.events.declare import hookimpl
 from hatbus.loop.control import LASTING, STOP_EPOCH, Control, Request, plain
+from hatbus.loop.structure import structure_of
 from hatbus.parallel.sharding import is_sharded
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from hatbus.loop.context import Context
 
 _runs: Final = count()
+_exchanged: Final[WeakKeyDictionary[Any, list[torch.nn.Parameter]]] = WeakKeyDictionary()
+"""What the wrappers reduce: torch finds that out once, when a wrapper is made."""
 _PLACES: Final = 256
 
 
@@ -90,16 +95,23 @@ def wrapped_in_ddp(model: torch.nn.Module, device: torch.device, *, many_tasks: 
     if not any(p.requires_grad for p in model.parameters()):
         return model
     ids = [device.index or 0] if device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(
+    wrapper = torch.nn.parallel.DistributedDataParallel(
         model, device_ids=ids, find_unused_parameters=many_tasks
     )
+    _exchanged[wrapper] = trained_in(model)
+    return wrapper
+
+
+def trained_in(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The parameters of a model that get gradients."""
+    return [one for one in model.parameters() if one.requires_grad]
 
 
 class ShareGradientsOnce:
     """Gradients are exchanged in the last backward of a step only (DDP's ``no_sync``)."""
 
     def __init__(self) -> None:
-        self._begun = 0
+        self._begun, self._structure = 0, -1
 
     @hookimpl(wrapper=True, tryfirst=True)
     def run_step(self) -> Generator[None, Any, Any]:
@@ -110,6 +122,8 @@ class ShareGradientsOnce:
     @hookimpl(wrapper=True, tryfirst=True)
     def run_batch(self, ctx: Context) -> Generator[None, Any, Any]:
         """Forward and backward of all but the last batch stay on this rank."""
+        if not self._begun and self._structure != structure_of(ctx):
+            self._follow(ctx)
         self._begun += 1
         shared: Any = ctx.wrapped_model
         is_last = self._begun >= len(ctx.batches)
@@ -117,6 +131,23 @@ class ShareGradientsOnce:
             return (yield)
         with shared.no_sync():
             return (yield)
+
+    def _follow(self, ctx: Context) -> None:
+        """Makes the DDP wrapper anew if it is not for the parameters that train now.
+
+        The old one has to be gone first: its hooks on parameters that stay would reduce them twice.
+        """
+        self._structure = structure_of(ctx)
+        inner: Any = ctx.wrapped_model
+        known, now = _exchanged.get(inner), trained_in(ctx.model)
+        if known is not None:
+            if len(known) == len(now) and all(map(operator.is_, known, now)):
+                return
+            inner = inner.module
+        ctx.wrapped_model = None
+        gc.collect()
+        many_tasks = len(getattr(ctx.data, "tasks", ())) > 1
+        ctx.wrapped_model = wrapped_in_ddp(inner, ctx.device, many_tasks=many_tasks)
 
 
 class AgreedDecisions:

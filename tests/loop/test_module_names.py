@@ -6,13 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from hatbus import Bus, Context
 from hatbus.errors import JobError
 from hatbus.loop.module_names import (
     find_module,
     module_names,
-    structure_changed,
-    structure_of,
     unwrapped,
 )
 
@@ -74,10 +71,3 @@ def test_an_unknown_name_is_refused_with_the_closest(name: str, words: str) -> N
 def test_a_model_without_submodules_says_so() -> None:
     with pytest.raises(JobError, match="has no submodules"):
         find_module(nn.Linear(1, 1), "x", "test")
-
-
-def test_changes_of_structure_are_counted_per_run() -> None:
-    one, other = Context(Bus()), Context(Bus())
-    structure_changed(one)
-    structure_changed(one)
-    assert (structure_of(one), structure_of(other)) == (2, 0)

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from hatbus import Trainer, hookimpl
+from hatbus import Trainer, hookimpl, plugin
 from hatbus.errors import JobError, PluginError
+from hatbus.loop import structure_changed
 from hatbus_grad.grad_clip import GradClip
 from hatbus_grad.grad_scale import GradScale
 
@@ -317,3 +318,35 @@ def test_random_rules_equal_gradients_taken_apart(seed: int) -> None:
                 assert torch.allclose(p.grad, expected[name], rtol=1e-12, atol=1e-12), (name, rules)
 
     run([GradScale(rules), Compare()], model, data=data, accumulate=accumulate)
+
+
+@plugin(stage="setup")
+class Changes:
+    """Replaces the backbone at step 1, and takes head_b away at step 2."""
+
+    @hookimpl
+    def on_step_begin(self, ctx: object) -> None:
+        if ctx.global_step_id == 1:
+            ctx.model.backbone = nn.Linear(1, 1, bias=False)
+            nn.init.constant_(ctx.model.backbone.weight, 2.0)
+            ctx.optimizer.add_param_group({"params": list(ctx.model.backbone.parameters())})
+        if ctx.global_step_id == 2:
+            del ctx.model.head_b
+            structure_changed(ctx)
+
+
+def test_rules_hold_for_what_is_put_in_and_end_with_what_is_taken_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, seen = TwoHeads(), Seen()
+    rules = [("backbone", 0.5), ("head_b", 3.0), ("head_a", 2.0)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    data = {"a": batches(1.0, 1.0, 1.0)}
+    Trainer(model, optimizer, data, mean_loss, [Changes(), GradScale(rules), seen]).fit(
+        num_epochs=1
+    )
+    assert [found["backbone.weight"] for found in seen.gradients] == [1.5] * 3  # 0.5 * head_a
+    assert [found["head_a.weight"] for found in seen.gradients] == [4.0] * 3  # 2 * backbone
+    assert caplog.messages == [
+        "grad_scale: the model has no 'head_b' any more; its rule is left out"
+    ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import torch
 from torch import nn
 
-from hatbus import Trainer
+from hatbus import Trainer, hookimpl, plugin
 from hatbus_model.ema import ExponentialMovingAverage
 from hatbus_model.freeze_module import FreezeModule
 from hatbus_model.fuse_bn import FuseBN
@@ -25,6 +26,21 @@ class Net(nn.Module):
         return self.head(self.neck(self.stem(x))).mean((1, 2, 3))
 
 
+@plugin(stage="setup")
+class Replaces:
+    """Puts new modules in, one of them in a frozen part, and tells nobody."""
+
+    @hookimpl
+    def on_step_begin(self, ctx: Any) -> None:
+        torch.manual_seed(ctx.global_step_id)
+        if ctx.global_step_id == 4:
+            ctx.model.neck[0] = nn.Conv2d(4, 4, 1).double()
+            ctx.optimizer.add_param_group({"params": list(ctx.model.neck.parameters())})
+        if ctx.global_step_id == 6:
+            ctx.model.head = nn.Sequential(nn.Conv2d(4, 2, 1), nn.Conv2d(2, 1, 1)).double()
+            ctx.optimizer.add_param_group({"params": list(ctx.model.head.parameters())})
+
+
 def main() -> None:
     torch.set_num_threads(1)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -38,6 +54,7 @@ def main() -> None:
     mine = [(x.tensor_split(world)[rank], y.double().tensor_split(world)[rank]) for x, y in data]
     ema = ExponentialMovingAverage(0.8, 2)
     plugins = [
+        Replaces(),
         FreezeModule([["stem"]], [0], "step", only_batchnorm=True),
         FreezeModule([["neck"]], [3], "step", unfreeze_at=[7]),
         FuseBN([["stem"]], [5], "step"),

@@ -308,3 +308,52 @@ def test_a_state_of_before_modes_were_kept_is_loaded() -> None:
     del state["in_eval"]
     freeze.load_state_dict(state)
     assert freeze.state_dict()["in_eval"] == {"backbone": ["1"]}
+
+
+class Replace:
+    """Replaces or removes a module at a step."""
+
+    def __init__(self, at: int, what: Callable[[Net], object]) -> None:
+        self.at, self.what = at, what
+
+    @hookimpl
+    def on_step_begin(self, ctx: object) -> None:
+        if ctx.global_step_id == self.at:
+            self.what(ctx.model)
+            new = [p for p in ctx.model.parameters() if id(p) not in known_to(ctx.optimizer)]
+            if new:
+                ctx.optimizer.add_param_group({"params": new})
+
+
+def known_to(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("name", ["backbone", "backbone.0"])
+def test_what_is_put_in_the_place_of_something_frozen_is_frozen(name: str) -> None:
+    def new(model: Net) -> None:
+        parent, _, key = name.rpartition(".")
+        module = nn.Linear(3, 4) if key == "0" else nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5))
+        setattr(model.get_submodule(parent), key, module)
+
+    freeze = FreezeModule([["backbone"]], [1], "step", unfreeze_at=[5])
+    build(Replace(3, new), freeze, history := History()).fit(num_steps=7)
+    moved = [any(n.startswith("backbone") for n in found) for found in history.moved]
+    assert moved == [True, False, False, False, False, True, True]
+    assert [found["backbone.0"] for found in history.training] == moved
+
+
+def test_a_frozen_module_that_is_taken_away_is_left_out_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def remove(model: Net) -> None:
+        model.side_backbone = nn.Sequential(nn.Linear(3, 4))
+
+    freeze = FreezeModule([["side_backbone.weird"], ["head"]], [0, 0], "step")
+    trainer = build(Replace(2, remove), freeze)
+    trainer.ctx.model.side_backbone.weird = nn.Identity()
+    trainer.fit(num_steps=4)
+    assert caplog.messages == [
+        "freeze_module: the model has no 'side_backbone.weird' any more; it is frozen no longer"
+    ]
+    assert freeze.state_dict()["frozen"].keys() == {"head"}

@@ -107,3 +107,66 @@ def test_modules_that_are_no_pair_are_refused(teacher: nn.Module, words: str) ->
 def test_one_module_cannot_be_both() -> None:
     with pytest.raises(JobError, match="name two modules"):
         MeanTeacher(student="net", teacher="net")
+
+
+class Shared(nn.Module):
+    """A student and a teacher on one encoder."""
+
+    def __init__(self, share: str = "both") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        encoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        self.student = nn.ModuleDict({"encoder": encoder, "head": nn.Linear(4, 1)})
+        own = copy.deepcopy(encoder) if share == "outside" else encoder
+        self.teacher = nn.ModuleDict({"encoder": own, "head": nn.Linear(4, 1)})
+        self.other = own if share == "outside" else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.student["head"](self.student["encoder"](x))
+        with torch.no_grad():
+            self.teacher["head"](self.teacher["encoder"](x))
+        return found + self.other(x).sum() * 0.1
+
+
+def rows() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    seeded = torch.Generator().manual_seed(1)
+    draw = [torch.randn(5, n, generator=seeded) for n in (3, 1) * 5]
+    return list(zip(draw[::2], draw[1::2], strict=True))
+
+
+@pytest.mark.parametrize("share", ["both", "outside"])
+def test_what_the_teacher_shares_trains_as_it_would_without_it(share: str) -> None:
+    trained = []
+    for plugins in ([], [MeanTeacher(0.5, 0)]):
+        model = Shared(share)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        Trainer(model, optimizer, rows(), nn.functional.mse_loss, plugins).fit(num_epochs=1)
+        trained.append(model)
+    plain, taught = trained
+    part = "other" if share == "outside" else "student.encoder"
+    for module in (part, "student"):
+        one, other = (m.get_submodule(module).state_dict() for m in (plain, taught))
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert all(p.requires_grad for p in taught.get_submodule(part).parameters())
+    assert not any(p.requires_grad for p in taught.teacher["head"].parameters())
+    assert not torch.equal(taught.teacher["head"].weight, taught.student["head"].weight)
+
+
+def test_a_teacher_with_nothing_of_its_own_is_refused() -> None:
+    model = nn.ModuleDict({"student": nn.Linear(3, 1)})
+    model["teacher"] = model["student"]
+    with pytest.raises(JobError, match="the teacher 'teacher' has no tensor of its own"):
+        trainer_of(MeanTeacher(), model=model).fit(num_steps=1)
+
+
+def test_a_teacher_that_is_put_in_during_the_run_gets_no_gradients_either() -> None:
+    class NewTeacher:
+        @hookimpl
+        def on_step_begin(self, model: Pair, global_step_id: int) -> None:
+            if global_step_id == 1:
+                model.teacher = copy.deepcopy(model.student)
+
+    trainer = trainer_of(MeanTeacher(0.9, 0), NewTeacher())
+    trainer.fit(num_steps=3)
+    assert not any(p.requires_grad for p in trainer.ctx.model.teacher.parameters())
+    assert not torch.equal(trainer.ctx.model.teacher[0].weight, trainer.ctx.model.student[0].weight)

@@ -21,7 +21,8 @@ import torch
 
 from hatbus import hookimpl, plugin
 from hatbus.events import redeclare
-from hatbus.loop import structure_of
+from hatbus.log import log
+from hatbus.loop import has_module, structure_of
 from hatbus.parallel import is_shard
 from hatbus_grad.clipping import check_limit, check_norm_type, clip_norm
 from hatbus_grad.rules import Group, check_tasks, groups_of, read_rules
@@ -93,7 +94,7 @@ class GradScale:
         self.clip_norm_type = check_norm_type("grad_scale", "clip_norm_type", order)
         if clip_grad_norm is not None:  # only then is there something to own
             redeclare(self, writes="grad.clip")
-        self._structure = -1
+        self._structure, self._rules = -1, self.rules
         self._tasks: dict[str | None, tuple[Group, ...]] = {}
         self._before: list[Gradients] = []
         self._hooks: list[Any] = []
@@ -102,12 +103,14 @@ class GradScale:
     def on_loop_begin(self, ctx: Context) -> None:
         """Looks up modules and tasks."""
         check_tasks(self.rules, getattr(ctx.data, "tasks", ()))
+        self._rules = self.rules
         self._look_up(ctx)
 
     @hookimpl
     def on_backward_begin(self, ctx: Context) -> None:
         """Makes ready for this task's gradients."""
-        if self._structure != structure_of(ctx):  # another plugin replaced parameters
+        if self._structure != structure_of(ctx):  # parameters were replaced
+            self._leave_out(ctx)
             self._look_up(ctx)
         groups = self._tasks.get(ctx.task)
         if not groups:
@@ -154,9 +157,16 @@ class GradScale:
         ctx.grad_norm = None if is_shard(norm) else norm
         return True
 
+    def _leave_out(self, ctx: Context) -> None:
+        """Leaves out the rules for modules that are not there any more."""
+        left = [rule for rule in self._rules if has_module(ctx.model, rule.module)]
+        for name in {rule.module: None for rule in self._rules if rule not in left}:
+            log.warning("grad_scale: the model has no %r any more; its rule is left out", name)
+        self._rules = left
+
     def _look_up(self, ctx: Context) -> None:
         tasks: Sequence[str] = getattr(ctx.data, "tasks", ())
-        self._tasks = {t: groups_of(ctx.model, self.rules, t) for t in tasks or (None,)}
+        self._tasks = {t: groups_of(ctx.model, self._rules, t) for t in tasks or (None,)}
         self._structure = structure_of(ctx)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from hatbus import hookimpl, plugin
 from hatbus.errors import CheckpointError, JobError, did_you_mean
@@ -14,17 +17,15 @@ from hatbus.option_values import is_number, one_of, text, whole
 from hatbus.parallel import refuse_sharded
 from hatbus_model.folding import Fold, fold_average, folds_of
 from hatbus_model.moving_average import (
-    Lane,
+    Lanes,
     Place,
     averaged_dtype,
     check_decay,
     decay_at,
-    lanes,
     places,
 )
 from hatbus_model.showing import shown
 from hatbus_model.surgery import take_from_first_rank
-from hatbus_model.watching import Watch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,10 +87,10 @@ class ExponentialMovingAverage:
         self.updates = 0
         self._values: dict[str, Tensor] = {}
         self._followed: dict[str, Place] = {}
-        self._lanes: list[Lane] = []
+        self._tensors: dict[str, Tensor] = {}
+        self._lanes = Lanes({}, {})
         self._structure, self._folds = -1, 0
         self._ctx: Context | None = None
-        self._watch: Watch | None = None
         self._is_unchecked = False
 
     @hookimpl
@@ -102,19 +103,12 @@ class ExponentialMovingAverage:
     @hookimpl
     def on_epoch_begin(self, ctx: Context) -> None:
         """Begins with the weights that the first update starts from."""
-        self._follow(ctx)
-
-    @hookimpl
-    def on_step_begin(self, ctx: Context) -> None:
-        """Follows what changed the model, also in a step that will make no update."""
-        self._follow(ctx)
+        self._follow(ctx, look=True)
 
     @hookimpl
     def on_optimizer_step_begin(self, ctx: Context) -> None:
-        """Follows tensors that took another shape in the forward; their average begins anew."""
-        if self._watch is not None and self._watch.has_changed():
-            self._structure = -1
-            self._follow(ctx)
+        """Follows what changed the model; what is new begins with what this update starts from."""
+        self._follow(ctx)
 
     @hookimpl
     def on_optimizer_step_end(self, ctx: Context) -> None:
@@ -124,20 +118,24 @@ class ExponentialMovingAverage:
         self._follow(ctx)
         self.updates += 1
         number = self.updates - self.start_step
+        if number < 0 or number % self.interval:
+            return
         with torch.no_grad():
-            if number == 0:
-                for lane in self._lanes:
-                    lane.copy()
-            elif number > 0 and number % self.interval == 0:
-                kept = decay_at(number, self.decay, self.decay_base) ** self.interval
-                for lane in self._lanes:
-                    lane.move(1.0 - kept)
+            if not self._moved(number):
+                self._follow(ctx, look=True)
+                self._moved(number)
+
+    def _moved(self, number: int) -> bool:
+        if not number:
+            return self._lanes.copy()
+        kept = decay_at(number, self.decay, self.decay_base) ** self.interval
+        return self._lanes.move(1.0 - kept)
 
     def shown(self) -> AbstractContextManager[None]:
         """Opens the view: the model shows the average until it is closed."""
         if self._ctx is None or not self._has_begun:
             return nullcontext()
-        self._follow(self._ctx)
+        self._follow(self._ctx, look=True)
         return shown(self._ctx.model, self._values, self._followed)
 
     def averages(self) -> dict[str, Tensor]:
@@ -146,6 +144,8 @@ class ExponentialMovingAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """Number of updates and the averages; none before the first one of ``start_step``."""
+        if self._ctx is not None and self._followed:
+            self._follow(self._ctx, look=True)
         averages = dict(self._values) if self._has_begun else {}
         return {"updates": self.updates, "averages": averages}
 
@@ -159,39 +159,62 @@ class ExponentialMovingAverage:
         if self._ctx is not None:
             self._is_unchecked = True
             self._folds = len(folds_of(self._ctx))
-            self._structure = -1
+        self._structure, self._followed, self._tensors = -1, {}, {}
 
     @property
     def _has_begun(self) -> bool:
         return self.updates >= self.start_step
 
-    def _follow(self, ctx: Context) -> None:
+    def _follow(self, ctx: Context, *, look: bool = False) -> None:
         """Finds the tensors to follow, at the start and after every change of structure.
+
+        An average stays with its tensor, whatever name that has by now; a tensor that is new in
+        the model begins an average of its own.
+
+        Args:
+            ctx: of the run.
+            look: whether to look although no change was said.
 
         Raises:
             CheckpointError: the averages of a checkpoint are of another model.
         """
-        if self._structure == structure_of(ctx):
+        if self._structure == structure_of(ctx) and not look:
             return
-        self._structure = structure_of(ctx)
-        if self.offload:
+        if self.offload and not self._followed:
             refuse_sharded(ctx.model, "ema with offload=True", "leave it out")
-        folds = folds_of(ctx)
-        for fold in folds[self._folds :]:
+        self._structure = structure_of(ctx)
+        before, folded = (self._followed, self._tensors), self._folded(ctx)
+        self._followed = places(ctx.model)
+        self._tensors = {name: held[key] for name, (held, key) in self._followed.items()}
+        if self._is_unchecked:
+            _check_same(self._values, self._tensors)
+            self._is_unchecked = False
+        known = names_before(*before, self._followed, folded) if before[1] else {}
+        old = self._values
+        self._values = {
+            name: self._average_of(live, old.get(known.get(name, name)))
+            for name, live in self._tensors.items()
+        }
+        if any(map(is_lazy, (*ctx.model.parameters(), *ctx.model.buffers()))):
+            self._structure = -1  # their tensors are made in the first forward pass
+        if before[0] and is_same(old, self._values) and is_in_place(before[0], self._followed):
+            return
+        copied = (
+            [plain_name(n) for n, _ in ctx.model.named_buffers()] if self.buffers == "copy" else ()
+        )
+        self._lanes = Lanes(self._values, self._followed, copied)
+
+    def _folded(self, ctx: Context) -> set[str]:
+        """Folds averages as weights were folded since the last look; names of what was made."""
+        new = folds_of(ctx)[self._folds :]
+        self._folds += len(new)
+        plain = [
+            replace(fold, conv=plain_name(fold.conv), norm=plain_name(fold.norm)) for fold in new
+        ]
+        for fold in plain:
             self._take_statistics(fold, ctx)
             fold_average(self._values, fold)
-        self._folds = len(folds)
-        self._followed = places(ctx.model)
-        if self._is_unchecked:
-            _check_same(self._values, self._followed)
-            self._is_unchecked = False
-        self._values = {
-            name: self._average_of(held[key], self._values.get(name))
-            for name, (held, key) in self._followed.items()
-        }
-        copied = [n for n, _ in ctx.model.named_buffers()] if self.buffers == "copy" else ()
-        self._lanes = lanes(self._values, self._followed, copied)
-        self._watch = Watch(ctx.model)
+        return {f"{fold.conv}.{part}".lstrip(".") for fold in plain for part in ("weight", "bias")}
 
     def _take_statistics(self, fold: Fold, ctx: Context) -> None:
         """Gives every rank rank 0's averaged statistics, which are about to become weights."""
@@ -217,17 +240,55 @@ def _check_layouts(followed: dict[str, Place]) -> None:
             )
 
 
-def _check_same(averages: dict[str, Tensor], followed: dict[str, Place]) -> None:
-    model = {name: tuple(held[key].shape) for name, (held, key) in followed.items()}
+def is_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether both hold the very same tensors under the same names."""
+    return one.keys() == other.keys() and all(one[name] is value for name, value in other.items())
+
+
+def is_in_place(one: dict[str, Place], other: dict[str, Place]) -> bool:
+    """Whether both hold the same places; the names are the same."""
+    return all(one[name][0] is held and one[name][1] == key for name, (held, key) in other.items())
+
+
+def names_before(
+    followed: dict[str, Place], tensors: dict[str, Tensor], now: dict[str, Place], same: set[str]
+) -> dict[str, str]:
+    """The names under which tensors of a changed model were followed before; "" for new ones.
+
+    A parameter is the same as long as it is the same object. A buffer may be another object after
+    every forward pass, and is the same in the same module.
+
+    Args:
+        followed: where what was followed before was.
+        tensors: what was followed before.
+        now: where everything is now.
+        same: names whose averages were changed by hand as the tensors were.
+    """
+    by_place = {(id(held), key): name for name, (held, key) in followed.items()}
+    by_tensor = {id(tensor): name for name, tensor in tensors.items()}
+    found = {}
+    for name, (held, key) in now.items():
+        live = held[key]
+        place = None if isinstance(live, nn.Parameter) else by_place.get((id(held), key))
+        found[name] = name if name in same else place or by_tensor.get(id(live), "")
+    return found
+
+
+def _check_same(averages: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Refuses averages of another model.
+
+    Raises:
+        CheckpointError: the first tensor that is another.
+    """
     for name, value in averages.items():
-        if name not in model:
-            hint = did_you_mean(name, model)
+        if name not in tensors:
+            hint = did_you_mean(name, tensors)
             raise CheckpointError(
                 f"ema: the saved average holds {name!r}, the model does not{hint}"
             )
-        if tuple(value.shape) != model[name]:
-            shapes = f"{tuple(value.shape)}, in the model {model[name]}"
+        if value.shape != tensors[name].shape:
+            shapes = f"{tuple(value.shape)}, in the model {tuple(tensors[name].shape)}"
             raise CheckpointError(f"ema: the saved average of {name!r} has shape {shapes}")
-    missing = [name for name in model if name not in averages]
+    missing = [name for name in tensors if name not in averages]
     if missing and averages:
         raise CheckpointError(f"ema: the saved average lacks {missing[0]!r}; is it another model?")

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 from hatbus import hookimpl, plugin
 from hatbus.errors import JobError
 from hatbus.log import log
-from hatbus.loop import find_module, structure_of
+from hatbus.loop import find_module, has_module, structure_changed, structure_of
 from hatbus_model import freezing
 from hatbus_model.freezing import keep_in_eval
 from hatbus_model.milestones import as_data, check_names, due, in_order, previewed, read_marks
-from hatbus_model.surgery import wrap_anew
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,7 +80,9 @@ class FreezeModule:
 
     @hookimpl
     def on_step_begin(self, ctx: Context) -> None:
-        """Freezes what is due."""
+        """Freezes what is due, and what was put in the place of something frozen."""
+        if self._structure != structure_of(ctx):
+            self._find_kept(ctx)
         if self.update_by == "step":
             self._pass_marks(ctx, ctx.global_step_id)
 
@@ -172,6 +173,8 @@ class FreezeModule:
     def _release(self, model: nn.Module, name: str) -> None:
         """Unfreezes one module; what lies in it and was frozen by another name stays so."""
         stopped, before = self.frozen.pop(name), self.in_eval.pop(name)
+        if not has_module(model, name):
+            return
         module = find_module(model, name, "freeze_module: modules")
         if not self.only_batchnorm:
             freezing.unfreeze(module, stopped, self._held(model))
@@ -188,14 +191,22 @@ class FreezeModule:
 
     def _changed(self, ctx: Context) -> None:
         if not self.only_batchnorm:
-            wrap_anew(ctx)
+            structure_changed(ctx)
         self._find_kept(ctx)
 
     def _find_kept(self, ctx: Context) -> None:
         """The modules to keep in eval mode; other plugins may have replaced some."""
+        for name in [n for n in self.frozen if not has_module(ctx.model, n)]:
+            log.warning("freeze_module: the model has no %r any more; it is frozen no longer", name)
+            del self.frozen[name], self.in_eval[name]
         found = [find_module(ctx.model, n, "freeze_module: modules") for n in self.frozen]
         only = self.only_batchnorm
         inside = (freezing.parts(m, only_batchnorm=only).values() for m in found)
         self._kept = [module for part in inside for module in part]
+        new = [p for m in found for p in m.parameters() if p.requires_grad and not only]
+        for parameter in new:
+            parameter.requires_grad_(False)
+        if new:
+            structure_changed(ctx)
         self._structure = structure_of(ctx)
         keep_in_eval(self._kept)

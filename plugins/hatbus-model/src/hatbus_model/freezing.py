@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hatbus.loop import find_module
+from hatbus.loop import find_module, has_module
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,8 +42,9 @@ def held(
     """
     found: dict[nn.Parameter, bool] = {}
     for name, stopped in ((n, set(s)) for frozen in freezes for n, s in frozen.items()):
-        module = find_module(model, name, "freeze_module: modules")
-        found.update({p: n not in stopped for n, p in module.named_parameters()})
+        if has_module(model, name):
+            module = find_module(model, name, "freeze_module: modules")
+            found.update({p: n not in stopped for n, p in module.named_parameters()})
     return found
 
 
@@ -60,9 +61,10 @@ def modes_held(
     found: dict[nn.Module, bool] = {}
     for only, in_eval in freezes:
         for name, before in ((n, set(s)) for n, s in in_eval.items()):
-            module = find_module(model, name, "freeze_module: modules")
-            inside = parts(module, only_batchnorm=only)
-            found.update({m: n not in before for n, m in inside.items()})
+            if has_module(model, name):
+                module = find_module(model, name, "freeze_module: modules")
+                inside = parts(module, only_batchnorm=only)
+                found.update({m: n not in before for n, m in inside.items()})
     return found
 
 

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hatbus import hookimpl, plugin
 from hatbus.errors import CheckpointError
 from hatbus.log import log
+from hatbus.loop import structure_changed
 from hatbus.parallel import refuse_sharded
 from hatbus_model.folding import Fold, folds_of
 from hatbus_model.fusion import Fusion, apply_fold, candidates
@@ -22,7 +23,7 @@ from hatbus_model.milestones import (
     previewed,
     read_marks,
 )
-from hatbus_model.surgery import replace_in_optimizer, wrap_anew
+from hatbus_model.surgery import replace_in_optimizer
 
 if TYPE_CHECKING:
     import torch
@@ -192,10 +193,10 @@ class FuseBN:
             replace_in_optimizer(ctx.optimizer, replaced)
 
     def _followed(self, ctx: Context, folds: list[Fold]) -> None:
-        """Lets everything else follow: averages by the list of folds, DDP by a new wrapper."""
+        """Lets everything else follow; averages by the list of folds."""
         self.folds += folds
         folds_of(ctx).extend(folds)
-        wrap_anew(ctx)
+        structure_changed(ctx)
 
 
 def _report(name: str, fusion: Fusion) -> None:

@@ -8,12 +8,13 @@ import torch
 
 from hatbus import hookimpl, plugin
 from hatbus.errors import JobError, did_you_mean
-from hatbus.loop import find_module, structure_of
+from hatbus.loop import find_module, structure_changed, structure_of, unwrapped
 from hatbus.option_values import text
-from hatbus_model.moving_average import Lane, Place, check_decay, decay_at, lanes, places
-from hatbus_model.surgery import wrap_anew
+from hatbus_model.moving_average import Lanes, Place, check_decay, decay_at, places
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from hatbus.loop import Context
 
 
@@ -25,7 +26,8 @@ class MeanTeacher:
     ``MeanTeacherValidation`` validates either. ``d = decay * (1 - exp(-x / decay_base))`` at the
     ``x``-th committed update, from 1. Parameters and floating buffers are averaged, integer
     buffers copied. The teacher gets no gradients, so no optimizer touches it; it begins as a copy
-    of the student and is saved with the model.
+    of the student and is saved with the model. What it shares with the student, or with any other
+    part of the model, is not the teacher's: it trains as it would without it.
 
     Source: Tarvainen and Valpola, Mean teachers are better role models, 2017;
     ``hat.callbacks.MeanTeacherValidation`` for the pair.
@@ -58,19 +60,13 @@ class MeanTeacher:
             )
         self.student, self.teacher, self.copy_student = student, teacher, copy_student
         self.updates, self._begun = 0, False
-        self._lanes: list[Lane] = []
+        self._lanes = Lanes({}, {})
         self._structure = -1
 
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
         """Finds the pair and stops the teacher's gradients."""
         self._pair(ctx)
-        teacher = find_module(ctx.model, self.teacher, "mean_teacher: teacher")
-        if any(p.requires_grad for p in teacher.parameters()):
-            teacher.requires_grad_(False)
-            for parameter in teacher.parameters():
-                parameter.grad = None
-            wrap_anew(ctx)
 
     @hookimpl
     def on_epoch_begin(self, ctx: Context) -> None:
@@ -78,8 +74,7 @@ class MeanTeacher:
         if not self._begun and self.copy_student:
             self._pair(ctx)
             with torch.no_grad():
-                for lane in self._lanes:
-                    lane.copy()
+                self._lanes.copy()
         self._begun = True
 
     @hookimpl
@@ -92,8 +87,9 @@ class MeanTeacher:
         self.updates += 1
         weight = 1.0 - decay_at(self.updates, self.decay, self.decay_base)
         with torch.no_grad():
-            for lane in self._lanes:
-                lane.move(weight)
+            if not self._lanes.move(weight):
+                self._pair(ctx)
+                self._lanes.move(weight)
 
     def state_dict(self) -> dict[str, Any]:
         """Number of updates; the teacher's weights are saved with the model."""
@@ -104,11 +100,40 @@ class MeanTeacher:
         self.updates, self._begun = int(state["updates"]), bool(state["begun"])
 
     def _pair(self, ctx: Context) -> None:
-        student = places(find_module(ctx.model, self.student, "mean_teacher: student"))
-        teacher = places(find_module(ctx.model, self.teacher, "mean_teacher: teacher"))
-        _check_pair(student, teacher)
-        self._lanes = lanes({n: held[key] for n, (held, key) in teacher.items()}, student)
+        student = find_module(ctx.model, self.student, "mean_teacher: student")
+        teacher = find_module(ctx.model, self.teacher, "mean_teacher: teacher")
+        followed, moved = places(student), places(teacher)
+        _check_pair(followed, moved)
+        others = tensors_outside(ctx.model, teacher)
+        own = {n: held[key] for n, (held, key) in moved.items() if id(held[key]) not in others}
+        if teacher is student or (moved and not own):
+            raise JobError(
+                f"mean_teacher: the teacher {self.teacher!r} has no tensor of its own, the rest of "
+                "the model holds them all; make it a copy: copy.deepcopy(student)"
+            )
+        stopped = [p for p in teacher.parameters() if p.requires_grad and id(p) not in others]
+        for parameter in stopped:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        if stopped:
+            structure_changed(ctx)
+        self._lanes = Lanes(own, followed)
         self._structure = structure_of(ctx)
+
+
+def tensors_outside(model: nn.Module, part: nn.Module) -> set[int]:
+    """Identities of the parameters and buffers that a model holds outside of one of its parts."""
+    seen, waiting = {part}, [unwrapped(model)]
+    found: set[int] = set()
+    while waiting:
+        module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        found.update(map(id, module.parameters(recurse=False)))
+        found.update(map(id, module.buffers(recurse=False)))
+        waiting += [unwrapped(child) for child in module.children()]
+    return found
 
 
 def _check_pair(student: dict[str, Place], teacher: dict[str, Place]) -> None:

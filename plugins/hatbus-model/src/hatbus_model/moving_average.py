@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from hatbus.errors import JobError
@@ -16,10 +17,12 @@ from hatbus.option_values import is_number
 from hatbus.parallel import is_shard, local_tensor, reshard
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 Place = tuple[dict[str, Any], str]
 """A module's dict and a key in it: where a tensor is, whatever tensor that is at the time."""
+_FIXED: Final = ("running_mean", "running_var", "num_batches_tracked")
+"""Buffers of torch's norms, of which there are many: no forward pass gives them another shape."""
 _LOW: Final = (torch.float16, torch.bfloat16)
 
 
@@ -95,21 +98,28 @@ class Lane:
     followed: list[Place]
     averaged: bool
     sharded: bool = False
+    heals: bool = False
 
-    def move(self, weight: float) -> None:
-        """``average += weight * (followed - average)``, or a copy for what is not averaged."""
-        if not self.averaged:
-            self.copy()
-            return
-        torch._foreach_lerp_(self.averages, self._live(), weight)
+    def move(self, live: list[Tensor], weight: float) -> None:
+        """``average += weight * (live - average)``, or a copy for what is not averaged."""
+        if self.heals:
+            for average, tensor in zip(self.averages, live, strict=True):
+                began = average.isfinite()
+                average.copy_(torch.where(began, average.lerp(tensor, weight), tensor))
+        elif self.averaged:
+            torch._foreach_lerp_(self.averages, live, weight)
+        else:
+            torch._foreach_copy_(self.averages, live)
 
-    def copy(self) -> None:
-        """Makes every average equal to what it follows."""
-        torch._foreach_copy_(self.averages, self._live())
+    def live(self) -> list[Tensor]:
+        """What is followed, where and in what the averages are; waits once for another device.
 
-    def _live(self) -> list[Tensor]:
-        """What is followed, where and in what the averages are; waits once for another device."""
-        live: list[Any] = [held[key] for held, key in self.followed]
+        Raises:
+            KeyError: something is not there any more.
+        """
+        live: list[Any] = [t for held, key in self.followed if (t := held[key]) is not None]
+        if len(live) != len(self.followed):
+            raise KeyError
         if self.sharded:
             live = [shard.to_local() for shard in live]
         first, found = self.averages[0], live[0]
@@ -123,25 +133,80 @@ class Lane:
         return live
 
 
-def lanes(
-    averages: Mapping[str, Tensor], followed: Mapping[str, Place], copied: Iterable[str] = ()
-) -> list[Lane]:
-    """Sorts tensors into lanes of one kind, dtype and device.
+class Lanes:
+    """Many averages, moved together or not at all.
 
     Args:
         averages: the averages by name.
         followed: what they follow, under the same names.
         copied: names that are copied although they could be averaged.
     """
-    as_is = set(copied)
-    found: dict[object, Lane] = {}
-    for name, average in averages.items():
-        held, key = followed[name]
-        live = held[key]
-        moves = is_averaged(live) and name not in as_is
-        sharded = is_shard(live)
-        kind = (moves, sharded, average.dtype, average.device, live.dtype, live.device)
-        lane = found.setdefault(kind, Lane([], [], moves, sharded))
-        lane.averages.append(local_tensor(average))
-        lane.followed.append(followed[name])
-    return list(found.values())
+
+    def __init__(
+        self,
+        averages: Mapping[str, Tensor],
+        followed: Mapping[str, Place],
+        copied: Iterable[str] = (),
+    ) -> None:
+        as_is, healing = set(copied), not_finite(averages, followed)
+        found: dict[object, Lane] = {}
+        self._buffers: list[tuple[torch.Size, torch.dtype, dict[str, Any], str]] = []
+        for name, average in averages.items():
+            held, key = followed[name]
+            live = held[key]
+            moves, sharded = is_averaged(live) and name not in as_is, is_shard(live)
+            heals = moves and name in healing
+            kind = (moves, sharded, heals, average.dtype, average.device, live.dtype, live.device)
+            lane = found.setdefault(kind, Lane([], [], moves, sharded, heals))
+            lane.averages.append(local_tensor(average))
+            lane.followed.append(followed[name])
+            if not isinstance(live, nn.Parameter) and key not in _FIXED:
+                self._buffers.append((average.shape, live.dtype, held, key))
+        self._lanes = list(found.values())
+
+    def move(self, weight: float) -> bool:
+        """Moves every average by ``weight`` towards what it follows.
+
+        A buffer that was not finite when it was first seen (an observer that has seen nothing) is
+        copied until it is.
+
+        Returns:
+            False when something is not there any more, or a buffer has another shape; then nothing
+            has moved, and the lanes have to be made anew.
+        """
+        pairs = self._pairs()
+        if pairs is None:
+            return False
+        for lane, live in pairs:
+            lane.move(live, weight)
+        return True
+
+    def copy(self) -> bool:
+        """Makes every average equal to what it follows; False as ``move``."""
+        pairs = self._pairs()
+        if pairs is None:
+            return False
+        for lane, live in pairs:
+            torch._foreach_copy_(lane.averages, live)
+        return True
+
+    def _pairs(self) -> list[tuple[Lane, list[Tensor]]] | None:
+        """The lanes with what they follow now; None when that is not what it was."""
+        for shape, dtype, held, key in self._buffers:
+            now = held.get(key)
+            if now is None or now.shape != shape or now.dtype is not dtype:
+                return None
+        try:
+            return [(lane, lane.live()) for lane in self._lanes]
+        except KeyError:
+            return None
+
+
+def not_finite(averages: Mapping[str, Tensor], followed: Mapping[str, Place]) -> set[str]:
+    """Names of the averages of buffers that are not finite; waits once for the device."""
+    held = ((name, followed[name]) for name, value in averages.items() if is_averaged(value))
+    names = [name for name, (inside, key) in held if not isinstance(inside[key], nn.Parameter)]
+    if not names:
+        return set()
+    flags = torch.stack([torch.isfinite(averages[name]).all() for name in names])
+    return {name for name, fine in zip(names, flags.tolist(), strict=True) if not fine}

@@ -1,22 +1,15 @@
-"""What follows when a model's parameters are replaced or frozen: optimizer, DDP wrapper, ranks."""
+"""What follows when a model's parameters are replaced: the optimizer, other ranks."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
-
-from hatbus.loop import structure_changed
-from hatbus.parallel import wrapped_in_ddp
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-
-    from hatbus.loop import Context
 
 Replaced = Mapping["nn.Parameter", Sequence[tuple[str, "nn.Parameter"]]]
 """Old parameter to the (name, new parameter) that take its place, in order; none: it is gone."""
@@ -37,23 +30,6 @@ def replace_in_optimizer(optimizer: torch.optim.Optimizer, replaced: Replaced) -
             names[:] = [given or name for name, found in pairs for given, _ in found]
     for parameter in replaced:
         optimizer.state.pop(parameter, None)
-
-
-def wrap_anew(ctx: Context) -> None:
-    """Makes the DDP wrapper for the parameters as they are now; every rank calls it together.
-
-    The old wrapper has to be gone first: its hooks on parameters that stay would reduce them twice.
-    """
-    structure_changed(ctx)
-    if ctx.world_size == 1:
-        return
-    inner = ctx.wrapped_model
-    if isinstance(inner, DistributedDataParallel):
-        inner = inner.module
-    ctx.wrapped_model = None
-    gc.collect()
-    many_tasks = len(getattr(ctx.data, "tasks", ())) > 1
-    ctx.wrapped_model = wrapped_in_ddp(inner, ctx.device, many_tasks=many_tasks)
 
 
 def take_from_first_rank(tensors: Iterable[Tensor]) -> None:
