@@ -20,8 +20,9 @@ if TYPE_CHECKING:
         is_declared,
         redeclare,
     )
-    from hatbus.events.event import DECISION, EVENTS, MOMENT, PAIRS, SPAN, Event
+    from hatbus.events.event import DECISION, MOMENT, PAIRS, SPAN, Event
     from hatbus.events.payload import ARGUMENTS, ON_REQUEST
+    from hatbus.events.training import EVENTS
 
 __all__ = [
     "ARGUMENTS",
@@ -51,7 +52,7 @@ __getattr__ = lazily(
     is_declared="declare",
     redeclare="declare",
     DECISION="event",
-    EVENTS="event",
+    EVENTS="training",
     Event="event",
     MOMENT="event",
     PAIRS="event",

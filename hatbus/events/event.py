@@ -37,8 +37,8 @@ class Event:
     doc: str
 
 
-EVENTS: Final[dict[str, Event]] = {}
-"""Every event by name, in the order of the loop."""
+DECLARED: Final[dict[str, Event]] = {}
+"""The events that were declared so far; all of them once ``training`` is imported."""
 
 PAIRS: Final[dict[str, tuple[str, str]]] = {
     "run_loop": ("on_loop_begin", "on_loop_end"),
@@ -63,7 +63,7 @@ def event(
         spec: Callable[..., Any] = eval(f"lambda {', '.join(names)}: None")  # noqa: S307 - pluggy reads the names off the code object
         spec.__name__ = spec.__qualname__ = name
         spec.__doc__, spec.__module__ = stub.__doc__, stub.__module__
-        EVENTS[name] = Event(name, kind, names, "batch" in names, stub.__doc__ or "")
+        DECLARED[name] = Event(name, kind, names, "batch" in names, stub.__doc__ or "")
         return hookspec(firstresult=kind == SPAN)(spec)
 
     return specify

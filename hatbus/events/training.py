@@ -41,7 +41,9 @@ Implementations name only the arguments they want.
 
 from __future__ import annotations
 
-from hatbus.events.event import DECISION, EVENTS, MOMENT, PAIRS, SPAN, Event, Result, event
+from typing import Final
+
+from hatbus.events.event import DECISION, DECLARED, MOMENT, PAIRS, SPAN, Event, Result, event
 from hatbus.events.payload import BATCH, LOOP, STEP
 
 __all__ = ["DECISION", "EVENTS", "MOMENT", "PAIRS", "SPAN", "Event"]
@@ -326,3 +328,6 @@ def on_loop_end() -> None:
 
 
 from hatbus.events import on_demand  # noqa: E402, F401 - their events come after these in the table
+
+EVENTS: Final[dict[str, Event]] = DECLARED
+"""Every event by name, in the order of the loop."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,13 @@ ONE_RUN = [
 ]
 MOMENTS = [e.name for e in EVENTS.values() if e.kind == MOMENT]
 BEGINS = [begin for begin, _ in PAIRS.values()]
+
+
+def test_the_public_table_of_events_is_whole_whatever_else_was_imported() -> None:
+    code = "from hatbus.events import EVENTS; print(*EVENTS)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [*EVENTS]
+    assert len(EVENTS) > 30
 
 
 class Evaluates:
