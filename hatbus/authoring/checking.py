@@ -6,7 +6,15 @@ import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hatbus.authoring.import_time import settings_changed
-from hatbus.bus.registration import STATE, admit, foreign_name, misspelt, no_event, without_event
+from hatbus.bus.registration import (
+    BOTH_TURNS,
+    STATE,
+    admit,
+    foreign_name,
+    misspelt,
+    no_event,
+    without_event,
+)
 from hatbus.discovery.first_party import FIRST_PARTY, is_first_party, normalized
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.events.declare import Declaration, names
@@ -123,11 +131,8 @@ def _method_problems(method: Method, reading: ClassSource) -> Iterator[str]:
         return
     if method.is_async:
         yield "is async; events are plain calls"
-    if method.mark.get("tryfirst") or method.mark.get("trylast"):
-        yield (
-            "says tryfirst or trylast, which are hatbus's own; "
-            "declare a place with @plugin(stage=..., before=..., after=...)"
-        )
+    if method.mark.get("tryfirst") and method.mark.get("trylast"):
+        yield BOTH_TURNS
     yield from _wrapper_problems(method)
     yield from _argument_problems(method)
 

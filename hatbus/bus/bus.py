@@ -15,8 +15,8 @@ import pluggy
 
 from hatbus.bus.dispatch import Gate, Rules, freeze
 from hatbus.bus.intervals import Interval, Intervals
-from hatbus.bus.member import CORE, Member
-from hatbus.bus.order import Place, Placed, resolve
+from hatbus.bus.member import CORE, Member, is_core
+from hatbus.bus.order import Place, Placed, in_turn, resolve
 from hatbus.bus.registration import PLUGINS, admit, default_name, options_of
 from hatbus.bus.rules import check_claims, check_replacements
 from hatbus.bus.states import States, collected, rank_part
@@ -87,6 +87,7 @@ class Bus:
         self._states: Final = States()
         self._positions = 0
         self._prefixes: dict[int, str] = {}
+        self._order: list[str] = []
         self._manager = _new_manager()
         self._is_frozen = False
         self.asks_batches = False
@@ -109,7 +110,8 @@ class Bus:
             plugin: an object with hookimpls.
             name: its instance name; its entry point's name when None.
             overrides: stage, before, after, tasks, every, ranks from the job.
-            core: part of hatbus itself (keeps ``tryfirst`` and ``trylast``).
+            core: part of hatbus itself: its wrappers go around those of plugins, its calls come
+                before and its defaults behind theirs.
             outermost: for a part of hatbus whose wrappers go around all others.
 
         Returns:
@@ -132,7 +134,7 @@ class Bus:
         same = [m.name for m in self.members.values() if m.plugin is plugin]
         if same:
             raise PluginError(f"plugin {name!r} is the object registered as {same[0]!r} already")
-        admit(plugin, name, core=core)
+        admit(plugin, name)
         declared = declaration_of(plugin, overrides)
         interval = Interval.parse(declared.every, name) if declared.every else None
         member = Member(name, plugin, declared, self._positions, core, interval, kind)
@@ -193,10 +195,10 @@ class Bus:
     def freeze(self) -> None:
         """Puts the plugins in order and writes one callable per event and task."""
         check_claims(self.members.values())
-        order = self.order()
+        self._order = [placed.name for placed in self.order()]
         self._manager = _new_manager()
         core = [m for m in self.members.values() if m.core]
-        for name in reversed([*(m.name for m in core), *(p.name for p in order)]):
+        for name in reversed([*(m.name for m in core), *self._order]):
             self._manager.register(self.members[name].plugin, name)
         check_replacements(self.members, self._manager.hook)
         self.gates = {m.name: m.interval.gate for m in self.members.values() if m.interval}
@@ -232,18 +234,11 @@ class Bus:
             self._prefixes[id(plugin)] = "" if mine.name in kin[:1] else f"{mine.name}/"
         return self._prefixes[id(plugin)]
 
-    @property
-    def hooks(self) -> pluggy.HookRelay:
-        """pluggy's own callers, by event; the frozen ones do the same for less."""
-        if not self._is_frozen:
-            self.freeze()
-        return self._manager.hook
-
     def implementations(self, event: str, task: str | None = None) -> list[pluggy.HookImpl]:
         """The implementations of an event in the order they run, outermost wrapper first."""
         if not self._is_frozen:
             self.freeze()
-        return list(reversed(self._caller(EVENTS[event], task).get_hookimpls()))
+        return self._in_turn(EVENTS[event], task)
 
     def _watch(self, interval: Interval) -> None:
         """Adds the wrapper that sets the gates, outermost, once a plugin has an interval."""
@@ -257,20 +252,23 @@ class Bus:
             self.freeze()
 
     def _freeze(self, event: Event, task: str | None) -> Any:
-        impls = self._caller(event, task).get_hookimpls()
         if event.kind == DECISION and not self._is_decided(event, task):
             return None
-        listened = [i for i in impls if self._is_needed(i)]
+        listened = [impl for impl in self._in_turn(event, task) if self._is_needed(impl)]
         gates = {name: g for name, g in self.gates.items() if self._gate_applies(name, event)}
-        return freeze(event, listened, Rules(gates, self._strict, self.callers, self.instrument))
+        return freeze(
+            event, listened[::-1], Rules(gates, self._strict, self.callers, self.instrument)
+        )
 
     def _is_decided(self, event: Event, task: str | None) -> bool:
         """Whether any plugin has a say in a decision, on whatever rank: all ranks ask, or none."""
-        impls = self._caller(event, task, rank=0).get_hookimpls()
-        return not all(i.wrapper and i.plugin_name.startswith(CORE) for i in impls)
+        impls = self._in_turn(event, task, rank=0)
+        return not all(impl.wrapper and is_core(impl.plugin_name) for impl in impls)
 
-    def _caller(self, event: Event, task: str | None, rank: int | None = None) -> pluggy.HookCaller:
-        """pluggy's caller of an event, without those silent here (or on ``rank``)."""
+    def _in_turn(
+        self, event: Event, task: str | None, rank: int | None = None
+    ) -> list[pluggy.HookImpl]:
+        """The implementations of an event, first to run first, but those silent here or on rank."""
         rank = self.rank if rank is None else rank
         silent = [
             m.plugin
@@ -278,7 +276,8 @@ class Bus:
             if (m.declared.ranks == "zero" and rank != 0)
             or (event.per_task and m.declared.tasks and task not in m.declared.tasks)
         ]
-        return self._manager.subset_hook_caller(event.name, silent)
+        caller = self._manager.subset_hook_caller(event.name, silent)
+        return in_turn(event, reversed(caller.get_hookimpls()), self._order)
 
     def _is_needed(self, impl: pluggy.HookImpl) -> bool:
         """Whether one of the core's wrappers has anything to do: somebody hears its moments."""

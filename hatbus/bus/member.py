@@ -13,6 +13,11 @@ CORE: Final = "core."
 """What the names of hatbus's own parts begin with; no plugin's may."""
 
 
+def is_core(name: str) -> bool:
+    """Whether a part of hatbus itself is registered under this name."""
+    return name.startswith(CORE)
+
+
 @dataclass(slots=True)
 class Member:
     """One registered plugin.

@@ -1,7 +1,7 @@
 """The order of plugins: stage, then before/after, then the job's order, then the name.
 
-The same order holds in every event. It depends on what plugins and the job declare, never on what
-was installed or registered first.
+The same order holds in every event, but for methods that say ``tryfirst`` or ``trylast``. It
+depends on what plugins and the job declare, never on what was installed or registered first.
 """
 
 from __future__ import annotations
@@ -9,15 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from hatbus.bus.member import is_core
 from hatbus.errors import OrderError
 from hatbus.events.declare import STAGES
+from hatbus.events.training import SPAN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+    from pluggy import HookImpl
 
     from hatbus.events.declare import Declaration
+    from hatbus.events.training import Event
+
+TURNS: Final = ("tryfirst", "", "trylast")
+"""How a method's mark places it among the plugins of its event, first to last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,36 @@ def resolve(places: Sequence[Place]) -> list[Placed]:
         raise OrderError(_explain_cycle(edges, waiting, places))
     by_name = {p.name: p for p in places}
     return [Placed(name, _reasons(by_name[name], edges[name])) for name in ordered]
+
+
+def in_turn(event: Event, impls: Iterable[HookImpl], names: Sequence[str]) -> list[HookImpl]:
+    """The implementations of one event in the order they run, outermost wrapper first.
+
+    hatbus's own wrappers go around all others, its calls before and its defaults behind those of
+    plugins. ``tryfirst`` and ``trylast`` of a plugin's method place it first and last among the
+    plugins, whatever their stages; those that say the same keep their order, which pluggy turns
+    round for ``trylast``.
+
+    Args:
+        event: the event.
+        impls: its implementations; hatbus's own in pluggy's order, first to run first.
+        names: the plugins in order.
+    """
+    position = {name: index for index, name in enumerate(names)}
+
+    def key(impl: HookImpl) -> tuple[int, int, int]:
+        if is_core(impl.plugin_name):
+            is_default = event.kind == SPAN or impl.trylast
+            return 0 if impl.wrapper else 4 if is_default else 2, 0, 0  # sorting keeps their order
+        turn = TURNS.index(turn_of(impl))
+        return 1 if impl.wrapper else 3, turn, position[impl.plugin_name]
+
+    return sorted(impls, key=key)
+
+
+def turn_of(impl: HookImpl) -> str:
+    """``"tryfirst"``, ``"trylast"``, or an empty string."""
+    return "tryfirst" if impl.tryfirst else "trylast" if impl.trylast else ""
 
 
 def _edges(places: Sequence[Place]) -> dict[str, dict[str, str]]:

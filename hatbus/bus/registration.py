@@ -34,9 +34,10 @@ _MOMENTS: Final = tuple(name for name, event in EVENTS.items() if event.kind == 
 _SLIP: Final = 0.9
 """How alike a name and an event's must be; "on_epoch_edn" is, "on_login" and "on_log" are not."""
 _warned: Final[set[tuple[str, str]]] = set()
+BOTH_TURNS: Final = "says tryfirst and trylast; say one of them"
 
 
-def admit(plugin: object, name: str, *, core: bool = False) -> None:
+def admit(plugin: object, name: str) -> None:
     """Checks an object that wants to be a plugin.
 
     Raises:
@@ -62,7 +63,7 @@ def admit(plugin: object, name: str, *, core: bool = False) -> None:
             _check_foreign(plugin, method, who)
             continue
         marked += 1
-        _check_method(plugin, method, options, who, core=core)
+        _check_method(plugin, method, options, who)
     if not marked:
         is_mixin = isinstance(plugin, CallbackMixin)
         raise PluginError(f"{who} {without_event(unmarked, is_mixin=is_mixin)}")
@@ -197,9 +198,7 @@ def _check_foreign(plugin: object, method: str, who: str) -> None:
         raise PluginError(f"{who}: {method} {foreign_name(method)}")
 
 
-def _check_method(
-    plugin: object, method: str, options: dict[str, Any], who: str, *, core: bool
-) -> None:
+def _check_method(plugin: object, method: str, options: dict[str, Any], who: str) -> None:
     event = options.get("specname") or method
     if event not in EVENTS:
         raise PluginError(f"{who}: unknown event {event!r}{meant(event)}")
@@ -214,11 +213,8 @@ def _check_method(
         )
     if not options.get("wrapper") and inspect.isgeneratorfunction(function):
         raise PluginError(f"{who}: {method} yields; mark it @hookimpl(wrapper=True)")
-    if not core and (options.get("tryfirst") or options.get("trylast")):
-        raise PluginError(
-            f"{who}: {method} says tryfirst or trylast, which are hatbus's own; "
-            "declare a place with @plugin(stage=..., before=..., after=...)"
-        )
+    if options.get("tryfirst") and options.get("trylast"):
+        raise PluginError(f"{who}: {method} {BOTH_TURNS}")
     _check_arguments(function, event, f"{who}: {method}")
 
 

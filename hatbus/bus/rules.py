@@ -50,7 +50,7 @@ def check_replacements(members: Mapping[str, Member], hooks: HookRelay) -> None:
         found: dict[str, Member] = {}
         for impl in reversed(getattr(hooks, event.name).get_hookimpls()):
             member = members[impl.plugin_name]
-            if impl.wrapper or impl.trylast:
+            if impl.wrapper or member.core:
                 continue
             for other in found.values():
                 one, two = other.declared, member.declared

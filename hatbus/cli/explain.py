@@ -100,7 +100,7 @@ def _table(title: str, entries: Sequence[Entry], width: int, *, roles: bool = Fa
     rows = [
         [
             *([e.plugin, e.does] if roles else [e.plugin]),
-            *("; ".join(e.why), e.filters, ", ".join(e.writes), e.source),
+            *("; ".join(e.why_here if roles else e.why), e.filters, ", ".join(e.writes), e.source),
         ]
         for e in entries
     ]
@@ -164,7 +164,8 @@ def column_widths(widest: Sequence[int], words: Sequence[int], room: int) -> lis
 def _name(entry: Entry) -> str:
     if entry.source == CORE:
         return f"{entry.plugin} ({CORE})"
-    return entry.plugin + (f" [{', '.join(entry.tasks)}]" if entry.tasks else "")
+    turn = f" ({entry.turn})" if entry.turn else ""
+    return entry.plugin + (f" [{', '.join(entry.tasks)}]" if entry.tasks else "") + turn
 
 
 def show_difference(plan: Plan, other: Plan, name: str, other_name: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.bus.blame import source_of
+from hatbus.bus.order import in_turn, turn_of
 from hatbus.events.training import DECISION, EVENTS, MOMENT
 
 if TYPE_CHECKING:
@@ -26,11 +27,12 @@ class Entry:
     Attributes:
         plugin: instance name.
         does: ``"wraps"``, ``"replaces"``, ``"default"``, ``"hears"`` or ``"decides"``.
-        why: the reasons for its place, most telling first.
+        why: the reasons for its place among the plugins, most telling first.
         tasks, every, ranks: its filters; empty or ``"all"`` where it has none.
         writes: what it claims to write.
         source: distribution and version.
         place: its place among the plugins; 0 for hatbus's own.
+        turn: ``"tryfirst"`` or ``"trylast"`` of a plugin's method, which decides in this event.
     """
 
     plugin: str
@@ -42,6 +44,16 @@ class Entry:
     writes: tuple[str, ...]
     source: str
     place: int
+    turn: str = ""
+
+    @property
+    def why_here(self) -> tuple[str, ...]:
+        """The reasons for its place in this event."""
+        said = {
+            "tryfirst": "tryfirst: before all plugins",
+            "trylast": "trylast: behind all plugins",
+        }
+        return (said[self.turn], *self.why) if self.turn else self.why
 
     @property
     def filters(self) -> str:
@@ -102,22 +114,11 @@ def plan_of(bus: Bus, installed: Iterable[str] = (), used: Iterable[str] = ()) -
         for task in tasks:
             for impl in bus.implementations(event, task):
                 found.setdefault(id(impl), impl)
-        ordered = _in_bus_order(list(found.values()), list(reasons))
+        ordered = in_turn(EVENTS[event], found.values(), list(reasons))
         entries = [_entry(event, i, bus.members[i.plugin_name], reasons) for i in ordered]
         if entries:
             events[event] = tuple(entries)
     return Plan(events, tuple(sorted(set(installed) - set(used))))
-
-
-def _in_bus_order(impls: list[HookImpl], names: list[str]) -> list[HookImpl]:
-    """Callers of several tasks merged: core wrappers, wrappers, calls, core defaults."""
-
-    def key(impl: HookImpl) -> tuple[int, int]:
-        core = impl.plugin_name.startswith("core.")
-        rank = (0 if core else 1) if impl.wrapper else (3 if impl.trylast else 2)
-        return rank, names.index(impl.plugin_name) if not core else -1
-
-    return sorted(impls, key=key)  # stable: the core's own keep pluggy's order
 
 
 def _entry(
@@ -130,7 +131,7 @@ def _entry(
         why = reasons[member.name]
     return Entry(
         plugin=member.name.removeprefix("core.") if member.core else member.name,
-        does=_role(event, impl),
+        does=_role(event, impl, member),
         why=why,
         tasks=declared.tasks,
         every=declared.every,
@@ -138,14 +139,15 @@ def _entry(
         writes=declared.writes,
         source=CORE if member.core else source_of(impl),
         place=0 if member.core else 1 + list(reasons).index(member.name),
+        turn="" if member.core else turn_of(impl),
     )
 
 
-def _role(event: str, impl: HookImpl) -> str:
+def _role(event: str, impl: HookImpl, member: Member) -> str:
     if impl.wrapper:
         return "wraps"
     if EVENTS[event].kind == MOMENT:
         return "hears"
     if EVENTS[event].kind == DECISION:
         return "decides"
-    return "default" if impl.trylast else "replaces"
+    return "default" if member.core else "replaces"

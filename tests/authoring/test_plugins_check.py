@@ -62,7 +62,10 @@ OLD = "class Hat(CallbackMixin):\n    def on_step_end(self, **kwargs): ...\n"
         ("@hookimpl\n    def on_step_end(self, *given): ...", "takes *given; name the arguments"),
         ("@hookimpl\n    def on_step_end(self, *, ctx): ...", "takes 'ctx' by keyword only"),
         ("@hookimpl\n    async def on_step_end(self): ...", "is async"),
-        ("@hookimpl(tryfirst=True)\n    def on_step_end(self): ...", "says tryfirst or trylast"),
+        (
+            "@hookimpl(tryfirst=True, trylast=True)\n    def on_step_end(self): ...",
+            "says tryfirst and trylast; say one of them",
+        ),
         ("@hookimpl(wrapper=True)\n    def run_step(self): return 1", "must yield once"),
         ("@hookimpl(hookwrapper=True)\n    def run_step(self): yield", "is an old-style wrapper"),
         ("@hookimpl\n    def run_step(self): yield", "yields; mark it @hookimpl(wrapper=True)"),

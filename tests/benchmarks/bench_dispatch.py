@@ -91,7 +91,8 @@ def frozen(events: tuple[str, ...] = EVENTS) -> Callable[[Any], None]:
 
 def through_pluggy(bus: Bus) -> Callable[[Any], None]:
     """One step through pluggy's own callers."""
-    hooks = [getattr(bus.hooks, event) for event in EVENTS]
+    bus.freeze()
+    hooks = [getattr(bus._manager.hook, event) for event in EVENTS]
     arguments = dict.fromkeys(_all_arguments())
 
     def step(ctx: Any) -> None:

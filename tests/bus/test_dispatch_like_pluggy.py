@@ -1,7 +1,8 @@
-"""Frozen dispatch does what pluggy does, for random sets of implementations.
+"""Frozen dispatch does what pluggy does, for random sets of implementations and of plugins.
 
-One thing differs on purpose: a wrapper that yields twice makes pluggy leave the teardowns of the
-wrappers around it out; here they run (see test_dispatch.py).
+Two things differ on purpose. A wrapper that yields twice makes pluggy leave the teardowns of the
+wrappers around it out; here they run (see test_dispatch.py). And pluggy turns round the order of
+those that say ``trylast``; here they are registered the other way round, so that it agrees.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import pluggy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hatbus import Bus, hookimpl
 from hatbus.bus.dispatch import freeze
+from hatbus.events.declare import STAGES
 from hatbus.events.training import DECISION, MOMENT, SPAN, Event
+from hatbus.loop.context import Context
 
 ARGUMENTS = ("epoch_id", "step_id", "task", "path")  # the last is a parameter, not of the context
 VALUES = {"epoch_id": 1, "step_id": 2, "task": "det", "path": "p"}
@@ -138,3 +142,58 @@ def test_frozen_dispatch_equals_pluggy(drawn: list[dict[str, Any]], kind: str) -
 
     assert plain(found[0], kind) == plain(expected[0], kind)
     assert found[1] == expected[1]
+
+
+placed_strategy = st.fixed_dictionaries(
+    {
+        "stage": st.sampled_from(STAGES),
+        "place": st.sampled_from(("", "tryfirst", "trylast")),
+        "wrapper": st.booleans(),
+    }
+)
+
+
+def logging_method(name: str, log: list[str], *, wrapper: bool) -> Any:
+    """An ``on_step_end`` that writes down its calls."""
+    if not wrapper:
+        return lambda self: log.append(name)
+
+    def around(self: object) -> Any:
+        log.append(f"{name} in")
+        result = yield
+        log.append(f"{name} out")
+        return result
+
+    return around
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(placed_strategy, max_size=7))
+def test_plugins_run_in_pluggys_order_when_they_are_registered_by_stage(
+    drawn: list[dict[str, Any]],
+) -> None:
+    log: list[str] = []
+    bus, manager = Bus(), pluggy.PluginManager("test")
+    marked = pluggy.HookspecMarker("test")(lambda: None)
+    manager.add_hookspecs(SimpleNamespace(on_step_end=marked))
+    for index, one in enumerate(drawn):
+        flags = {"wrapper": one["wrapper"], **({one["place"]: True} if one["place"] else {})}
+        method = logging_method(f"p{index}", log, wrapper=one["wrapper"])
+        plugin = type("Plugin", (), {"on_step_end": hookimpl(method, **flags)})()
+        bus.register(plugin, f"p{index}", overrides={"stage": one["stage"]})
+    staged = sorted(range(len(drawn)), key=lambda i: STAGES.index(drawn[i]["stage"]))
+    last = [i for i in staged if drawn[i]["place"] == "trylast"]
+    for index in (*last, *reversed([i for i in staged if i not in last])):
+        one = drawn[index]
+        flags = {"wrapper": one["wrapper"], **({one["place"]: True} if one["place"] else {})}
+        method = logging_method(f"p{index}", log, wrapper=one["wrapper"])
+        plugin = type("Plugin", (), {"on_step_end": pluggy.HookimplMarker("test")(method, **flags)})
+        manager.register(plugin(), f"p{index}")
+
+    manager.hook.on_step_end()
+    expected = list(log)
+    log.clear()
+    emitted = bus.emitter().on_step_end
+    if emitted is not None:
+        emitted(Context(bus))
+    assert log == expected

@@ -90,8 +90,8 @@ class Async:
     async def on_step_end(self) -> None: ...
 
 
-class TriesFirst:
-    @hookimpl(tryfirst=True)
+class TriesBoth:
+    @hookimpl(tryfirst=True, trylast=True)
     def on_step_end(self) -> None: ...
 
 
@@ -129,7 +129,7 @@ REFUSED = [
     (UnmarkedGenerator(), "yields; mark it @hookimpl\\(wrapper=True\\)"),
     (OldStyle(), "old-style wrapper; use @hookimpl\\(wrapper=True\\)"),
     (Async(), "is async; events are plain calls"),
-    (TriesFirst(), "declare a place with @plugin"),
+    (TriesBoth(), "on_step_end says tryfirst and trylast; say one of them"),
     (Star(), "takes \\*args; name the arguments"),
     (KeywordOnly(), "by keyword only; remove the `\\*`"),
     (Compares(), "compares by value.*eq=False"),

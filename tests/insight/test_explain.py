@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from hatbus import Bus, hookimpl
 from hatbus.cli import main
 from hatbus.cli.explain import column_widths, plan_of_job, show
 from hatbus.discovery import entry_points
-from hatbus.insight.explanation import CORE
+from hatbus.insight.explanation import CORE, plan_of
 
 MULTITASK = "docs/examples/multitask/job.toml"
 ACCURACIES = ["digit_accuracy", "turn_accuracy"]
@@ -142,3 +143,28 @@ def test_an_unknown_event_is_refused_with_the_closest(
 ) -> None:
     assert main(["explain", str(checkout / MULTITASK), "--event", "on_step_ends"]) == 2
     assert "unknown event 'on_step_ends'; did you mean 'on_step_end'?" in capsys.readouterr().err
+
+
+def test_a_mark_that_decides_in_one_event_is_shown_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Late:
+        @hookimpl(trylast=True)
+        def on_step_end(self) -> None: ...
+
+        @hookimpl
+        def on_epoch_end(self) -> None: ...
+
+    class Usual:
+        @hookimpl
+        def on_step_end(self) -> None: ...
+
+    plan = plan_of(Bus([Late(), Usual()]))
+    show(plan, None, everything=False)
+    table = " ".join(capsys.readouterr().out.split())
+    assert "on_step_end usual, late (trylast)" in table
+    assert table.count("(trylast)") == 1
+    show(plan, "on_step_end", everything=False)
+    assert "late hears trylast: behind all plugins; stage" in " ".join(
+        capsys.readouterr().out.split()
+    )
