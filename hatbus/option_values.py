@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.errors import JobError, did_you_mean
@@ -16,7 +17,7 @@ from hatbus.errors import JobError, did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["UNITS", "is_number", "names", "number", "one_of", "path", "text", "whole"]
+__all__ = ["UNITS", "is_number", "names", "number", "one_of", "path", "short", "text", "whole"]
 
 UNITS: Final = ("step", "epoch")
 """What intervals of plugins are counted in."""
@@ -77,14 +78,33 @@ def text(name: str, value: Any) -> None:
         raise JobError(f"{name} is {value!r}; accepted: a name")
 
 
-def path(name: str, value: Any) -> None:
-    """Refuses what is no path.
+def path(name: str, value: Any) -> Path:
+    """The place that a path means now; refuses what is no path.
+
+    A plugin asks when it is built: a run whose code changes its folder then writes in one place.
+
+    Returns:
+        Absolute, with the user's own folder for ``~``; links are not followed.
 
     Raises:
         JobError: what was given, and what is accepted.
     """
-    if not isinstance(value, (str, os.PathLike)):
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         raise JobError(f"{name} is {value!r:.80}; accepted: a path")
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError as error:  # no such user
+        raise JobError(f"{name} is {str(value)!r}; accepted: a path; {error}") from error
+
+
+def short(place: Path) -> Path:
+    """A place as one would write it in the present folder, for messages.
+
+    Returns:
+        Relative to that folder where it lies below it; else as it is.
+    """
+    here = Path.cwd()
+    return place.relative_to(here) if place.is_relative_to(here) else place
 
 
 def names(name: str, value: Any) -> None:

@@ -100,8 +100,6 @@ class Trainer:
         run_dir: str | Path | None = None,
         nan: str = "raise",
     ) -> None:
-        if run_dir is not None:
-            option_values.path("run_dir", run_dir)
         parts = built_parts(model=model, optimizer=optimizer, loss=loss, processor=batch_processor)
         more = built_parts(data=data, sampler=task_sampler, train=train_metrics, val=val_metrics)
         model, optimizer, loss = parts["model"], parts["optimizer"], parts["loss"]
@@ -132,7 +130,7 @@ class Trainer:
             steps_per_epoch=steps.steps_per_epoch,
             train_metrics=more["train"],
             val_metrics=more["val"],
-            run_dir=Path(run_dir) if run_dir is not None else None,
+            run_dir=None if run_dir is None else option_values.path("run_dir", run_dir),
         )
         if precision == "fp16":
             self.ctx.scaler = torch.amp.GradScaler(place.type)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hatbus import option_values
 from hatbus.errors import JobError
 
 if TYPE_CHECKING:
@@ -63,4 +64,5 @@ def place_of_checkpoints(job: Job) -> Path:
     from hatbus.cli.run import checkpoints_of
 
     name = checkpoints_of(job)[0]
-    return Path(job.plugins[name].options.get("save_dir") or job.run_dir / name)
+    given = job.plugins[name].options.get("save_dir")
+    return option_values.path("save_dir", given) if given else job.run_dir / name

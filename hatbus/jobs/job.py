@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from hatbus import option_values
 from hatbus.bus.intervals import Interval
 from hatbus.errors import JobError, PluginError, did_you_mean
 from hatbus.events.declare import OVERRIDABLE, declaration_of
@@ -114,6 +115,7 @@ class Job:
         folder: of the file; paths in ``entry`` and options start here.
         run: the ``[run]`` table.
         plugins: by instance name, in the job's order; those switched off included.
+        run_dir: folder of the run's files, absolute.
     """
 
     name: str
@@ -126,14 +128,15 @@ class Job:
         """The plugins that take part."""
         return {name: plugin for name, plugin in self.plugins.items() if plugin.enabled}
 
-    @property
-    def run_dir(self) -> Path:
-        """Folder of the run's files."""
-        return Path(self.run.run_dir or Path("runs") / self.folder.resolve().name)
+    def __post_init__(self) -> None:
+        """Settles where the run's files are: its code may change the folder."""
+        given = self.run.run_dir or Path("runs") / self.folder.resolve().name
+        self.run_dir = option_values.path("run_dir", given)
+        self._run_dir_as_given = str(given)
 
     def to_tables(self) -> dict[str, Any]:
         """The job as the tables of a job file, overrides included and defaults written out."""
-        run = {**asdict(self.run), "run_dir": str(self.run_dir)}
+        run = {**asdict(self.run), "run_dir": self._run_dir_as_given}
         plugins = {
             name: {"use": p.use, "enabled": p.enabled, **p.filters, **p.options}
             for name, p in self.plugins.items()

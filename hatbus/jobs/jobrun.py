@@ -6,7 +6,7 @@ import json
 import os
 import random
 from collections.abc import Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import torch
 
-from hatbus import __version__, discovery
+from hatbus import __version__, discovery, option_values
 from hatbus.discovery.before_after import strangers
 from hatbus.discovery.entry_points import SOURCE
 from hatbus.errors import HatbusError, JobError, PluginError, SaveError
@@ -52,6 +52,10 @@ _TAKEN: Final = (
 """What the trainer takes of the things that the entry function returns."""
 
 
+CHECKPOINT_WORDS: Final = ("auto", "last", "best")
+"""What ``resume`` may be beside a path."""
+
+
 class Own(NamedTuple):
     """Where a plugin comes from whose class a job names by its file or module."""
 
@@ -65,12 +69,16 @@ class Prepared:
     Attributes:
         job: what was prepared.
         found: where each enabled plugin comes from, by instance name.
+        started_in: the folder in which relative paths start.
     """
 
     def __init__(self, job: Job, problems: list[str] | None = None) -> None:
         self.job = job
         self.found: dict[str, Found | Own] = {}
         self._plugins: dict[str, tuple[type[Any], dict[str, Any]]] = {}
+        self.started_in, self._resume = Path.cwd(), job.run.resume
+        if self._resume and self._resume not in CHECKPOINT_WORDS:
+            self._resume = str(option_values.path("run.resume", self._resume))
         problems = list(problems or ())
         self._find = References((job.folder, Path.cwd())).find
         self._entry, self._arguments = self._prepare_entry(problems)
@@ -89,7 +97,8 @@ class Prepared:
         run = self.job.run
         seed_everything(run.seed)
         built = things_of(self._entry(**finish(self._arguments, {})), run.entry)
-        instances = self._instances(built)
+        with chdir(self.started_in):  # the entry function may have left it, and paths start here
+            instances = self._instances(built)
         trainer = Trainer(
             **{name: built[name] for name in _TAKEN if name in built},
             device=own_device(run.device),
@@ -101,7 +110,7 @@ class Prepared:
             run_dir=self.job.run_dir,
         )
         _register(trainer, self.job, instances)
-        trainer.ctx.storage["resume"] = run.resume
+        trainer.ctx.storage["resume"] = self._resume
         trainer.ctx.storage["job"] = self.job.to_tables()
         return trainer
 
@@ -243,7 +252,11 @@ def _train(prepared: Prepared, book: RunLog | None, *, quiet: bool, profile: boo
     if book is not None and measured is not None:
         show(book, lambda console: show_profile(console, measured, job.run_dir))
     if book is not None:
-        show(book, lambda console: show_results(console, ctx, places_of(job)), quiet=quiet)
+        show(
+            book,
+            lambda console: show_results(console, ctx, places_of(job, prepared.started_in)),
+            quiet=quiet,
+        )
 
 
 def with_place(name: str, cls: type[Any], options: dict[str, Any], run_dir: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hatbus.insight.terminal import terminal
+from hatbus.option_values import short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +51,7 @@ def show_results(console: Console, ctx: Context, places: list[Path]) -> None:
     else:
         console.print(f"done after {ctx.position.global_step} steps; no plugin published a metric")
     for place in places:
-        console.print(f"files: {place}", soft_wrap=True, highlight=False)
+        console.print(f"files: {short(place)}", soft_wrap=True, highlight=False)
         console.print(f"       {contents(place)}", soft_wrap=True, highlight=False)
 
 
@@ -66,7 +67,7 @@ def show_profile(console: Console, profile: Profile, folder: Path) -> None:
     path = folder / "profile.json"
     profile.write_trace(path)
     left_out = f" ({profile.untraced} later calls not drawn)" if profile.untraced else ""
-    console.print(f"trace: {path}{left_out}; open it in Perfetto or chrome://tracing")
+    console.print(f"trace: {short(path)}{left_out}; open it in Perfetto or chrome://tracing")
 
 
 def scalars_of(ctx: Context) -> Iterator[tuple[str, float]]:
@@ -78,9 +79,15 @@ def scalars_of(ctx: Context) -> Iterator[tuple[str, float]]:
             yield name, value
 
 
-def places_of(job: Job) -> list[Path]:
-    """The run's folder, and the folders outside it that plugins were told to write to."""
+def places_of(job: Job, start: Path) -> list[Path]:
+    """The run's folder, and the folders outside it that plugins were told to write to.
+
+    Args:
+        job: that was run.
+        start: the folder that it was started in.
+    """
     told = [p.options.get("save_dir") for p in job.enabled.values()]
-    places = [job.run_dir, *(Path(str(folder)) for folder in told if folder)]
+    there = (start / Path(str(folder)).expanduser() for folder in told if folder)
+    places = [job.run_dir, *there]
     outside = [p for p in dict.fromkeys(places[1:]) if not p.is_relative_to(job.run_dir)]
     return [place for place in (job.run_dir, *outside) if place.is_dir()]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hatbus.events.declare import hookimpl
 from hatbus.log import log
 from hatbus.loop.control import Request
+from hatbus.option_values import short
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -82,8 +83,9 @@ class Signals:
             return
         name = signal.Signals(self.stop).name
         if self._saved_at == ctx.position.global_step:
-            of_a_job = "job" in ctx.storage and ctx.run_dir is not None
-            way = f"`hatbus resume {ctx.run_dir}`" if of_a_job else "resume = 'auto'"
+            way = "resume = 'auto'"
+            if "job" in ctx.storage and ctx.run_dir is not None:
+                way = f"`hatbus resume {short(ctx.run_dir)}`"
             log.info("stopped by %s, state saved; go on with %s", name, way)
             raise SystemExit(STOPPED_AND_SAVED)
         log.warning("stopped by %s, and no checkpoint was saved", name)

@@ -25,7 +25,7 @@ from hatbus_checkpoint.best import Best
 from hatbus_checkpoint.exchange import start_from_hat, write_weights
 from hatbus_checkpoint.folder import CheckpointFolder, Entry
 from hatbus_checkpoint.judged import check_key
-from hatbus_checkpoint.locate import AUTO, locate
+from hatbus_checkpoint.locate import AUTO, locate, wanted_place
 from hatbus_checkpoint.lock import FolderLock
 from hatbus_checkpoint.options import check_options
 from hatbus_checkpoint.restore import ClassSource, Saved
@@ -106,24 +106,22 @@ class Checkpoint:
         override: Sequence[str] = (),
         hat_optimizer: bool = False,
     ) -> None:
-        option_values.path("checkpoint: save_dir", save_dir)
+        folder = option_values.path("checkpoint: save_dir", save_dir)
         interval_by = interval_by or "epoch"
         check_options(name_prefix or "", save_interval, interval_by, save_seconds)
         check_kept(keep_last, keep_best, mode)
-        if resume is not None:
-            option_values.path("checkpoint: resume", resume)
         option_values.names("checkpoint: drop_plugin_state", drop_plugin_state)
         option_values.names("checkpoint: override", override)
-        self.folder = CheckpointFolder(Path(save_dir), name_prefix or "")
+        self.folder = CheckpointFolder(folder, name_prefix or "")
         self.best = Best(mode, monitor_metric_key, best_refer_metric)
         self.save_interval, self.interval_by = save_interval, interval_by
         self.save_on_train_end, self.strict_match = save_on_train_end, bool(strict_match)
         self.task_sampler, self.save_hash = task_sampler, save_hash
         self.keep_last, self.keep_best = keep_last, keep_best
         self.save_seconds, self.weights_only_export = save_seconds, weights_only_export
-        self.resume, self.async_save = resume, async_save
+        self.resume = None if resume is None else wanted_place("checkpoint: resume", resume)
+        self.async_save, self.hat_optimizer = async_save, hat_optimizer
         self.drop_plugin_state, self.override = tuple(drop_plugin_state), tuple(override)
-        self.hat_optimizer = hat_optimizer
         self._run, self._lineage, self._parent = uuid.uuid4().hex, 0, ""
         self._saved_at, self._path = -1, Path()
         self._next_time = 0.0
@@ -263,7 +261,7 @@ class Checkpoint:
         self._saved_at, self._path = position.global_step, entry.path
         log.info(
             "resumed from %r: epoch %d, step %d of it, %d steps in all",
-            str(entry.path),
+            str(option_values.short(entry.path)),
             position.epoch,
             position.step,
             position.global_step,

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from hatbus import option_values
 from hatbus.errors import CheckpointError, did_you_mean
 from hatbus_checkpoint import finite_file, manifest
 from hatbus_checkpoint.folder import MARKS, CheckpointFolder, Entry, prefixes_in, save_dir_in
@@ -50,6 +51,15 @@ def locate(wanted: str | Path, own: CheckpointFolder) -> Entry | None:
             f"checkpoint {str(path)!r} cannot be used: {error}; an explicit path has no fallback, "
             "resume = 'auto' has"
         ) from error
+
+
+def wanted_place(name: str, wanted: str | Path) -> str:
+    """A word for a checkpoint as it is; a path as the place that it means now.
+
+    Raises:
+        JobError: it is neither.
+    """
+    return str(wanted if wanted in (AUTO, *MARKS) else option_values.path(name, wanted))
 
 
 def _marked(kind: str, folder: CheckpointFolder) -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hatbus import hookimpl, plugin
+from hatbus import hookimpl, option_values, plugin
 from hatbus.errors import JobError
 from hatbus.log import log
 from hatbus.option_values import one_of
@@ -63,15 +63,14 @@ class SaveTraced:
         formats: list[str] | tuple[str, ...] = ("pt",),
         weights: str = "raw",
     ) -> None:
-        if not isinstance(save_dir, (str, Path)):
-            raise JobError(f"save_traced: save_dir is {save_dir!r}; accepted: a folder's path")
         if "/" in name_prefix:
             raise JobError(
                 f"save_traced: name_prefix is {name_prefix!r}; accepted: a text without '/'"
             )
         self.trace_inputs = _read_inputs(trace_inputs)
         self.formats = _read_formats(formats)
-        self.save_dir, self.name_prefix = Path(save_dir), name_prefix
+        self.save_dir = option_values.path("save_traced: save_dir", save_dir)
+        self.name_prefix = name_prefix
         self.allow_anno_miss, self.save_hash = allow_anno_miss, save_hash
         self.forward_before_trace = forward_before_trace
         self.weights = weights

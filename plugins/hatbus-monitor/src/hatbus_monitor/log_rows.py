@@ -62,10 +62,8 @@ class LogRows:
 
     def __init__(self, who: str, style: Format, path: str | Path | None, flush_every: int) -> None:
         self._who, self._style = who, style
-        if path is not None:
-            option_values.path(f"{who}: path", path)
         option_values.whole(f"{who}: flush_every", flush_every, 1)
-        self._given = None if path is None else Path(path)
+        self._given = None if path is None else option_values.path(f"{who}: path", path)
         self._every = flush_every
         self._pending: list[Row] = []
         self._last: tuple[int, str, int] | None = None

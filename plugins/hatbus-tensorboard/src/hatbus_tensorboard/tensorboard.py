@@ -79,11 +79,11 @@ class TensorBoard:
         describe: bool = True,
         **tb_writer_kwargs: Any,
     ) -> None:
-        option_values.path("tensorboard: save_dir", save_dir)
         option_values.whole("tensorboard: update_freq", update_freq, 1)
         option_values.one_of("tensorboard: update_by", update_by, option_values.UNITS)
         _check_writer_options(tb_writer_kwargs)
-        self.save_dir, self.overwrite = Path(save_dir), overwrite
+        self.save_dir = option_values.path("tensorboard: save_dir", save_dir)
+        self.overwrite = overwrite
         self.update_freq, self.update_by = update_freq, update_by
         self.describe = describe
         self.writer: RunWriter | None = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from hatbus import hookimpl, plugin
+from hatbus import hookimpl, option_values, plugin
 from hatbus.errors import JobError, PluginError, did_you_mean
 from hatbus.log import log
 
@@ -60,6 +60,8 @@ class ProfileSteps:
                 )
         self.options = dict(options)
         self.options["activities"] = activities(options.get("activities"))
+        place = self.options.get("trace_dir")
+        self._given = option_values.path("validation: trace_dir", place) if place else None
         self._profile: profile | None = None
         self._is_done = False
 
@@ -92,8 +94,7 @@ class ProfileSteps:
             running.stop()
 
     def _folder(self, ctx: Context) -> Path:
-        given = self.options.get("trace_dir")
-        return Path(given) if given else (ctx.run_dir or Path()) / "profile"
+        return self._given or (ctx.run_dir or Path()) / "profile"
 
 
 def write(done: profile, folder: Path, step: int) -> None:
