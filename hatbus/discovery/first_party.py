@@ -22,6 +22,7 @@ FIRST_PARTY: Final[dict[str, FirstParty]] = {
     "early_stopping": FirstParty("hatbus-validation", "EarlyStopping"),
     "ema": FirstParty("hatbus-model", "ExponentialMovingAverage"),
     "freeze_bn_statistics": FirstParty("hatbus-model", "FreezeBNStatistics"),
+    "freeze_observers": FirstParty("hatbus-quantization", "FreezeObservers"),
     "freeze_module": FirstParty("hatbus-model", "FreezeModule"),
     "fuse_bn": FirstParty("hatbus-model", "FuseBN"),
     "grad_clip": FirstParty("hatbus-grad", "GradClip"),
@@ -62,5 +63,5 @@ def normalized(distribution: str) -> str:
 
 
 def is_first_party(distribution: str) -> bool:
-    """Whether a distribution is hatbus itself or one of its eight plugin distributions."""
+    """Whether a distribution is hatbus itself or one of its plugin distributions."""
     return normalized(distribution) in DISTRIBUTIONS

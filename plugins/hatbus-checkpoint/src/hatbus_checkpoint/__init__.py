@@ -8,7 +8,8 @@ from hatbus.lazily import lazily
 
 if TYPE_CHECKING:
     from hatbus_checkpoint.checkpoint import Checkpoint
+    from hatbus_checkpoint.weights import weights_of
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "weights_of"]
 
-__getattr__ = lazily(__name__, Checkpoint="checkpoint")
+__getattr__ = lazily(__name__, Checkpoint="checkpoint", weights_of="weights")

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data.distributed import DistributedSampler
 
 from hatbus.data import generators_of, length_of, own_iteration, to_device, with_data_wait
+from hatbus.discovery import build, is_config
 from hatbus.errors import DataError, PluginError
 from hatbus.log import log
 
@@ -71,6 +72,15 @@ def _of_mapping(given: Mapping[Any, Any], tasks: Sequence[str]) -> list[Source]:
             f"({others}); accepted: only tasks of the run, or only names of your own"
         )
     return [Source(str(name), {None: one}) for name, one in given.items()]
+
+
+def built_loaders(given: Any) -> Any:
+    """The loaders; a config, a list or a mapping of configs is built."""
+    held = given.values() if isinstance(given, Mapping) else given
+    is_many = isinstance(given, (Mapping, list, tuple)) and bool(given)
+    if is_config(given) or (is_many and all(map(is_config, held))):
+        return build(given, "validation: data_loader")
+    return given
 
 
 class Passes:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 EMA = "ema"
 PIPELINE = "validation: model_convert_pipeline"
+OBSERVERS = ("FakeQuantizeBase", "ObserverBase")
+"""torch's classes that watch the ranges of values; what they have seen gives them their shape."""
 Converter = Callable[[nn.Module], Any]
 
 
@@ -79,6 +81,7 @@ def converters(given: Any) -> tuple[Converter, ...]:
     """
     if isinstance(given, Mapping):
         given = _pipeline_of(given)
+    given = getattr(given, "converters", given)  # those of a pipeline are applied one by one
     listed = () if given is None else given if isinstance(given, (list, tuple)) else (given,)
     listed = [build(one, PIPELINE) if isinstance(one, Mapping) else one for one in listed]
     for one in listed:
@@ -147,7 +150,8 @@ def copy_weights(state: Mapping[str, torch.Tensor], target: nn.Module, *, strict
 
     Args:
         state: of the model that is trained; shards are gathered, so every process has to ask.
-        target: the model that is validated.
+        target: the model that is validated. A module of it that imitates quantisation takes its
+            ranges in whatever shape they have.
         strict: refuse any difference.
 
     Returns:
@@ -157,13 +161,15 @@ def copy_weights(state: Mapping[str, torch.Tensor], target: nn.Module, *, strict
         PluginError: there are differences and ``strict``, or nothing fits at all.
     """
     own = target.state_dict()
-    fitting = {n: v for n, v in state.items() if n in own and own[n].shape == v.shape}
+    common = {n: v for n, v in state.items() if n in own}
+    takers = of_observers(target)
+    fitting = {n: v for n, v in common.items() if n in takers or shape(own[n]) == shape(v)}
     said = "; ".join(
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for what, names in (
             ("not in the trained model", [n for n in own if n not in state]),
             ("not in val_model", [n for n in state if n not in own]),
-            ("of another shape", [n for n in state if n in own and n not in fitting]),
+            ("of another shape", [n for n in common if n not in fitting]),
         )
         if names
     )
@@ -172,6 +178,45 @@ def copy_weights(state: Mapping[str, torch.Tensor], target: nn.Module, *, strict
         raise PluginError(f"validation: val_model differs from the trained model: {said}{advice}")
     target.load_state_dict({n: full_tensor(v) for n, v in fitting.items()}, strict=False)
     return said
+
+
+def shape(value: Any) -> Any:
+    """The shape of a tensor; the kind of anything else."""
+    return value.shape if isinstance(value, torch.Tensor) else type(value)
+
+
+def of_observers(model: nn.Module) -> set[str]:
+    """Names of the tensors of torch's observers, which load them in any shape."""
+    found = set()
+    for prefix, module in model.named_modules():
+        if any(one.__name__ in OBSERVERS for one in type(module).__mro__):
+            found |= {f"{prefix}.{name}" if prefix else name for name in module.state_dict()}
+    return found
+
+
+def loading_place(
+    model: nn.Module, pipeline: Sequence[Converter], names: Sequence[str]
+) -> tuple[nn.Module, tuple[Converter, ...]]:
+    """Where in a pipeline trained weights are loaded: convert first, then load, as HAT does.
+
+    Args:
+        model: ``val_model``, which is left as it is.
+        pipeline: the converters.
+        names: of the trained weights.
+
+    Returns:
+        The model after as many converters as make its names most like the trained model's (itself
+        after none), and the converters that are left.
+    """
+    wanted, best = set(names), 0
+    least = len(wanted ^ set(model.state_dict()))
+    for count in range(1, len(pipeline) + 1):
+        if not least:
+            break
+        unlike = len(wanted ^ set(converted(model, pipeline[:count]).state_dict()))
+        if unlike < least:
+            best, least = count, unlike
+    return converted(model, pipeline[:best]), tuple(pipeline[best:])
 
 
 def warn_of_differences(said: str) -> None:

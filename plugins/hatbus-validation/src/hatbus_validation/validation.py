@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hatbus import hookimpl, plugin
-from hatbus.discovery import build, is_config
+from hatbus.discovery import is_config
 from hatbus.errors import JobError, PluginError
 from hatbus.events import EVENTS
 from hatbus.insight import marks_every
@@ -27,7 +27,7 @@ from hatbus_validation import shown_weights as shown
 from hatbus_validation.callback_tables import Named, named_callbacks
 from hatbus_validation.fellows import FIRST_NAME, asking, fellows_of, first_names
 from hatbus_validation.inner_run import InnerContext, evaluate, inner_bus
-from hatbus_validation.loaders import Passes, Source, sources
+from hatbus_validation.loaders import Passes, Source, built_loaders, sources
 from hatbus_validation.mean_losses import MeanLosses
 from hatbus_validation.processor import evaluation_processor
 from hatbus_validation.profile_steps import ProfileSteps
@@ -61,8 +61,9 @@ class Validation:
         val_interval: validate every so many epochs or steps; None: at the end of the run only.
         interval_by: ``"epoch"`` or ``"step"``.
         val_model: a model to validate in place of the trained one, or a function that makes it.
-        model_convert_pipeline: callables, applied in order to a copy of the model; of a sharded one
-            (FSDP2) only with ``val_model``.
+        model_convert_pipeline: callables or configs of some, applied in order to a copy of the
+            model; of a sharded one (FSDP2) only with ``val_model``. A ``val_model`` is converted
+            until it has the trained model's names, and gets the trained weights there.
         init_with_train_model: copy the trained weights into ``val_model`` before each validation.
         strict_match: refuse a ``val_model`` whose weights differ in name or shape from the trained
             model's; otherwise they are named in a warning and left alone.
@@ -120,7 +121,7 @@ class Validation:
         for option, given in (("weights", weights), ("name", name)):
             if given is not None:
                 text(f"validation: {option}", given)
-        self.data_loader: Any = _built_loaders(data_loader)
+        self.data_loader: Any = built_loaders(data_loader)
         self.batch_processor = batch_processor
         self.val_interval, self.interval_by = val_interval, interval_by
         self.val_on_train_end = val_on_train_end
@@ -135,6 +136,7 @@ class Validation:
         self._profile = ProfileSteps(profiler) if profiler is not None else None
         self._runs: list[tuple[Source, Passes, Bus]] = []
         self._told = ""
+        self._placed: tuple[nn.Module, tuple[shown.Converter, ...]] | None = None
         self.validated_at = 0
         self.is_owed = False
         self._fellows: dict[str, Validation] = {}
@@ -283,7 +285,7 @@ class Validation:
     @contextmanager
     def shown_model(self, ctx: Context) -> Iterator[nn.Module]:
         """The model to validate, in eval mode, with the weights to validate."""
-        own = self.val_model
+        own, pipeline = self.val_model, self._pipeline
         with ExitStack() as stack:
             if own is not None and not self.init_with_train_model:
                 model = own
@@ -292,12 +294,15 @@ class Validation:
                 view.enter_context(shown.showing(ctx, self.view(ctx)))
                 model = self.trained_model(ctx)
                 if own is not None:
-                    self._fill(own, self.train_state(ctx))
-                    model = own
+                    state = self.train_state(ctx)
+                    if self._placed is None:
+                        self._placed = shown.loading_place(own, pipeline, [*state])
+                    model, pipeline = self._placed
+                    self._fill(model, state)
                     view.close()
             stack.enter_context(eval_mode(model))
             stack.enter_context(shown.first_ranks_buffers(ctx, model))
-            yield shown.converted(model, self._pipeline).eval()
+            yield shown.converted(model, pipeline).eval()
 
     def view(self, ctx: Context) -> str:
         """Name of the weight view to validate."""
@@ -362,15 +367,6 @@ class Validation:
         if self._profile is not None and not self._runs:
             own.append(Named("profile_steps", self._profile, {}))
         return own
-
-
-def _built_loaders(given: Any) -> Any:
-    """The loaders; a config, a list or a mapping of configs is built."""
-    held = given.values() if isinstance(given, Mapping) else given
-    is_many = isinstance(given, (Mapping, list, tuple)) and bool(given)
-    if is_config(given) or (is_many and all(map(is_config, held))):
-        return build(given, "validation: data_loader")
-    return given
 
 
 def _per_loader(callbacks: Sequence[Any] | None, *, share: bool) -> list[list[Named]]:

@@ -1,0 +1,85 @@
+"""The weights in any file or folder that holds some, by name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from hatbus.errors import CheckpointError
+from hatbus.loop import RAW
+from hatbus_checkpoint import tensor_file
+from hatbus_checkpoint.exchange import averages_of, read_hat
+from hatbus_checkpoint.folder import CheckpointFolder, prefixes_in, save_dir_in
+from hatbus_checkpoint.locate import locate
+from hatbus_checkpoint.restore import Saved
+
+_MARKED: Final = re.compile(r"(?P<prefix>.*)checkpoint-(?P<kind>last|best)(\.pth\.tar|\.json)?")
+
+
+def weights_of(path: Path | str, view: str = RAW) -> dict[str, Any]:
+    """The weights in a checkpoint of hatbus's or HAT's, or in a ``.safetensors`` file.
+
+    Args:
+        path: a checkpoint; a folder of them (the newest is taken) or of a run; such a folder and
+            ``/best`` or ``/last``; ``<folder>/<prefix>checkpoint-best``, with or without HAT's
+            ``.pth.tar``, for the one that is marked so; HAT's ``.pth.tar``; a ``.safetensors``.
+        view: ``"raw"``, or the plugin whose averages take the place of the raw weights.
+
+    Returns:
+        Name to tensor, as a model's ``state_dict`` has them.
+
+    Raises:
+        CheckpointError: there is nothing of the kind, it is damaged, or holds no such averages.
+    """
+    found = Path(path)
+    if found.is_file():
+        return _of_file(found, view)
+    if not found.exists():
+        found = _marked(found)
+    if found.is_file():
+        return _of_file(found, view)
+    entry = locate(found, _folder(found))
+    if entry is None:
+        raise CheckpointError(f"there is no checkpoint in {str(path)!r}")
+    saved = Saved(entry)
+    state = saved.model()
+    if view == RAW:
+        return state
+    tensors = {n: v for n, v in state.items() if isinstance(v, torch.Tensor)}
+    return {**state, **averages_of(saved, view, tensors)}
+
+
+def _of_file(path: Path, view: str) -> dict[str, Any]:
+    if view != RAW:
+        raise CheckpointError(f"{str(path)!r} holds raw weights only, no {view!r}")
+    if path.suffix == ".safetensors":
+        return dict(tensor_file.read(path))
+    state: dict[str, Any] = read_hat(path)["state_dict"]
+    return state
+
+
+def _marked(path: Path) -> Path:
+    """The checkpoint that is marked as a name says; else the path itself."""
+    named = _MARKED.fullmatch(path.name)
+    if named is None or not path.parent.is_dir():
+        return path
+    folder = CheckpointFolder(path.parent, named["prefix"])
+    pointed = folder.pointed(named["kind"])
+    if not pointed:
+        raise CheckpointError(
+            f"no checkpoint in {str(path.parent)!r} with prefix {named['prefix']!r} is marked "
+            f"{named['kind']!r}; did the stage before end, and has it a metric that says which is "
+            "best (mode and monitor_metric_key)?"
+        )
+    return path.parent / pointed
+
+
+def _folder(path: Path) -> CheckpointFolder:
+    """The folder of checkpoints that a path is or stands in, with the prefix that is there."""
+    home = path if path.is_dir() else path.parent
+    home = save_dir_in(home) if home.is_dir() else home
+    prefixes = sorted(prefixes_in(home)) if home.is_dir() else []
+    return CheckpointFolder(home, prefixes[0] if len(prefixes) == 1 else "")
