@@ -28,6 +28,7 @@ from hatbus_monitor.metric_updater import MetricUpdater as MetricUpdater
 from hatbus_monitor.nan_guard import NanGuard as NanGuard
 from hatbus_monitor.progress import Progress as Progress
 from hatbus_monitor.stats_monitor import StatsMonitor as StatsMonitor
+from hatbus_quantization.freeze_observers import FreezeObservers as FreezeObservers
 from hatbus_tensorboard.tensorboard import TensorBoard as TensorBoard
 from hatbus_validation.early_stopping import EarlyStopping as EarlyStopping
 from hatbus_validation.mean_teacher_validation import MeanTeacherValidation as MeanTeacherValidation

@@ -22,6 +22,7 @@ from hatbus_model.moving_average import (
     averaged_dtype,
     check_decay,
     decay_at,
+    of_observers,
     places,
 )
 from hatbus_model.showing import shown
@@ -54,7 +55,8 @@ class ExponentialMovingAverage:
             the view shows the raw weights until then.
         interval: move at every n-th committed update only, by ``d ** n``, which keeps the time
             over which is averaged.
-        buffers: ``"average"`` floating buffers as parameters, or ``"copy"`` them.
+        buffers: ``"average"`` floating buffers as parameters, or ``"copy"`` them; the ranges of a
+            model that imitates quantisation are always copied.
         half_life: in place of ``decay``: updates after which a weight counts half.
         offload: keep the average in CPU memory.
         view: name of the weight view; two averages need two names.
@@ -199,9 +201,8 @@ class ExponentialMovingAverage:
             self._structure = -1  # their tensors are made in the first forward pass
         if before[0] and is_same(old, self._values) and is_in_place(before[0], self._followed):
             return
-        copied = (
-            [plain_name(n) for n, _ in ctx.model.named_buffers()] if self.buffers == "copy" else ()
-        )
+        every = [plain_name(n) for n, _ in ctx.model.named_buffers()]
+        copied = every if self.buffers == "copy" else of_observers(ctx.model)
         self._lanes = Lanes(self._values, self._followed, copied)
 
     def _folded(self, ctx: Context) -> set[str]:

@@ -23,6 +23,7 @@ Place = tuple[dict[str, Any], str]
 """A module's dict and a key in it: where a tensor is, whatever tensor that is at the time."""
 _FIXED: Final = ("running_mean", "running_var", "num_batches_tracked")
 """Buffers of torch's norms, of which there are many: no forward pass gives them another shape."""
+_OBSERVERS: Final = ("FakeQuantizeBase", "ObserverBase")
 _LOW: Final = (torch.float16, torch.bfloat16)
 
 
@@ -75,6 +76,19 @@ def places(model: nn.Module) -> dict[str, Place]:
             seen.add(id(tensor))
             found[plain_name(f"{prefix}.{key}" if prefix else key)] = (held, key)
     return found
+
+
+def of_observers(model: nn.Module) -> list[str]:
+    """Names of the buffers of torch's observers and fake quantisation.
+
+    A range begins at infinity and goes with a whole-numbered zero point: it is copied.
+    """
+    return [
+        plain_name(f"{prefix}.{name}" if prefix else name)
+        for prefix, module in model.named_modules()
+        if any(one.__name__ in _OBSERVERS for one in type(module).__mro__)
+        for name, _ in module.named_buffers()
+    ]
 
 
 def averaged_dtype(tensor: Tensor) -> torch.dtype:

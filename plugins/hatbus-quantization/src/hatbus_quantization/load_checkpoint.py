@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hatbus.errors import CheckpointError
+from hatbus.errors import CheckpointError, PluginError
 from hatbus.log import log
 from hatbus.option_values import path
-from hatbus_checkpoint import weights_of
 from hatbus_quantization.eager import OWN_SWITCHES
 
 _SHOWN = 5
@@ -64,9 +63,10 @@ class LoadCheckpoint:
 
         Raises:
             CheckpointError: there is no such checkpoint, or it does not fit.
+            PluginError: hatbus-checkpoint, which reads them, is not installed.
         """
         view = "ema" if self.load_ema_model else "raw"
-        state = dict(weights_of(self.checkpoint_path, view))
+        state = dict(_weights_of(self.checkpoint_path, view))
         if self.state_dict_update_func is not None:
             state = self.state_dict_update_func(state)
         state = {n: v for n, v in state.items() if n.rpartition(".")[2] not in OWN_SWITCHES}
@@ -107,6 +107,17 @@ class LoadCheckpoint:
     @property
     def _start(self) -> str:
         return f"LoadCheckpoint: {str(self.checkpoint_path)!r}"
+
+
+def _weights_of(path: Path, view: str) -> Mapping[str, Any]:
+    try:
+        from hatbus_checkpoint import weights_of
+    except ImportError as error:
+        raise PluginError(
+            "LoadCheckpoint reads with hatbus-checkpoint, which is not installed: "
+            "python -m pip install hatbus-checkpoint"
+        ) from error
+    return weights_of(path, view)
 
 
 def _few(names: list[str]) -> str:

@@ -302,7 +302,9 @@ class Validation:
                     view.close()
             stack.enter_context(eval_mode(model))
             stack.enter_context(shown.first_ranks_buffers(ctx, model))
-            yield shown.converted(model, pipeline).eval()
+            made = shown.converted(model, pipeline)
+            made.eval()  # which an exported graph does without giving itself back
+            yield made
 
     def view(self, ctx: Context) -> str:
         """Name of the weight view to validate."""
