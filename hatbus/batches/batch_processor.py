@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from hatbus.batches.counted_twice import counted_twice
 from hatbus.batches.loss_collectors import collect_losses, losses_if_any, named_losses
 from hatbus.errors import JobError, did_you_mean
 from hatbus.events.declare import hookimpl
+from hatbus.log import log
 
 if TYPE_CHECKING:
     from hatbus.loop.context import Context
@@ -52,6 +54,7 @@ class BatchProcessor:
         self._per_task = isinstance(loss, Mapping)
         self._asked: torch.nn.Module | None = None
         self._wants_task = False
+        self._looked_at: set[str | None] = set()
 
     @hookimpl(trylast=True)
     def run_batch(self, ctx: Context) -> dict[str, torch.Tensor]:
@@ -61,7 +64,7 @@ class BatchProcessor:
         losses: dict[str, torch.Tensor] = emit.compute_loss(ctx)
         ctx.losses = losses
         if self.need_grad_update:
-            (loss,) = losses.values() if len(losses) == 1 else (total(losses),)
+            (loss,) = losses.values() if len(losses) == 1 else (self._total(losses, ctx),)
             ctx.loss = loss if ctx.weight == 1.0 else loss * ctx.weight
             emit.backward(ctx)
         return losses
@@ -116,6 +119,14 @@ class BatchProcessor:
         self.loss = loss
         self._per_task = isinstance(loss, Mapping)
 
+    def _total(self, losses: dict[str, torch.Tensor], ctx: Context) -> torch.Tensor:
+        """The sum of a batch's losses; warns, at a task's first batch, of losses in it twice."""
+        if ctx.task not in self._looked_at:
+            self._looked_at.add(ctx.task)
+            if ctx.rank == 0:
+                warn_of_twice(losses, ctx.task)
+        return total(losses)
+
     def loss_of(self, task: str | None) -> Loss:
         """The loss of a task.
 
@@ -166,6 +177,20 @@ def split(batch: Any) -> tuple[Any, Any]:
         f"a batch is a {type(batch).__name__}, not a pair (inputs, target); make the loader give "
         "pairs, or give no loss and let the model take the whole batch and return its losses"
     )
+
+
+def warn_of_twice(losses: dict[str, torch.Tensor], task: str | None) -> None:
+    """Says which losses hold others, so that these count more than once in the sum."""
+    where = "" if task is None else f"task {task!r}: "
+    for name, parts in counted_twice(losses).items():
+        log.warning(
+            "%sloss %r holds %s, and all losses are summed, so what it holds is trained twice; "
+            "return the total or its parts, or the total as %s.detach()",
+            where,
+            name,
+            ", ".join(map(repr, parts)),
+            name,
+        )
 
 
 def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -11,17 +11,24 @@ from typing import TYPE_CHECKING, Any, Final
 from hatbus.batches.batch_processor import clear_gradients
 from hatbus.events.declare import hookimpl
 from hatbus.log import log
+from hatbus.loop.structure import structure_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hatbus.loop.context import Context
 
+_UNTRAINED: Final = "model.untrained"
+_SHOWN: Final = 5
 _SERVED: Final = ("validate", "stop epoch", "stop run", "save")
 
 
 class Loop:
     """Epochs, steps, and the order of things inside a step."""
+
+    def __init__(self) -> None:
+        self._structure = -1
+        self._others: list[Any] = []
 
     @hookimpl(trylast=True)
     def run_loop(self, ctx: Context) -> int:
@@ -74,7 +81,12 @@ class Loop:
     def run_step(self, ctx: Context) -> bool:
         """Runs the step's batches, then makes one update."""
         emit, scopes = ctx.emit, ctx.bus.scopes
+        if self._structure != structure_of(ctx):
+            self._structure = structure_of(ctx)
+            self._others = untrained(ctx)
         clear_gradients(ctx.optimizer)
+        for parameter in self._others:
+            parameter.grad = None
         losses: dict[str, Any] = {}
         if ctx.bus.asks_batches:
             ctx.batches = kept_batches(ctx)
@@ -93,6 +105,31 @@ class Loop:
         else:
             emit.optimizer_step(ctx)
         return ctx.committed
+
+
+def untrained(ctx: Context) -> list[Any]:
+    """The model's parameters that get gradients, and that the optimizer does not have.
+
+    Their gradients are to be cleared too: they would add up over all steps. Each is warned of once.
+    """
+    model: Any = ctx.model  # a loop of somebody's own may have none
+    if model is None or ctx.optimizer is None:
+        return []
+    trained = {id(one) for group in ctx.optimizer.param_groups for one in group["params"]}
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    others = [(name, one) for name, one in named if id(one) not in trained]
+    known = ctx.storage.setdefault(_UNTRAINED, set())
+    new = [name for name, _ in others if name not in known]
+    known.update(new)
+    if new and ctx.rank == 0:
+        more = f" and {len(new) - _SHOWN} more" if len(new) > _SHOWN else ""
+        log.warning(
+            "the optimizer does not have %s%s, so they stay as they are, though gradients are made "
+            "for them; give them to the optimizer, or call requires_grad_(False) on them",
+            ", ".join(map(repr, new[:_SHOWN])),
+            more,
+        )
+    return [one for _, one in others]
 
 
 def losses_of_task(losses: dict[str, Any], task: str) -> dict[str, Any]:
