@@ -6,7 +6,8 @@ import ast
 import re
 from typing import TYPE_CHECKING
 
-from hatbus.authoring.import_time import settings_changed
+from hatbus.authoring.import_time import early_torch, settings_changed
+from hatbus.authoring.private_imports import private_imports
 from hatbus.discovery.entry_points import conflict_of
 from hatbus.discovery.first_party import COMMANDS, is_first_party
 from hatbus.errors import PluginError
@@ -38,9 +39,14 @@ def command_advice(offer: Offer, sources: Sources) -> list[str]:
     """Advice on a command; none if its function cannot be read."""
     module, _, name = (part.strip() for part in offer.value.partition(":"))
     reading = sources.function(module, name)
-    if reading is None or ast.get_docstring(reading[1]):
+    if reading is None:
         return []
-    return ["has no docstring, whose first line is what `hatbus --help` shows"]
+    undocumented = ["has no docstring, whose first line is what `hatbus --help` shows"]
+    return [
+        *([] if ast.get_docstring(reading[1]) else undocumented),
+        *filter(None, [early_torch(sources, module)]),
+        *private_imports(sources, module),
+    ]
 
 
 def command_load_problems(command: Command, offers: Sequence[Command]) -> list[str]:

@@ -72,6 +72,17 @@ def test_a_command_without_a_docstring_is_advised_to_have_one(tmp_path: Path) ->
     ]
 
 
+def test_a_command_is_advised_against_private_names_and_an_early_torch(tmp_path: Path) -> None:
+    (tmp_path / "acme").mkdir()
+    (tmp_path / "acme" / "__init__.py").write_text("import torch\n")
+    source = "from hatbus.loop.loop import Loop\n" + dedent(GOOD)
+    (tmp_path / "acme" / "stand.py").write_text(source)
+    offer = Offer("stand", "acme.stand:stand", "acme")
+    early, private = command_advice(offer, Sources([tmp_path]))
+    assert early.startswith("import acme imports torch")
+    assert "hatbus.loop.loop" in private
+
+
 def test_a_project_that_offers_commands_alone_is_checked(tmp_path: Path) -> None:
     (tmp_path / "acme.py").write_text("def stand(): ...\n")
     (tmp_path / "pyproject.toml").write_text(
