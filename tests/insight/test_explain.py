@@ -38,7 +38,7 @@ ORDER = {
         "stats_monitor",
         "progress",
     ],
-    "on_loop_end": ["validation", "early_stopping", "checkpoint", "progress"],
+    "on_loop_end": [*ACCURACIES, "validation", "early_stopping", "checkpoint", "progress"],
     "validate": ["validation"],
     "on_validation_begin": ["stats_monitor", "progress"],
     "on_validation_end": ["early_stopping", "stats_monitor", "progress"],
