@@ -43,6 +43,7 @@ def test_no_block_is_left_out_but_those_looked_at_here() -> None:
 
 def test_every_fence_has_a_language_that_some_test_knows() -> None:
     known = {"", "sh", "python", "toml", "console", "text", "{toctree}", "{literalinclude}"}
+    known |= {"py", "pycon"}  # signatures and examples of the reference: test_reference.py
     for page in refresh.pages():
         assert {b.language for b in all_blocks(page)} <= known, page.name
 

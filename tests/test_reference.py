@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import inspect
 import json
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pages import DOCS
+from pages import DOCS, all_blocks
 from reference_page import constant_docs, members, reference_page
 
 from hatbus import Context, Trainer
@@ -38,6 +39,14 @@ def documented_in(doc: str) -> set[str]:
 
 def test_the_reference_is_what_the_code_says() -> None:
     assert PAGE.read_text("utf-8") == reference_page(), "run `python docs/refresh.py`"
+
+
+def test_the_examples_of_the_reference_give_what_they_show() -> None:
+    names = {one.name: value_of(one) for one in public_names()}
+    runner = doctest.DocTestRunner()
+    for block in (b for b in all_blocks(PAGE) if b.language == "pycon"):
+        runner.run(doctest.DocTestParser().get_doctest(block.text, names, PAGE.name, None, None))
+    assert (runner.failures, runner.tries > 0) == (0, True)
 
 
 @pytest.mark.parametrize("module", public_modules())
