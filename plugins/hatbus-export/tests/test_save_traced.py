@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -142,8 +143,13 @@ def test_a_failed_run_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_failing_trace_leaves_no_file(tmp_path: Path) -> None:
-    with pytest.raises((RuntimeError, TypeError)):
-        run(SaveTraced(str(tmp_path), (X[:, :2],)))
+    class Breaks:
+        @hookimpl
+        def on_epoch_end(self, model: Net) -> None:
+            model.head = nn.Linear(7, 1)
+
+    with pytest.raises(RuntimeError):
+        run(SaveTraced(str(tmp_path), (X,)), Breaks())
     assert not list(tmp_path.iterdir())
 
 
@@ -244,3 +250,113 @@ def test_a_model_that_was_compiled_is_written_without_its_wrapper(
     loaded = torch.jit.load(path) if suffix == "pt" else torch.export.load(path).module()
     with torch.no_grad():
         assert torch.allclose(loaded(inputs), model(inputs), atol=1e-6)
+
+
+class Counts:
+    """How many steps there were."""
+
+    steps = 0
+
+    @hookimpl
+    def on_step_end(self) -> None:
+        self.steps += 1
+
+
+class Branches(Net):
+    """Can be traced, but has no graph."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return super().forward(x if x.sum() > 0 else x + 1)
+
+
+class Talks(Net):
+    """Gives what TorchScript has not."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        return {**super().forward(x), "kind": "cat"}
+
+
+class Heads(Net):
+    def forward(self, x: torch.Tensor, task: str = "a") -> dict[str, torch.Tensor]:
+        return super().forward(x) if task else {}
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "formats", "words"),
+    [
+        (
+            Net,
+            (X[:, :2],),
+            ["pt"],
+            r"Net fails on trace_inputs \(float32\[5, 2\]\): RuntimeError: mat1",
+        ),
+        (
+            Net,
+            (X, 1, 2),
+            ["pt"],
+            r"trace_inputs is a tuple of 3, which Net.forward\(x: .*does not take",
+        ),
+        (
+            Net,
+            {"y": X[:, :2]},
+            ["pt2"],
+            r"Net fails on trace_inputs \(\{'y': float32\[5, 2\]\}\): ",
+        ),
+        (Talks, (X,), ["pt"], r"Talks cannot be written as 'pt' with trace_inputs \(float32\[5, 3"),
+        (Branches, (X,), ["pt", "pt2"], r"Branches cannot be written as 'pt2' with trace_inputs"),
+        (
+            Heads,
+            (X, "a"),
+            ["pt"],
+            r"Heads cannot be written as 'pt' with .*float32\[5, 3\], 'a'\): ",
+        ),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_the_first_step(
+    tmp_path: Path, model: type[Net], inputs: Any, formats: list[str], words: str
+) -> None:
+    counts = Counts()
+    with pytest.raises(JobError, match=f"^save_traced: {words}") as caught:
+        run(SaveTraced(str(tmp_path), inputs, formats=formats), counts, model=model())
+    assert counts.steps == 0
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_trial_leaves_training_as_it_is(tmp_path: Path) -> None:
+    plain, tried = run(), run(SaveTraced(str(tmp_path), (X,), formats=["pt", "pt2"]))
+    for one, other in zip(plain.ctx.model.parameters(), tried.ctx.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+FULL = """
+import resource, signal, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from hatbus.errors import SaveError
+from test_save_traced import SaveTraced, Counts, nn, run
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(3, 100_000)
+    def forward(self, x):
+        return {"out": self.body(x).mean(1, keepdim=True)}
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file of this size is as one on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    run(SaveTraced(sys.argv[2], (torch.ones(5, 3),), formats=[sys.argv[3]]), model=Net())
+except SaveError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_a_disk_that_is_full_is_an_error_that_names_the_folder(tmp_path: Path, suffix: str) -> None:
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-W", "ignore", "-c", FULL, here, str(tmp_path), suffix]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"save_traced: cannot write in {str(tmp_path)!r}: [Errno 27]")
+    assert not list(tmp_path.iterdir())

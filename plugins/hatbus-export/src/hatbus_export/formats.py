@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,31 +29,49 @@ def called(model: Callable[..., Any], inputs: Inputs) -> Any:
         return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
 
 
-def write_traced(model: nn.Module, inputs: Inputs, annotations: str, path: str) -> None:
-    """Traces the model and writes TorchScript; ``torch.jit.load`` reads it."""
+def traced(model: nn.Module, inputs: Inputs, *, checked: bool = True) -> Any:
+    """The model as TorchScript; ``checked``: traced again, to compare."""
     named = isinstance(inputs, Mapping)
     example = {"example_kwarg_inputs": dict(inputs)} if named else {"example_inputs": inputs}
     with torch.no_grad(), warnings.catch_warnings():
         # torch would like torch.export used instead; it is the other format
         warnings.simplefilter("ignore", DeprecationWarning)
-        traced: Any = torch.jit.trace(model, **example, strict=False)  # type: ignore[no-untyped-call]  # torch's
-        torch.jit.save(traced, path, _extra_files={FILE: annotations})
+        return torch.jit.trace(model, **example, strict=False, check_trace=checked)  # type: ignore[no-untyped-call]  # torch's
+
+
+def exported(model: nn.Module, inputs: Inputs, *, checked: bool = True) -> Any:  # noqa: ARG001 - as above
+    """The model's graph for inputs of these shapes."""
+    named = isinstance(inputs, Mapping)
+    arguments = ((), dict(inputs)) if named else (tuple(inputs), None)
+    with torch.no_grad():
+        return torch.export.export(model, *arguments)
+
+
+def write_traced(model: nn.Module, inputs: Inputs, annotations: str, path: str) -> None:
+    """Traces the model and writes TorchScript; ``torch.jit.load`` reads it."""
+    program = traced(model, inputs)
+    with Path(path).open("wb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(program, file, _extra_files={FILE: annotations})  # type: ignore[no-untyped-call]  # torch's
 
 
 def write_exported(model: nn.Module, inputs: Inputs, annotations: str, path: str) -> None:
     """Exports the model's graph for inputs of these shapes; ``torch.export.load`` reads it."""
-    named = isinstance(inputs, Mapping)
-    arguments = ((), dict(inputs)) if named else (tuple(inputs), None)
-    with torch.no_grad():
-        program = torch.export.export(model, *arguments)
-    torch.export.save(program, path, extra_files={FILE: annotations})
+    content = io.BytesIO()  # where torch itself writes to a disk that is full, it aborts Python
+    torch.export.save(exported(model, inputs), content, extra_files={FILE: annotations})
+    with Path(path).open("wb") as file:
+        file.write(content.getbuffer())
 
 
+MAKERS: Final[dict[str, Callable[..., Any]]] = {"pt": traced, "pt2": exported}
+"""File suffix to what makes its content."""
 WRITERS: Final[dict[str, Callable[[Any, Inputs, str, str], None]]] = {
     "pt": write_traced,
     "pt2": write_exported,
 }
 """File suffix to writer."""
+DEFAULT: Final = ("pt",) if sys.version_info < (3, 14) else ("pt2",)
+"""What is written by default: torch says that tracing may break in Python 3.14."""
 
 
 def write_durably(

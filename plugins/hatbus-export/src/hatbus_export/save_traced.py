@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from hatbus import hookimpl, option_values, plugin
 from hatbus.errors import JobError
@@ -18,7 +20,7 @@ from hatbus.option_values import one_of
 from hatbus.parallel import refuse_sharded
 from hatbus_export.annotations import annotations_of
 from hatbus_export.copying import eval_copy, on_cpu
-from hatbus_export.formats import WRITERS, called, write_durably
+from hatbus_export.formats import DEFAULT, MAKERS, WRITERS, called, write_durably
 
 if TYPE_CHECKING:
     from hatbus.loop import Context
@@ -44,7 +46,8 @@ class SaveTraced:
         forward_before_trace: run the copy once before it is traced (always done when no
             annotation may miss).
         formats: what to write: ``"pt"`` (for ``torch.jit.load``), ``"pt2"`` (for
-            ``torch.export.load``).
+            ``torch.export.load``); by default ``["pt"]``, and ``["pt2"]`` from Python 3.14 on: torch
+            supports no tracing there.
         weights: the weight view to write: ``"raw"``, or ``"ema"`` when that plugin is on.
 
     Raises:
@@ -60,7 +63,7 @@ class SaveTraced:
         allow_anno_miss: bool = True,
         save_hash: bool = True,
         forward_before_trace: bool = False,
-        formats: list[str] | tuple[str, ...] = ("pt",),
+        formats: list[str] | tuple[str, ...] | None = None,
         weights: str = "raw",
     ) -> None:
         if "/" in name_prefix:
@@ -68,7 +71,7 @@ class SaveTraced:
                 f"save_traced: name_prefix is {name_prefix!r}; accepted: a text without '/'"
             )
         self.trace_inputs = _read_inputs(trace_inputs)
-        self.formats = _read_formats(formats)
+        self.formats = DEFAULT if formats is None else _read_formats(formats)
         self.save_dir = option_values.path("save_traced: save_dir", save_dir)
         self.name_prefix = name_prefix
         self.allow_anno_miss, self.save_hash = allow_anno_miss, save_hash
@@ -78,11 +81,10 @@ class SaveTraced:
 
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
-        """Refuses a model that is spread over processes, and weights that nobody offers."""
+        """Refuses what cannot be written at the end: better now than when the run is over."""
         refuse_sharded(ctx.model, "save_traced", "gather the weights into a plain model first")
         one_of("save_traced: weights", self.weights, ctx.weights.names)
-        if isinstance(self.arguments_of(ctx.model), tuple) and isinstance(self.trace_inputs, dict):
-            self._try_whole(ctx.model)  # a wrong key is better known now than when the run is over
+        self._try(ctx.model)
 
     @hookimpl
     def on_loop_end(self, ctx: Context) -> None:
@@ -100,16 +102,31 @@ class SaveTraced:
         """
         return fitting(self.trace_inputs, model)
 
-    def _try_whole(self, model: torch.nn.Module) -> None:
-        """Runs a copy on a dict that is one argument, whose keys no signature tells."""
-        with _random_state_kept():
+    def _try(self, model: torch.nn.Module) -> None:
+        """Does everything once with a copy, but for the writing.
+
+        Raises:
+            JobError: the model fails on ``trace_inputs``, or cannot be had in a format.
+        """
+        inputs = on_cpu(self.arguments_of(model))
+        if any(is_lazy(one) for one in (*model.parameters(), *model.buffers())):
+            return  # its shapes come with the first batch
+        copied, doing = eval_copy(model), "fails on"
+        with _random_state_kept(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are said when it is written
             try:
-                called(eval_copy(model), on_cpu(self.arguments_of(model)))
+                outputs = called(copied, inputs)
+                for suffix in self.formats:
+                    doing = f"cannot be written as {suffix!r} with"
+                    MAKERS[suffix](copied, inputs, checked=False)
             except Exception as error:
+                what = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
                 raise JobError(
-                    f"save_traced: {type(model).__name__} fails on trace_inputs with keys "
-                    f"{', '.join(map(repr, self.trace_inputs))}: {type(error).__name__}: {error}"
+                    f"save_traced: {type(model).__name__} {doing} trace_inputs {_shown(inputs)}: "
+                    f"{what}; change trace_inputs, formats or the model (--traceback shows where)"
                 ) from error
+            if not self.allow_anno_miss:
+                annotations_of(outputs, allow_miss=False)
 
     @hookimpl
     def export_model(self, ctx: Context, reason: str) -> Path:
@@ -160,7 +177,10 @@ def _read_inputs(inputs: Any) -> tuple[Any, ...] | dict[str, Any]:
 
 def fitting(inputs: Any, model: torch.nn.Module) -> tuple[Any, ...] | dict[str, Any]:
     """Inputs as a forward takes them; see ``SaveTraced.arguments_of``."""
-    signature = inspect.signature(model.forward)
+    try:
+        signature = inspect.signature(model.forward)
+    except ValueError:  # TorchScript, which tells at the trial
+        return tuple(inputs) if not isinstance(inputs, dict) else inputs
     forms: list[Any] = [inputs, (inputs,)] if isinstance(inputs, dict) else [inputs]
     for form in forms:
         try:
@@ -179,6 +199,17 @@ def fitting(inputs: Any, model: torch.nn.Module) -> tuple[Any, ...] | dict[str, 
         "does not take; accepted: a tuple of its arguments, a dict of them by name, or the dict "
         "that is its one argument"
     )
+
+
+def _shown(inputs: Any) -> str:
+    """Inputs in short: shapes in place of tensors."""
+    if isinstance(inputs, torch.Tensor):
+        return f"{str(inputs.dtype).removeprefix('torch.')}{[*inputs.shape]}"
+    if isinstance(inputs, dict):
+        return "{" + ", ".join(f"{name!r}: {_shown(v)}" for name, v in inputs.items()) + "}"
+    if isinstance(inputs, (tuple, list)):
+        return f"({', '.join(map(_shown, inputs))})"
+    return f"{inputs!r:.40}"
 
 
 def _read_formats(formats: Any) -> tuple[str, ...]:
