@@ -12,12 +12,13 @@ from hatbus.lazily import lazily
 
 if TYPE_CHECKING:
     from hatbus.data.batch_size import samples_in
-    from hatbus.data.feed import generators_of, length_of, own_iteration
+    from hatbus.data.feed import generators_of, length_of
     from hatbus.data.loaders import BatchOrder, ExactLoader, loader
     from hatbus.data.moving import fields_of, to_device
     from hatbus.data.seeded import SeededSamples, seed_of
     from hatbus.data.steps import Steps, with_data_wait
     from hatbus.data.task_sampler import AllTasks, ListedTasks, OneTask, TaskSampler, WeightedTasks
+    from hatbus.data.workers import iterated, own_iteration
 
 __all__ = [
     "AllTasks",
@@ -31,6 +32,7 @@ __all__ = [
     "WeightedTasks",
     "fields_of",
     "generators_of",
+    "iterated",
     "length_of",
     "loader",
     "own_iteration",
@@ -43,9 +45,10 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     samples_in="batch_size",
-    own_iteration="feed",
+    own_iteration="workers",
     fields_of="moving",
     generators_of="feed",
+    iterated="workers",
     length_of="feed",
     BatchOrder="loaders",
     ExactLoader="loaders",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -21,9 +20,9 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from hatbus import rng
 from hatbus.data.epochs import listeners, tell_epoch
 from hatbus.data.moving import to_device
+from hatbus.data.workers import iterated, keeps_workers, starts_workers
 from hatbus.errors import DataError
 from hatbus.log import log
-from hatbus.loop import signals
 
 PASS_STRIDE = 1_000_003
 """Added to the epoch for every further pass over a loader within one epoch."""
@@ -203,14 +202,14 @@ class Feed:
         if self._positions:
             self._began = {"positioned": True}
             self.loader.set_position(key, self.taken)
-            return self._iterated()
+            return iterated(self.loader)
         resumed = self._resumed or {}
         if "loader" in resumed or self._rest:
             tell_epoch(self.loader, key)
             self._began = {"stateful": True}
-            return self._new_pass() if self._rest else self._iterated()
+            return self._new_pass() if self._rest else iterated(self.loader)
         self._begin(resumed.get("began") or {}, key)
-        return self._replayed(self._iterated())
+        return self._replayed(iterated(self.loader))
 
     def _begin(self, began: dict[str, Any], key: int) -> None:
         """Brings about what a pass begins with: random state, epoch, workers, generators.
@@ -269,13 +268,8 @@ class Feed:
             return
         generators = self._generator_states()
         with rng.fenced():
-            self._iterated()
+            iterated(self.loader)
         self._set_generators(generators)
-
-    def _iterated(self) -> Iterator[Any]:
-        """``iter(loader)``; worker processes that it forks are deaf to the signals we serve."""
-        with signals.held():
-            return iter(self.loader)
 
     def _new_pass(self) -> Iterator[Any]:
         """A new pass of a loader whose loaded state is of the pass before.
@@ -285,11 +279,11 @@ class Feed:
         rest, self._rest = self._rest, ""
         if rest == "left":
             with rng.fenced():
-                self._iterated()
-            return self._iterated()
-        iterator = self._iterated()
+                iterated(self.loader)
+            return iterated(self.loader)
+        iterator = iterated(self.loader)
         first = list(islice(iterator, 1))
-        return chain(first, iterator) if first else self._iterated()
+        return chain(first, iterator) if first else iterated(self.loader)
 
     def _replayed(self, iterator: Iterator[Any]) -> Iterator[Any]:
         """The iterator, behind the batches that were taken already.
@@ -364,26 +358,3 @@ def is_used_up(loader: Any) -> bool:
     own = getattr(type(loader), "__iter__", None)
     is_of_python = inspect.isfunction(own)
     return hasattr(loader, "__next__") and not is_of_python and iter(loader) is loader
-
-
-def keeps_workers(loader: Any) -> bool:
-    """Whether a loader, torch's own, has one iterator, whose workers all passes share."""
-    return isinstance(loader, DataLoader) and loader.persistent_workers
-
-
-def starts_workers(loader: Any) -> bool:
-    """Whether the next pass over a loader starts workers that later passes keep."""
-    return keeps_workers(loader) and loader._iterator is None  # noqa: SLF001 - torch has no other way
-
-
-def own_iteration(loader: Any) -> Any:
-    """The loader, to be iterated while another iteration over it is under way.
-
-    A ``DataLoader`` with persistent workers has one iterator, which begins anew for whoever asks;
-    of such a one this is a copy, with the same data set and samplers, and workers of its own.
-    """
-    if not keeps_workers(loader):
-        return loader
-    other = copy.copy(loader)
-    other._iterator = None  # noqa: SLF001 - torch has no other way
-    return other

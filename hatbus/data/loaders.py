@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 from hatbus.data.loader_arguments import check_arguments
 from hatbus.data.seeded import SeededCollate, SeededSamples, seed_of
+from hatbus.data.workers import iterated
 from hatbus.errors import DataError
 from hatbus.parallel.processes import rank_and_world
 
@@ -152,7 +153,7 @@ class ExactLoader(DataLoader[Any]):
         self.order.tells = False  # a training may be inside another epoch of the same data set
         self.order.fills = self.order.drop_last or (equal and self.order.batch_size == 1)
         try:
-            yield from self
+            yield from iterated(self)
         finally:
             self.order.fills = self.order.tells = True
 

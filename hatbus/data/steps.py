@@ -17,8 +17,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hatbus import rng
-from hatbus.data.feed import Feed, gives_all_to_each, own_iteration
+from hatbus.data.feed import Feed, gives_all_to_each
 from hatbus.data.task_sampler import AllTasks, TaskSampler
+from hatbus.data.workers import own_iteration
 from hatbus.errors import DataError, JobError
 from hatbus.log import log
 from hatbus.option_values import whole

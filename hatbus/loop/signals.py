@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.events.declare import hookimpl
@@ -20,7 +21,7 @@ from hatbus.loop.control import Request
 from hatbus.option_values import short
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from hatbus.loop.context import Context
     from hatbus.loop.control import Control
@@ -31,6 +32,8 @@ _STOPS: Final = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGINT") if hasat
 _SAVES: Final = tuple(getattr(signal, n) for n in ("SIGUSR1",) if hasattr(signal, n))
 _active: list[Signals] = []
 _forking: list[bool] = []
+_is_deaf: list[bool] = []
+"""Whether this process is a worker that hears nothing."""
 
 
 class Signals:
@@ -123,16 +126,23 @@ def stop_wanted() -> bool:
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Processes that are forked in here are deaf to the signals that the run serves.
+def held(method: str | None = None) -> Iterator[None]:
+    """Processes that are started in here are deaf to the signals that the run serves.
 
-    They still end when their parent terminates them. Processes that are spawned are not covered.
+    They still end when their parent terminates them. Those that are not forked from this process
+    inherit that the signals are blocked, and have to call ``Deaf`` themselves.
+
+    Args:
+        method: how they are started: "fork", "spawn" or "forkserver"; None: Python's default.
     """
-    if not _active or multiprocessing.get_start_method() != "fork":
+    if not _active:
         yield
         return
+    is_forked = (method or multiprocessing.get_start_method()) == "fork"
+    if not is_forked:
+        resource_tracker.ensure_running()  # which would unblock the signals when it is started
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_STOPS, *_SAVES))
-    _forking.append(True)
+    _forking.append(is_forked)
     try:
         yield
     finally:
@@ -140,10 +150,34 @@ def held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+class Deaf:
+    """A worker's first call: it hears nothing but its trainer's ``Process.terminate``.
+
+    Args:
+        then: what the loader wanted to be called with the worker's number.
+    """
+
+    def __init__(self, then: Callable[[int], Any] | None) -> None:
+        self.then, self.trainer, self.active = then, os.getpid(), bool(_active)
+
+    def __call__(self, worker: int) -> None:
+        """Blocks the signals, unless the worker was forked and does so already."""
+        if self.active and not _is_deaf:
+            signal.pthread_sigmask(signal.SIG_BLOCK, (*_STOPS, *_SAVES))
+            _listen(self.trainer)
+        if self.then is not None:
+            self.then(worker)
+
+
 def _deafen() -> None:
     """In a new child: leaves the inherited block on, and reads the blocked signals in a thread."""
-    if _forking:
-        threading.Thread(target=_hear_parent, args=(os.getppid(),), daemon=True).start()
+    if _forking and _forking[-1]:
+        _listen(os.getppid())
+
+
+def _listen(parent: int) -> None:
+    _is_deaf.append(True)
+    threading.Thread(target=_hear_parent, args=(parent,), daemon=True).start()
 
 
 def _hear_parent(parent: int) -> None:

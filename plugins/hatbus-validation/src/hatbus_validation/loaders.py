@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch.utils.data.distributed import DistributedSampler
 
-from hatbus.data import generators_of, length_of, own_iteration, to_device, with_data_wait
+from hatbus.data import generators_of, iterated, length_of, own_iteration, to_device, with_data_wait
 from hatbus.discovery import build, is_config
 from hatbus.errors import DataError, PluginError
 from hatbus.log import log
@@ -171,9 +171,10 @@ class Passes:
             loader = loader.each_once(equal=self._equal)
         elif hasattr(loader, "set_position"):
             loader.set_position(0, 0)
+        batches = iterated(loader)
         if self._device.type == "cpu":
-            return iter(loader)
-        return (to_device(batch, self._device) for batch in loader)
+            return batches
+        return (to_device(batch, self._device) for batch in batches)
 
     def _warn_of_repeats(self, task: str | None, loader: Any) -> None:
         sampler = getattr(loader, "sampler", None)
