@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
-from hatbus import discovery
-from hatbus.discovery import FIRST_PARTY
-
-STUB = Path(__file__).resolve().parents[1] / "hatbus" / "callbacks.pyi"
+ROOT = Path(__file__).resolve().parents[1]
+STUB = ROOT / "hatbus" / "callbacks.pyi"
 _HEAD = '''\
 # Written by docs/refresh.py out of the entry points of hatbus's own plugins.
 """Every installed callback by its class name; type checkers and editors know hatbus's own here."""
@@ -23,7 +22,16 @@ def __getattr__(name: str) -> Any: ...  # the callbacks of other distributions
 
 
 def callbacks_stub() -> str:
-    """The stub's text; what is not installed is Any to a type checker."""
-    found = [discovery.lookup(name) for name in FIRST_PARTY]
-    lines = sorted(f"from {one.module} import {one.attr} as {one.attr}\n" for one in found)
+    """The stub's text, by what the checkout offers; what is not installed is Any to a checker."""
+    places = (value.split(":") for file in _projects() for value in _entry_points(file))
+    lines = sorted(f"from {module} import {name} as {name}\n" for module, name in places)
     return _HEAD + "".join(dict.fromkeys(lines)) + _TAIL
+
+
+def _projects() -> list[Path]:
+    return sorted(ROOT.glob("plugins/*/pyproject.toml"))
+
+
+def _entry_points(project: Path) -> list[str]:
+    read = tomllib.loads(project.read_text("utf-8"))
+    return list(read["project"]["entry-points"]["hatbus.plugins"].values())

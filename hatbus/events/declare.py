@@ -31,7 +31,8 @@ hookimpl: Final = pluggy.HookimplMarker(PROJECT)
 """Marks a method as the implementation of the event of the same name.
 
 With ``wrapper=True`` it goes around a span: a generator that yields once and returns the result.
-``specname="on_step_end"`` gives the event where the method is called otherwise.
+``specname="on_step_end"`` gives the event where the method is called otherwise; ``tryfirst=True``
+or ``trylast=True`` put it first or last among the plugins in that event.
 """
 hookspec: Final = pluggy.HookspecMarker(PROJECT)
 
