@@ -46,8 +46,8 @@ class SaveTraced:
         forward_before_trace: run the copy once before it is traced (always done when no
             annotation may miss).
         formats: what to write: ``"pt"`` (for ``torch.jit.load``), ``"pt2"`` (for
-            ``torch.export.load``); by default ``["pt"]``, and ``["pt2"]`` from Python 3.14 on: torch
-            supports no tracing there.
+            ``torch.export.load``); by default ``["pt"]``, and ``["pt2"]`` from Python 3.14 on, as
+            torch supports no tracing there.
         weights: the weight view to write: ``"raw"``, or ``"ema"`` when that plugin is on.
 
     Raises:
