@@ -20,6 +20,7 @@ from hatbus.bus.moments import Moments, TaskScope
 from hatbus.data.steps import Steps
 from hatbus.errors import JobError
 from hatbus.loop.arguments import check_arguments, check_closure, check_plan
+from hatbus.loop.beside import modules_beside, warn_of_strangers
 from hatbus.loop.context import Context
 from hatbus.loop.control import Control
 from hatbus.loop.files import forget_files
@@ -30,6 +31,7 @@ from hatbus.loop.parts import built_parts
 from hatbus.loop.signals import Signals
 from hatbus.loop.structure import structure_changed, structure_watched
 from hatbus.loop.weights import Weights
+from hatbus.parallel.beside import ShareBeside, share_at_start
 from hatbus.parallel.processes import (
     AgreedControl,
     AgreedDecisions,
@@ -63,6 +65,9 @@ class Trainer:
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast; fp16 with a loss scaler).
         compile: ``True``, or options for ``torch.compile``.
         batch_processor: your own in place of ``BatchProcessor(loss)``.
+        modules: modules beside the model by name, such as a critic, that the optimizer trains or
+            that keep something. They are moved, saved, resumed and shared as the model is; so is a
+            loss that is a module or holds one, without being named here.
         train_metrics, val_metrics: handed to every event under these names.
         run_dir: folder of the run's files.
         nan: ``"raise"``, ``"skip_step"`` or ``"ignore"``, when a loss is not finite; weights that
@@ -97,11 +102,13 @@ class Trainer:
         batch_processor: BatchProcessor | None = None,
         train_metrics: Sequence[Any] = (),
         val_metrics: Sequence[Any] = (),
+        modules: Mapping[str, torch.nn.Module] | None = None,
         run_dir: str | Path | None = None,
         nan: str = "raise",
     ) -> None:
         parts = built_parts(model=model, optimizer=optimizer, loss=loss, processor=batch_processor)
         more = built_parts(data=data, sampler=task_sampler, train=train_metrics, val=val_metrics)
+        more |= built_parts(modules=modules)
         model, optimizer, loss = parts["model"], parts["optimizer"], parts["loss"]
         batch_processor, data, task_sampler = parts["processor"], more["data"], more["sampler"]
         check_arguments(model, optimizer, loss, batch_processor)
@@ -132,6 +139,10 @@ class Trainer:
             val_metrics=more["val"],
             run_dir=None if run_dir is None else option_values.path("run_dir", run_dir),
         )
+        beside = modules_beside(model, processor, optimizer, more["modules"])
+        self.ctx.modules = {name: module.to(place) for name, module in beside.items()}
+        if rank == 0:
+            warn_of_strangers(optimizer, self.ctx.all_modules)
         if precision == "fp16":
             self.ctx.scaler = torch.amp.GradScaler(place.type)
 
@@ -203,6 +214,7 @@ class Trainer:
         if self._compile:
             options = self._compile if isinstance(self._compile, Mapping) else {}
             model = torch.compile(model, **options)
+        share_at_start(ctx)
         ctx.wrapped_model = wrapped_in_ddp(model, ctx.device, many_tasks=len(ctx.data.tasks) > 1)
 
     def _register_core(
@@ -215,6 +227,7 @@ class Trainer:
         parts["moments"] = Moments()
         if world > 1:
             parts["share_gradients_once"] = ShareGradientsOnce()
+            parts["share_beside"] = ShareBeside()
         if self._precision != "fp32":
             parts["autocast"] = Autocast(self._precision)
         if self._precision == "fp16":

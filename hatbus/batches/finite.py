@@ -139,7 +139,7 @@ class SkipBadLoss:
     @hookimpl(wrapper=True, tryfirst=True)
     def run_step(self, ctx: Context) -> Generator[None, Any, Any]:
         """Keeps the buffers as they are."""
-        held = (m._buffers for m in ctx.model.modules())  # noqa: SLF001 - the dicts themselves
+        held = (m._buffers for m in ctx.all_modules.modules())  # noqa: SLF001 - the dicts themselves
         found = ((own, key, one) for own in held for key, one in own.items() if one is not None)
         self._buffers = [(own, key, one, one.clone()) for own, key, one in found]
         return (yield)
@@ -184,7 +184,9 @@ class SkipBadLoss:
     @torch.no_grad()
     def _put_back(self) -> None:
         for held, key, live, kept in self._buffers:
-            live.copy_(kept)
+            is_same = (live == kept) | ((live != live) & (kept != kept))  # noqa: PLR0124 - NaN
+            if not is_same.all():  # one that cannot be written to has not changed
+                live.copy_(kept)
             held[key] = live
 
     def state_dict(self) -> dict[str, Any]:

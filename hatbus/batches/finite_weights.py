@@ -97,14 +97,15 @@ class FiniteWeights:
 def bad_weights(ctx: Context) -> Iterator[str]:
     """What the optimizer trains and is not finite, and buffers with a NaN, in words."""
     yield from (f"parameter {one}" for one in not_finite(trained(ctx)))
-    saved = set(ctx.model.state_dict(keep_vars=True))
-    buffers = ((n, b) for n, b in ctx.model.named_buffers() if n in saved)
+    modules = ctx.all_modules
+    saved = set(modules.state_dict(keep_vars=True))
+    buffers = ((n, b) for n, b in modules.named_buffers() if n in saved)
     yield from (f"buffer {one}" for one in not_finite(buffers, nan_only=True))
 
 
 def trained(ctx: Context) -> Iterator[tuple[str, Tensor]]:
     """The parameters that the optimizer can change, by name."""
-    names = {id(p): name for name, p in ctx.model.named_parameters()}
+    names = {id(p): name for name, p in ctx.all_modules.named_parameters()}
     groups = [] if ctx.optimizer is None else ctx.optimizer.param_groups
     for group in groups:
         for number, parameter in enumerate(group["params"]):

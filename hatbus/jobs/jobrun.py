@@ -48,6 +48,7 @@ _TAKEN: Final = (
     "batch_processor",
     "train_metrics",
     "val_metrics",
+    "modules",
 )
 """What the trainer takes of the things that the entry function returns."""
 

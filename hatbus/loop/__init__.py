@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from hatbus.lazily import lazily
 
 if TYPE_CHECKING:
+    from hatbus.loop.beside import Beside, modules_in
     from hatbus.loop.context import Context, Position
     from hatbus.loop.control import Control, Request
     from hatbus.loop.files import claim_file, file_owner, instance_name
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RAW",
+    "Beside",
     "Context",
     "Control",
     "Loop",
@@ -52,6 +54,7 @@ __all__ = [
     "is_done",
     "kept_batches",
     "losses_of_task",
+    "modules_in",
     "one_number",
     "plain_name",
     "serve_requests",
@@ -63,6 +66,8 @@ __all__ = [
 
 __getattr__ = lazily(
     __name__,
+    Beside="beside",
+    modules_in="beside",
     Context="context",
     Position="context",
     Control="control",

@@ -10,6 +10,7 @@ from hatbus.bus.moments import emit_after_error
 from hatbus.events.training import PAIRS
 from hatbus.log import log
 from hatbus.loop.control import Control
+from hatbus.loop.module_names import AllModules
 from hatbus.loop.published import plain_values
 from hatbus.loop.weights import EMA, Weights
 
@@ -31,6 +32,8 @@ class Context:
         control: takes requests, ``ctx.control.stop("run", "why")``: see ``hatbus.loop.Control``.
         weights: the weight views, ``with ctx.weights.showing("ema")``: see ``hatbus.loop.Weights``.
         model: the raw model.
+        modules: those beside the model by name: a loss that is one (``"loss"``, ``"loss_<task>"``),
+            and what the trainer's ``modules`` names.
         wrapped_model: what ``forward`` calls: the model, or its DDP or compiled wrapper.
         optimizer, data_loader, device, train_metrics, val_metrics: as given to the trainer.
         scaler: the ``torch.amp.GradScaler`` of a run in fp16, else None.
@@ -83,6 +86,7 @@ class Context:
         "losses",
         "model",
         "model_outs",
+        "modules",
         "num_epochs",
         "num_steps",
         "optimizer",
@@ -113,6 +117,7 @@ class Context:
         self.weights = Weights()
         self.model: torch.nn.Module = values.pop("model", None)
         self.wrapped_model: Any = values.pop("wrapped_model", self.model)
+        self.modules: Mapping[str, torch.nn.Module] = {}
         self.optimizer: torch.optim.Optimizer | None = None
         self.scaler: torch.amp.GradScaler | None = None
         self.data_loader: Any = None
@@ -124,14 +129,14 @@ class Context:
         self.model_outs: Any = None
         self.losses: dict[str, torch.Tensor] = {}
         self.loss: torch.Tensor | None = None
-        self.epoch_id = self.step_id = self.global_step_id = 0
+        self.epoch_id = self.step_id = self.global_step_id = self.began_at = 0
         self.num_epochs: int | None = None
         self.num_steps: int | None = None
         self.steps_per_epoch: int | None = None
         self.total_steps: int | None = None
         self.updates, self.committed = 0, False
         self.grad_norm: torch.Tensor | None = None
-        self.weight, self.data_wait = 1.0, 0.0
+        self.weight, self.data_wait, self.part = 1.0, 0.0, ""
         self.rank, self.world_size, self.seed = bus.rank, 1, 0
         self.train_metrics: Any = ()
         self.val_metrics: Any = ()
@@ -140,7 +145,6 @@ class Context:
         self.exception: BaseException | None = None
         self.run_dir: Path | None = None
         self.position = Position()
-        self.began_at, self.part = 0, ""
         for name, value in values.items():
             setattr(self, name, value)
 
@@ -173,6 +177,15 @@ class Context:
             return None
         with nullcontext() if self.weights.current == EMA else self.weights.showing(EMA):
             return copy.deepcopy(self.model)
+
+    @property
+    def all_modules(self) -> torch.nn.Module:
+        """The model and the modules beside it as one, to look parameters and modules up in.
+
+        Parts of the model have the names that they have in it. Where there is nothing beside it,
+        this is the model.
+        """
+        return AllModules(self.model, self.modules) if self.modules else self.model
 
     def log(self, values: Mapping[str, Any], kind: str = "scalar") -> None:
         """Publishes values on the bus: every sink sees them, and ``latest`` keeps the last.

@@ -9,15 +9,43 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
+from torch import nn
+
 from hatbus.errors import JobError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     import torch
 
 _COMPILED: Final = "_orig_mod"
 _SHOWN: Final = 3
+
+
+class AllModules(nn.Module):
+    """The model and the modules beside it as one, to look things up in: nothing is copied.
+
+    Args:
+        model: the model, whose parts have the names that they have in it.
+        beside: by name.
+
+    Attributes:
+        model_alone, beside: the two.
+    """
+
+    model_alone: nn.Module
+    beside: Mapping[str, nn.Module]
+
+    def __init__(self, model: nn.Module, beside: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        vars(self).update(  # and not by setattr, which would make them parts
+            model_alone=model,
+            beside=beside,
+            _parameters=model._parameters,  # noqa: SLF001 - its own
+            _buffers=model._buffers,  # noqa: SLF001 - the same
+            _non_persistent_buffers_set=model._non_persistent_buffers_set,  # noqa: SLF001 - the same
+            _modules={**model._modules, **beside},  # noqa: SLF001 - the same
+        )
 
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
@@ -40,15 +68,19 @@ def find_module(model: torch.nn.Module, name: str, where: str) -> torch.nn.Modul
     """The module of a dotted name; ``""`` is the model itself.
 
     Args:
-        model: the model, wrapped or not; wrapped submodules are looked through as well.
+        model: the model, wrapped or not; wrapped submodules are looked through as well. With
+            ``ctx.all_modules`` also what stands beside it, such as ``"loss"``.
         name: such as ``"backbone.layer1"``; never a mere part of a name.
         where: what the message blames, such as ``"grad_scale: module_and_scale"``.
 
     Raises:
         JobError: there is no such module; the message says which names come closest.
     """
-    module = unwrapped(model)
-    for part in name.split(".") if name else ():
+    module, parts = unwrapped(model), name.split(".") if name else []
+    if isinstance(model, AllModules):
+        is_beside = bool(parts) and parts[0] in model.beside
+        module = model.beside[parts.pop(0)] if is_beside else unwrapped(model.model_alone)
+    for part in parts:
         child = _child(module, part)
         if child is None:
             raise JobError(f"{where}: unknown module {name!r}{_closest(name, module_names(model))}")
@@ -76,7 +108,13 @@ def has_module(model: torch.nn.Module, name: str) -> bool:
 def module_names(model: torch.nn.Module) -> list[str]:
     """Every dotted name in the model, wrappers left out, in the order of definition."""
     found: list[str] = []
-    _collect(unwrapped(model), "", found)
+    if isinstance(model, AllModules):
+        _collect(unwrapped(model.model_alone), "", found)
+        for name, module in model.beside.items():
+            found.append(name)
+            _collect(module, f"{name}.", found)
+    else:
+        _collect(unwrapped(model), "", found)
     return found
 
 

@@ -47,7 +47,7 @@ def structure_watched(ctx: Context) -> Iterator[None]:
     """
     from torch.nn.modules import module as torchs
 
-    known: WeakSet[nn.Module] = WeakSet(ctx.model.modules())
+    known: WeakSet[nn.Module] = WeakSet(ctx.all_modules.modules())
 
     def put_module(parent: nn.Module, _: str, child: nn.Module | None) -> None:
         if parent in known:

@@ -307,3 +307,45 @@ def test_tied_weights_are_averaged_once_and_stay_tied_in_the_view() -> None:
 def test_a_value_that_cannot_be_used_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(JobError, match=r"^ema: .*accepted|^ema: .*did you mean"):
         ExponentialMovingAverage(**options)
+
+
+class Weighed(nn.Module):
+    """A loss with a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_var = nn.Parameter(torch.zeros(()))
+
+    def forward(self, outs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-self.log_var) * (outs - target).square().mean() + self.log_var
+
+
+@pytest.mark.parametrize("modules", [(), ("loss",)])
+def test_what_stands_beside_the_model_is_averaged_if_asked(modules: tuple[str, ...]) -> None:
+    model, loss = nn.Linear(1, 1), Weighed()
+    optimizer = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.1)
+    ema = ExponentialMovingAverage(0.5, 0, modules=modules)
+    data = [(torch.ones(2, 1), torch.ones(2, 1))]
+    trainer = Trainer(model, optimizer, data, loss, [ema])
+    mean = 0.0
+    for step in (1, 2, 3):
+        trainer.fit(num_steps=step)
+        mean = 0.5 * mean + 0.5 * loss.log_var.item()
+    live = loss.log_var.item()
+    with trainer.ctx.weights.showing("ema"):
+        assert loss.log_var.item() == pytest.approx(mean if modules else live)
+    assert loss.log_var.item() == live
+    assert ("loss.log_var" in ema.state_dict()["averages"]) == bool(modules)
+
+
+def test_a_module_that_is_not_beside_the_model_is_refused() -> None:
+    model = nn.Linear(1, 1)
+    trainer = Trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        [(torch.ones(2, 1), torch.ones(2, 1))],
+        Weighed(),
+        [ExponentialMovingAverage(modules=["los"])],
+    )
+    with pytest.raises(JobError, match="no module 'los' beside the model; did you mean 'loss'"):
+        trainer.fit(num_steps=1)

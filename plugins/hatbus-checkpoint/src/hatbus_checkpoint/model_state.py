@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.parameter import is_lazy
 
 from hatbus.errors import CheckpointError
 from hatbus.log import log
-from hatbus.loop import plain_name
+from hatbus.loop import Beside, plain_name
 from hatbus_checkpoint.shapes import give_shapes, takes_its_own
 from hatbus_checkpoint.tree import Tensors, identity
+
+if TYPE_CHECKING:
+    from hatbus.loop import Context
 
 _SHOWN = 10
 """Names of one kind that a message lists."""
@@ -52,6 +55,7 @@ def give(
     *,
     strict: bool,
     changed: Collection[str] = (),
+    what: str = "the model",
 ) -> None:
     """Loads weights, after a look at all of them.
 
@@ -60,6 +64,7 @@ def give(
         state: name to tensor.
         strict: refuse missing and unexpected names; otherwise they are a warning.
         changed: names of buffers that the saved run had given another shape.
+        what: the model is called.
 
     Raises:
         CheckpointError: a table of what does not fit; no weight was touched.
@@ -72,9 +77,9 @@ def give(
     nothing = bool(rows) and not set(model.state_dict()) & set(mine)
     if fatal or nothing:
         hint = "" if nothing or not strict else "; strict_match = false loads what fits"
-        raise CheckpointError(f"the model is not the one that was saved{hint}\n{table(rows)}")
+        raise CheckpointError(f"{what} is not the one that was saved{hint}\n{table(rows)}")
     if rows:
-        log.warning("the model is not the one that was saved; loading what fits\n%s", table(rows))
+        log.warning("%s is not the one that was saved; loading what fits\n%s", what, table(rows))
     give_shapes(model, mine, grown)
     model.load_state_dict(mine, strict=False)
 
@@ -84,6 +89,27 @@ def _inside(name: str, wrapped: Mapping[str, str]) -> str:
     prefix = name.rpartition(".")[0]
     beside = next((w for plain, w in wrapped.items() if plain.rpartition(".")[0] == prefix), name)
     return f"{beside.rpartition('.')[0]}.{name.rpartition('.')[2]}".lstrip(".")
+
+
+def give_beside(ctx: Context, state: Mapping[str, Any], *, strict: bool) -> None:
+    """Loads what stands beside the model, after a look at all of it.
+
+    A checkpoint of an older version holds nothing of it: then it stays as it was built.
+
+    Raises:
+        CheckpointError: a table of what does not fit.
+    """
+    beside = Beside(ctx.modules, ctx.model)
+    mine = beside.state_dict()
+    if mine and state:
+        give(beside, state, strict=strict, what="what stands beside the model")
+    elif mine or state:
+        rows = differences(beside, state)
+        where = "the run" if state else "the checkpoint"
+        said = f"{where} holds nothing of what stands beside the model\n{table(rows)}"
+        if strict:
+            raise CheckpointError(said)
+        log.warning("%s", said)
 
 
 def differences(model: torch.nn.Module, state: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -56,12 +56,16 @@ class Saved:
             return None
         return decode(self._json(stem), self._tensors(stem))
 
-    def model(self) -> dict[str, Any]:
-        """The model's state dict; its tensors are mapped from the file."""
-        more = self._json("model") if "model.json" in self.manifest["files"] else {}
-        with self.using("model"):
+    def model(self, stem: str = "model") -> dict[str, Any]:
+        """The model's state dict; its tensors are mapped from the file.
+
+        Args:
+            stem: ``"beside"`` for that of the modules beside it; empty where none were.
+        """
+        more = self._json(stem) if f"{stem}.json" in self.manifest["files"] else {}
+        with self.using(stem):
             extra = decode(more.get("extra", {}), {})
-            found = model_state.joined(self._tensors("model"), more.get("aliases", {}), extra)
+            found = model_state.joined(self._tensors(stem), more.get("aliases", {}), extra)
             return {plain_name(name): value for name, value in found.items()}
 
     def changed_buffers(self) -> list[str]:
@@ -142,6 +146,7 @@ class ClassSource:
         with saved.using(f"rank-{ctx.rank}"):
             self._take_rank_parts(ctx)
         self.model, self.changed_buffers = saved.model(), saved.changed_buffers()
+        self.beside = saved.model("beside")
 
     def give(self, ctx: Context, *, strict: bool) -> rng.RandomState | None:
         """Gives the run all of it.
@@ -157,6 +162,8 @@ class ClassSource:
         ctx.bus.load_state_dict(self.states, self.versions)
         with using("model"):
             model_state.give(ctx.model, self.model, strict=strict, changed=self.changed_buffers)
+        with using("beside"):
+            model_state.give_beside(ctx, self.beside, strict=strict)
         if ctx.optimizer is not None and self.optimizer is not None:
             self._give_optimizer(ctx, ctx.optimizer, strict=strict)
         with using("progress"):
@@ -190,7 +197,9 @@ class ClassSource:
             compare.warner(ctx)("the optimizer %s starts anew", built.kind)
             return
         with self.saved.using("optim"):
-            optimizer_state.give(ctx.model, optimizer, self.optimizer, strict=strict)
+            # an older checkpoint has no names for what stands beside the model
+            modules = ctx.all_modules if self.beside else ctx.model
+            optimizer_state.give(modules, optimizer, self.optimizer, strict=strict)
         for key in self.overridden:
             name = key.removeprefix("optimizer.")
             if name != key:

@@ -13,7 +13,7 @@ import torch
 
 from hatbus import rng
 from hatbus.errors import SaveError
-from hatbus.loop import RAW
+from hatbus.loop import RAW, Beside
 from hatbus_checkpoint import model_state, optimizer_state
 from hatbus_checkpoint.shapes import changed_buffers
 from hatbus_checkpoint.tensor_file import chunks_of
@@ -82,8 +82,11 @@ def take(ctx: Context, *, weights_only: bool = False) -> Snapshot:
     parts = dict(_model_parts(ctx))
     if weights_only:
         return Snapshot(parts)
+    parts |= _beside_parts(ctx)
     if ctx.optimizer is not None:
-        parts["optim"] = encode(optimizer_state.take(ctx.model, ctx.optimizer), inline=_SCALARS)
+        parts["optim"] = encode(
+            optimizer_state.take(ctx.all_modules, ctx.optimizer), inline=_SCALARS
+        )
     parts["progress"] = encode(progress(ctx))
     states = ctx.bus.state_dict()
     plugins = dict(_plugin_parts(states))  # what cannot be stored is known before ranks meet
@@ -143,12 +146,24 @@ def _as_text(data: Any) -> list[bytes]:
 
 
 def _model_parts(ctx: Context) -> Iterator[tuple[str, tuple[Any, Tensors]]]:
-    tensors, aliases, extra = model_state.take(ctx.model)
-    changed = changed_buffers(ctx, [*tensors, *aliases])
+    taken = model_state.take(ctx.model)
+    yield _weights("model", taken, changed_buffers(ctx, [*taken[0], *taken[1]]))
+
+
+def _beside_parts(ctx: Context) -> Iterator[tuple[str, tuple[Any, Tensors]]]:
+    beside = Beside(ctx.modules, ctx.model)
+    if beside.state_dict():
+        yield _weights("beside", model_state.take(beside), [])
+
+
+def _weights(
+    stem: str, taken: tuple[Tensors, dict[str, str], dict[str, Any]], changed: list[str]
+) -> tuple[str, tuple[Any, Tensors]]:
+    tensors, aliases, extra = taken
     data = None
     if aliases or extra or changed:
         data = {"aliases": aliases, "extra": encode(extra, inline=1 << 62)[0], "changed": changed}
-    yield "model", (data, tensors)
+    return stem, (data, tensors)
 
 
 def _plugin_parts(states: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, Tensors]]]:

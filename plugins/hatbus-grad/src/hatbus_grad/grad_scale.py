@@ -159,14 +159,14 @@ class GradScale:
 
     def _leave_out(self, ctx: Context) -> None:
         """Leaves out the rules for modules that are not there any more."""
-        left = [rule for rule in self._rules if has_module(ctx.model, rule.module)]
+        left = [rule for rule in self._rules if has_module(ctx.all_modules, rule.module)]
         for name in {rule.module: None for rule in self._rules if rule not in left}:
             log.warning("grad_scale: the model has no %r any more; its rule is left out", name)
         self._rules = left
 
     def _look_up(self, ctx: Context) -> None:
         tasks: Sequence[str] = getattr(ctx.data, "tasks", ())
-        self._tasks = {t: groups_of(ctx.model, self._rules, t) for t in tasks or (None,)}
+        self._tasks = {t: groups_of(ctx.all_modules, self._rules, t) for t in tasks or (None,)}
         self._structure = structure_of(ctx)
 
 

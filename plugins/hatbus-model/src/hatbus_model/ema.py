@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from hatbus import hookimpl, plugin
 from hatbus.errors import CheckpointError, JobError, did_you_mean
 from hatbus.loop import plain_name, structure_of
-from hatbus.option_values import is_number, one_of, text, whole
+from hatbus.option_values import is_number, names, one_of, text, whole
 from hatbus.parallel import refuse_sharded
 from hatbus_model.folding import Fold, fold_average, folds_of
 from hatbus_model.moving_average import (
@@ -29,6 +29,8 @@ from hatbus_model.showing import shown
 from hatbus_model.surgery import take_from_first_rank
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from hatbus.loop import Context
@@ -60,6 +62,8 @@ class ExponentialMovingAverage:
         half_life: in place of ``decay``: updates after which a weight counts half.
         offload: keep the average in CPU memory.
         view: name of the weight view; two averages need two names.
+        modules: names of modules beside the model that are averaged too, such as ``"loss"`` for a
+            loss with weights of its own.
 
     Raises:
         JobError: a value that cannot be used.
@@ -75,6 +79,7 @@ class ExponentialMovingAverage:
         half_life: float | None = None,
         offload: bool = False,
         view: str = "ema",
+        modules: Sequence[str] = (),
     ) -> None:
         if half_life is not None and not (is_number(half_life) and half_life > 0):
             raise JobError(f"ema: half_life is {half_life!r}; accepted: updates > 0, or none")
@@ -85,7 +90,8 @@ class ExponentialMovingAverage:
         one_of("ema: buffers", buffers, BUFFERS)
         text("ema: view", view)
         self.start_step, self.interval, self.buffers = start_step, interval, buffers
-        self.offload, self.view = offload, view
+        names("ema: modules", modules)
+        self.offload, self.view, self.modules = offload, view, tuple(modules)
         self.updates = 0
         self._values: dict[str, Tensor] = {}
         self._followed: dict[str, Place] = {}
@@ -98,8 +104,12 @@ class ExponentialMovingAverage:
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
         """Offers the view; a resume comes after this."""
+        for name in self.modules:
+            if name not in ctx.modules:
+                hint = did_you_mean(name, ctx.modules) or "; nothing is there"
+                raise JobError(f"ema: modules: no module {name!r} beside the model{hint}")
         self._ctx = ctx
-        _check_layouts(places(ctx.model))
+        _check_layouts(self._places(ctx))
         ctx.weights.add(self.view, self.shown)
 
     @hookimpl
@@ -186,7 +196,7 @@ class ExponentialMovingAverage:
             refuse_sharded(ctx.model, "ema with offload=True", "leave it out")
         self._structure = structure_of(ctx)
         before, folded = (self._followed, self._tensors), self._folded(ctx)
-        self._followed = places(ctx.model)
+        self._followed = self._places(ctx)
         self._tensors = {name: held[key] for name, (held, key) in self._followed.items()}
         if self._is_unchecked:
             _check_same(self._values, self._tensors)
@@ -197,12 +207,12 @@ class ExponentialMovingAverage:
             name: self._average_of(live, old.get(known.get(name, name)))
             for name, live in self._tensors.items()
         }
-        if any(map(is_lazy, (*ctx.model.parameters(), *ctx.model.buffers()))):
+        if any(map(is_lazy, (*ctx.all_modules.parameters(), *ctx.all_modules.buffers()))):
             self._structure = -1  # their tensors are made in the first forward pass
         if before[0] and is_same(old, self._values) and is_in_place(before[0], self._followed):
             return
-        every = [plain_name(n) for n, _ in ctx.model.named_buffers()]
-        copied = every if self.buffers == "copy" else of_observers(ctx.model)
+        every = [plain_name(n) for n, _ in ctx.all_modules.named_buffers()]
+        copied = every if self.buffers == "copy" else of_observers(ctx.all_modules)
         self._lanes = Lanes(self._values, self._followed, copied)
 
     def _folded(self, ctx: Context) -> set[str]:
@@ -216,6 +226,16 @@ class ExponentialMovingAverage:
             self._take_statistics(fold, ctx)
             fold_average(self._values, fold)
         return {f"{fold.conv}.{part}".lstrip(".") for fold in plain for part in ("weight", "bias")}
+
+    def _places(self, ctx: Context) -> dict[str, Place]:
+        """Where the averaged tensors are, by name; what the model shares is the model's."""
+        found = places(ctx.model)
+        seen = {id(held[key]) for held, key in found.values()}
+        for name in self.modules:
+            for inner, (held, key) in places(ctx.modules[name]).items():
+                if id(held[key]) not in seen:
+                    found[f"{name}.{inner}"] = (held, key)
+        return found
 
     def _take_statistics(self, fold: Fold, ctx: Context) -> None:
         """Gives every rank rank 0's averaged statistics, which are about to become weights."""

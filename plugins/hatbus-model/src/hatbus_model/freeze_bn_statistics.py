@@ -38,5 +38,5 @@ class FreezeBNStatistics:
         keep_in_eval(self._norms)
 
     def _find(self, ctx: Context) -> None:
-        self._norms, self._structure = batch_norms(ctx.model), structure_of(ctx)
+        self._norms, self._structure = batch_norms(ctx.all_modules), structure_of(ctx)
         keep_in_eval(self._norms)

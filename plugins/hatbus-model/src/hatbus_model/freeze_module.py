@@ -32,7 +32,7 @@ class FreezeModule:
 
     Args:
         modules: lists of module names; a name stands for the module and all below it, ``""`` for
-            the model.
+            the model. Modules beside the model have names too, such as ``"loss"``.
         step_or_epoch: when to freeze each list, from 0.
         update_by: ``"step"`` or ``"epoch"``: the unit of the numbers.
         only_batchnorm: freeze only the statistics of the batch norms; all weights go on training.
@@ -66,7 +66,7 @@ class FreezeModule:
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
         """Checks the module names."""
-        check_names("freeze_module", self.marks, ctx.model)
+        check_names("freeze_module", self.marks, ctx.all_modules)
         self._ctx = ctx
         self._freezers = ctx.storage.setdefault(_FREEZERS, [])
         if self not in self._freezers:
@@ -130,10 +130,10 @@ class FreezeModule:
         if self._ctx is None:
             return
         for name in list(self.frozen):
-            self._release(self._ctx.model, name)
+            self._release(self._ctx.all_modules, name)
         if is_same:  # other marks are passed when the first step begins, up to where the run is
             for name in frozen:
-                self.process(self._ctx.model, name)
+                self.process(self._ctx.all_modules, name)
             self.frozen, self.in_eval = frozen, self.in_eval | in_eval  # none in an older state
         self._changed(self._ctx)
 
@@ -160,10 +160,10 @@ class FreezeModule:
         for _, ends, mark in sorted(reached, key=itemgetter(0, 1)):
             for name in mark.modules:
                 if not ends:
-                    self.process(ctx.model, name)
+                    self.process(ctx.all_modules, name)
                 elif name in self.frozen:
-                    self._release(ctx.model, name)
-        if not any(p.requires_grad for p in ctx.model.parameters()):
+                    self._release(ctx.all_modules, name)
+        if not any(p.requires_grad for p in ctx.all_modules.parameters()):
             raise JobError(
                 f"freeze_module: from {self.update_by} {now} on nothing is left to train; frozen: "
                 f"{', '.join(map(repr, self.frozen))}"
@@ -196,10 +196,10 @@ class FreezeModule:
 
     def _find_kept(self, ctx: Context) -> None:
         """The modules to keep in eval mode; other plugins may have replaced some."""
-        for name in [n for n in self.frozen if not has_module(ctx.model, n)]:
+        for name in [n for n in self.frozen if not has_module(ctx.all_modules, n)]:
             log.warning("freeze_module: the model has no %r any more; it is frozen no longer", name)
             del self.frozen[name], self.in_eval[name]
-        found = [find_module(ctx.model, n, "freeze_module: modules") for n in self.frozen]
+        found = [find_module(ctx.all_modules, n, "freeze_module: modules") for n in self.frozen]
         only = self.only_batchnorm
         inside = (freezing.parts(m, only_batchnorm=only).values() for m in found)
         self._kept = [module for part in inside for module in part]

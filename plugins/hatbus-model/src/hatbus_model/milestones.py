@@ -64,6 +64,11 @@ def _read_mark(plugin: str, option: str, names: Any, at: Any) -> Mark:
 def check_names(plugin: str, marks: Sequence[Mark], model: nn.Module) -> None:
     """Refuses a module that the model does not have.
 
+    Args:
+        plugin: its name, for messages.
+        marks: what names modules.
+        model: the model, or ``ctx.all_modules`` for what stands beside it too.
+
     Raises:
         JobError: which one, with the closest names.
     """

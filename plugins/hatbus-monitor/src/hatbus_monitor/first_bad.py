@@ -30,8 +30,8 @@ def first_bad_tensor(ctx: Context) -> str | None:
     """
     found = (
         _in_batches(ctx)
-        or first_bad_value("the parameter", ctx.model.named_parameters())
-        or first_bad_value("the buffer", ctx.model.named_buffers())
+        or first_bad_value("the parameter", ctx.all_modules.named_parameters())
+        or first_bad_value("the buffer", ctx.all_modules.named_buffers())
     )
     # The forward pass of a sharded model is one of all processes.
     return on_any_process(ctx, found) or on_any_process(ctx, _in_outputs(ctx))

@@ -62,7 +62,7 @@ class GradMonitor:
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
         """Checks the names of the modules."""
-        parameters_of(ctx.model, self.modules)
+        parameters_of(ctx.all_modules, self.modules)
         self._prefix = ctx.bus.log_prefix(self)
 
     @hookimpl(wrapper=True)
@@ -70,12 +70,12 @@ class GradMonitor:
         """Measures before anybody clips."""
         if (ctx.global_step_id + 1) % self.log_freq == 0:
             # Found anew each time: other plugins may put other parameters in their place.
-            groups = parameters_of(ctx.model, self.modules)
+            groups = parameters_of(ctx.all_modules, self.modules)
             ctx.log(self._values(ctx, groups))
         return (yield)
 
     def _values(self, ctx: Context, groups: Mapping[str, list[nn.Parameter]]) -> dict[str, float]:
-        every = [p for p in ctx.model.parameters() if p.grad is not None]
+        every = [p for p in ctx.all_modules.parameters() if p.grad is not None]
         named: dict[str, Tensor] = {}
         each = each_norm([p.grad for p in every], self.norm_type)
         norms = dict(zip(map(id, every), each, strict=True))

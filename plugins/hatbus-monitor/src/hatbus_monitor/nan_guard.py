@@ -94,7 +94,7 @@ def gradients_of(ctx: Context) -> dict[str, Tensor]:
     """Gradients by parameter name; none where a loss scaler looks after them."""
     if ctx.scaler is not None and ctx.scaler.is_enabled():
         return {}
-    return {n: p.grad for n, p in ctx.model.named_parameters() if p.grad is not None}
+    return {n: p.grad for n, p in ctx.all_modules.named_parameters() if p.grad is not None}
 
 
 def is_finite(tensors: list[Tensor], *, sharded: bool = False) -> bool:

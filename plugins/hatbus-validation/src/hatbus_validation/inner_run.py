@@ -176,6 +176,7 @@ def evaluate(
         outer,
         names,
         model=model,
+        modules=outer.modules,
         data=data,
         data_loader=data.loader,
         device=outer.device,

@@ -10,8 +10,11 @@ from hatbus import BatchProcessor
 from hatbus.batches import PROCESSORS, HatBatchProcessor
 from hatbus.discovery import build
 from hatbus.errors import PluginError
+from hatbus.loop import modules_in
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from hatbus import Context
 
 
@@ -54,3 +57,16 @@ def without_gradients(outer: Context) -> Any:
     processor: Any = copy.copy(member.plugin)
     processor.need_grad_update = False
     return processor
+
+
+def modules_of(processor: Any, outer: Context) -> list[nn.Module]:
+    """The modules that a validation runs beside its model, such as a loss, on the run's device.
+
+    Those of the training are there already; a processor of the validation's own may bring others.
+    """
+    found = {id(module): module for module in outer.modules.values()}
+    parts = {id(part) for part in outer.model.modules()}
+    for _, module in modules_in(processor):
+        if id(module) not in found and id(module) not in parts:
+            found[id(module)] = module.to(outer.device)
+    return list(found.values())

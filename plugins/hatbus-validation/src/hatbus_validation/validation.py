@@ -29,7 +29,7 @@ from hatbus_validation.fellows import FIRST_NAME, asking, fellows_of, first_name
 from hatbus_validation.inner_run import InnerContext, evaluate, inner_bus
 from hatbus_validation.loaders import Passes, Source, built_loaders, sources
 from hatbus_validation.mean_losses import MeanLosses
-from hatbus_validation.processor import evaluation_processor
+from hatbus_validation.processor import evaluation_processor, modules_of
 from hatbus_validation.profile_steps import ProfileSteps
 from hatbus_validation.published import Said, outer_name
 from hatbus_validation.step_log import StepLog
@@ -137,6 +137,7 @@ class Validation:
         self._runs: list[tuple[Source, Passes, Bus]] = []
         self._told = ""
         self._placed: tuple[nn.Module, tuple[shown.Converter, ...]] | None = None
+        self._beside: list[nn.Module] = []
         self.validated_at = 0
         self.is_owed = False
         self._fellows: dict[str, Validation] = {}
@@ -169,6 +170,7 @@ class Validation:
                 f"{len(given)} loaders; accepted: one list per loader"
             )
         processor = evaluation_processor(self.batch_processor, ctx)
+        self._beside = modules_of(processor, ctx)
         if self.val_model is not None:
             self.val_model.to(ctx.device)
         self._runs = []
@@ -300,7 +302,8 @@ class Validation:
                     model, pipeline = self._placed
                     self._fill(model, state)
                     view.close()
-            stack.enter_context(eval_mode(model))
+            for module in (model, *self._beside):
+                stack.enter_context(eval_mode(module))
             stack.enter_context(shown.first_ranks_buffers(ctx, model))
             made = shown.converted(model, pipeline)
             made.eval()  # which an exported graph does without giving itself back

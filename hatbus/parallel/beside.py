@@ -1,0 +1,87 @@
+"""Sharing what stands beside the model among processes: DDP knows the model alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed, nn
+
+from hatbus.events.declare import hookimpl
+from hatbus.parallel.sharding import is_shard
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hatbus.loop.context import Context
+
+
+class ShareBeside:
+    """Averages the gradients of the modules beside the model over the processes, once a step.
+
+    However a module is called, and how often: its gradients are complete when the step's last
+    backward is over. Its buffers are then rank 0's everywhere, as DDP's are in a forward.
+    """
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def clip_gradients(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Shares them, before anybody unscales or clips."""
+        own = _own(ctx)
+        trained = [one for one in own if one.requires_grad and one.is_leaf]
+        if trained:
+            _average(trained, ctx)
+        _from_first_rank(one for one in own if not isinstance(one, nn.Parameter))
+        return (yield)
+
+
+def share_at_start(ctx: Context) -> None:
+    """Gives every process rank 0's weights and buffers of the modules beside the model."""
+    if ctx.world_size > 1:
+        _from_first_rank(_own(ctx))
+
+
+def _own(ctx: Context) -> list[Tensor]:
+    """Parameters and buffers that the model does not have."""
+    if not ctx.modules:
+        return []
+    mine = {id(one) for one in (*ctx.model.parameters(), *ctx.model.buffers())}
+    every = (
+        one for module in ctx.modules.values() for one in (*module.parameters(), *module.buffers())
+    )
+    found = {id(one): one for one in every if id(one) not in mine and not is_shard(one)}
+    return list(found.values())
+
+
+def _average(trained: list[Tensor], ctx: Context) -> None:
+    """Averages gradients in place; a parameter that has one on no rank gets none."""
+    is_used = ctx.control.anywhere([one.grad is not None for one in trained])
+    used = [one for one, used in zip(trained, is_used, strict=True) if used]
+    for one in used:
+        if one.grad is None:
+            one.grad = torch.zeros_like(one)
+        elif one.grad.is_sparse:
+            one.grad = one.grad.to_dense()
+    _together([one.grad for one in used if one.grad is not None], _mean)
+
+
+def _mean(flat: Tensor) -> None:
+    distributed.all_reduce(flat)
+    flat.div_(distributed.get_world_size())
+
+
+def _from_first_rank(tensors: Iterable[Tensor]) -> None:
+    found = [one.detach() for one in tensors if one.numel()]
+    _together(found, lambda flat: distributed.broadcast(flat, 0))
+
+
+@torch.no_grad()
+def _together(tensors: list[Tensor], exchange: Callable[[Tensor], Any]) -> None:
+    """Exchanges tensors in one message per type, in place."""
+    for dtype in dict.fromkeys(one.dtype for one in tensors):
+        alike = [one for one in tensors if one.dtype == dtype]
+        flat = torch.cat([one.flatten() for one in alike])
+        exchange(flat)
+        parts = torch.split(flat, [one.numel() for one in alike])
+        for one, part in zip(alike, parts, strict=True):
+            one.copy_(part.view_as(one))
