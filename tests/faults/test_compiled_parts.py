@@ -15,6 +15,8 @@ from hatbus import Trainer
 from hatbus.callbacks import Checkpoint, ExponentialMovingAverage
 from hatbus.cli import main
 
+torch.set_num_threads(1)
+
 
 def model_of(kind: str) -> nn.Module:
     torch.manual_seed(0)

@@ -17,6 +17,8 @@ from hatbus.callbacks import Checkpoint, CosLrUpdater, FreezeModule, FuseBN, Tor
 from hatbus.cli import main
 from hatbus.errors import CheckpointError, JobError
 
+torch.set_num_threads(1)
+
 STOP, END = 5, 12
 ANY = {"override": ["all"]}
 

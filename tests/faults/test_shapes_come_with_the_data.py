@@ -15,6 +15,8 @@ from hatbus import Trainer
 from hatbus.callbacks import Checkpoint, ExponentialMovingAverage, Validation
 from hatbus.errors import CheckpointError, JobError
 
+torch.set_num_threads(1)
+
 STEPS = 4
 
 

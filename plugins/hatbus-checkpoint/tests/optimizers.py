@@ -39,6 +39,7 @@ class Closure:
 
     @hookimpl
     def optimizer_step(self, ctx: Any) -> bool:
+        @torch.enable_grad()
         def closure() -> torch.Tensor:
             ctx.optimizer.zero_grad()
             inputs, target = ctx.batch
@@ -46,8 +47,7 @@ class Closure:
             loss.backward()
             return loss
 
-        with torch.enable_grad():
-            closure()
+        closure()
         ctx.optimizer.step(closure)
         return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ class Lion(O.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["mean"], state["kind"] = torch.zeros_like(parameter).double(), "sign"
+                    state["last"] = deque(maxlen=2)
+                state["last"].append(parameter.grad.double())
                 state["mean"].lerp_(parameter.grad.double(), 0.1)
                 parameter.sub_(state["mean"].sign().float(), alpha=group["lr"])
 
@@ -86,7 +89,7 @@ class Flattening(Lion):
         state = {k: v["packed"] for k, v in state_dict["state"].items()}
         super().load_state_dict({**state_dict, "state": state})
         for held, saved in zip(self.state.values(), state.values(), strict=True):
-            held |= {"mean": saved["mean"].clone(), "kind": saved["kind"]}
+            held |= {"mean": saved["mean"].clone(), "kind": saved["kind"], "last": saved["last"]}
 
 
 class Wrapping:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -107,6 +107,7 @@ def test_special_values_keep_their_kind() -> None:
         "scalar": np.float64(0.1),
         "flag": np.bool_(True),
         "set": {3, 1, 2},
+        "deque": deque([1.0, (2, "b")], maxlen=3),
     }
     assert same(round_trip(tree), tree)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -162,24 +163,22 @@ def _put_back(held: Any, saved: Any) -> None:
                 held[key] = value.to(now.device)
         elif isinstance(value, str):
             held[key] = value  # torch makes a generator's repr of a text
-        elif isinstance(value, (list, tuple)):
+        elif isinstance(value, (list, tuple, deque)):
             held[key] = _put_back_each(now, value)
         else:
             _put_back(now, value)
 
 
-def _put_back_each(held: Any, saved: list[Any] | tuple[Any, ...]) -> Any:
+def _put_back_each(held: Any, saved: Any) -> Any:
+    """The same in a sequence; torch makes a deque without its length."""
     if type(held) is not type(saved) or len(held) != len(saved):
         return held
-    pairs = list(zip(held, saved, strict=True))
-    for now, value in pairs:
+    found = []
+    for now, value in zip(held, saved, strict=True):
         _put_back(now, value)
-    return type(saved)(
-        value.to(now.device)
-        if isinstance(value, torch.Tensor) and now.dtype != value.dtype
-        else now
-        for now, value in pairs
-    )
+        is_cast = isinstance(value, torch.Tensor) and now.dtype != value.dtype
+        found.append(value.to(now.device) if is_cast else now)
+    return deque(found, saved.maxlen) if isinstance(saved, deque) else type(saved)(found)
 
 
 def _named(start: str, names: list[str]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from hatbus_checkpoint.tensor_file import flat_bytes
+
+_SEQUENCES: Final = (list, tuple, deque)
 
 
 def differing(one: Any, other: Any, path: str = "") -> str | None:
@@ -21,8 +24,8 @@ def differing(one: Any, other: Any, path: str = "") -> str | None:
         if one.keys() != other.keys():
             return path or "its keys"
         pairs = [(key, one[key], other[key]) for key in one]
-    elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        if len(one) != len(other):
+    elif isinstance(one, _SEQUENCES) and type(one) is type(other):
+        if len(one) != len(other) or getattr(one, "maxlen", 0) != getattr(other, "maxlen", 0):
             return path
         pairs = [(i, *pair) for i, pair in enumerate(zip(one, other, strict=True))]
     else:

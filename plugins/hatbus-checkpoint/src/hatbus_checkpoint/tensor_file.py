@@ -48,6 +48,7 @@ RESERVED: Final = "__metadata__"
 _PAIRS: Final = "complex128"
 """Key of the metadata: a JSON list of the tensors that stand there as pairs of real numbers."""
 _ALIGN: Final = 8
+_PLAIN: Final = (torch.Tensor, torch.nn.Parameter)
 
 
 def chunks_of(
@@ -108,9 +109,13 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
 
 def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The same as a tensor of bytes on the host; of a contiguous one there no copy."""
-    plain = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
-    # One element may have any stride and is contiguous all the same: its bytes are no view then.
-    return plain.as_strided((plain.numel(),), (1,)).view(torch.uint8)
+    plain = tensor.detach().to("cpu")
+    if plain.is_conj() or plain.is_neg():
+        plain = plain.resolve_conj().resolve_neg()
+    flat = plain.contiguous().reshape(-1)
+    if flat.stride(0) != 1:  # one element may have any stride and is contiguous all the same
+        flat = flat.as_strided((flat.numel(),), (1,))
+    return flat.view(torch.uint8)
 
 
 def check_storable(tensor: torch.Tensor, where: str) -> None:
@@ -133,7 +138,9 @@ def _odd_kind(tensor: torch.Tensor) -> str:
         return str(tensor.layout)
     if tensor.is_quantized or tensor.is_meta:
         return "meta" if tensor.is_meta else "quantized"
-    if hasattr(tensor, "__tensor_flatten__"):  # made of other tensors, such as quantized ones
+    if type(tensor) not in _PLAIN and hasattr(
+        tensor, "__tensor_flatten__"
+    ):  # made of other tensors, such as quantized ones
         return f"a {type(tensor).__module__}.{type(tensor).__qualname__}"
     return "a half of a byte" if NAMES.get(tensor.dtype) == "F4" and not tensor.ndim else ""
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, Final
@@ -32,7 +32,8 @@ INLINE: Final = 8192
 """Tensors of at most so many bytes stand in the JSON itself."""
 MOST_DEEP: Final = 100
 ACCEPTED: Final = (
-    "accepted: dict, list, tuple, set, str, bytes, int, float, bool, None, tensors, numpy arrays"
+    "accepted: dict, list, tuple, set, deque, str, bytes, int, float, bool, None, tensors, "
+    "numpy arrays"
 )
 
 
@@ -93,6 +94,9 @@ class _Encoder:
         if kind in (list, tuple, torch.Size):
             items = [self.encode(v, (*path, str(i))) for i, v in enumerate(value)]
             return items if kind is list else {_SEQUENCES[kind]: items}
+        if kind is deque:
+            items = [self.encode(v, (*path, str(i))) for i, v in enumerate(value)]
+            return {"$deque": items, "maxlen": value.maxlen}
         if kind in (set, frozenset):
             items = [self.encode(v, (*path, "{}")) for v in value]
             return {_SEQUENCES[kind]: sorted(items, key=repr)}
@@ -146,14 +150,17 @@ class _Decoder:
         tag = next(iter(data), "")
         if not tag.startswith("$"):
             return {k: self.decode(v) for k, v in data.items()}
-        if tag in ("$tensor", "$numpy"):
-            return self._array(data, tag)
+        if tag in ("$tensor", "$numpy", "$deque"):
+            return self._with_more(data, tag)
         if tag in _FROM_PAIRS:
             return _FROM_PAIRS[tag]((self.decode(k), self.decode(v)) for k, v in data[tag])
         items = [self.decode(v) for v in data[tag]] if tag in _MAKERS else data[tag]
         return (_MAKERS.get(tag) or _READ[tag])(items)
 
-    def _array(self, data: dict[str, Any], tag: str) -> Any:
+    def _with_more(self, data: dict[str, Any], tag: str) -> Any:
+        """What stands under a tag together with something else."""
+        if tag == "$deque":
+            return deque(map(self.decode, data[tag]), data["maxlen"])
         tensor = self._tensor(data[tag])
         if tag == "$tensor":
             return tensor
@@ -184,10 +191,10 @@ def identity(tensor: torch.Tensor) -> Any:
 
 def _strides(tensor: torch.Tensor) -> list[int] | None:
     """The strides of a dense tensor that is laid out in another order, such as channels last."""
-    dense = torch.empty_like(tensor, device="meta").stride()
-    if tensor.is_contiguous() or tensor.stride() != dense:
+    if tensor.is_contiguous():
         return None
-    return list(dense)
+    dense = torch.empty_like(tensor, device="meta").stride()
+    return list(dense) if tensor.stride() == dense else None
 
 
 def _laid_out(tensor: torch.Tensor, strides: list[int] | None) -> torch.Tensor:
