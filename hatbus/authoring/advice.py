@@ -9,6 +9,7 @@ from hatbus.authoring.import_time import early_torch
 from hatbus.authoring.private_imports import private_imports
 from hatbus.discovery.before_after import strangers
 from hatbus.events.payload import DEPRECATED
+from hatbus.jobs.job import PLUGIN_KEYS
 from hatbus.jobs.schema import argument_docs
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def _on_class(reading: ClassSource) -> Iterator[str]:
     for name, annotation, _ in reading.parameters:
         if not annotation:
             yield f"option {name!r} has no annotation, by which a job's values are checked"
+        if name in PLUGIN_KEYS:
+            yield f"option {name!r} cannot be given in a job, where that key is the bus's own"
         if reading.doc and name.strip("*") not in described:
             yield f"option {name!r} is not described under `Args:`, where editors look"
     for method in (one for one in reading.methods.values() if one.is_marked):

@@ -24,6 +24,7 @@ from hatbus.errors import JobError, PluginError, did_you_mean
 from hatbus.events.declare import OVERRIDABLE, declaration_of
 from hatbus.jobs.options import check
 from hatbus.jobs.overrides import PLANS, override, switch
+from hatbus.jobs.type_hints import NONE
 from hatbus.loop.foreign_arguments import in_job
 
 _TABLES: Final = ("run", "plugins")
@@ -236,7 +237,7 @@ def _run(table: dict[str, Any], where: str, problems: list[str]) -> Run | None:
     own = {name: value for name, value in table.items() if not foreign.get(name)}
     values, found = check(Run, own, where, what="key")
     found += [f"unknown key {name!r} {where}{hint}" for name, hint in foreign.items() if hint]
-    plans = [name for name in PLANS if table.get(name) is not None]
+    plans = [name for name in PLANS if table.get(name) not in (None, NONE)]
     if len(plans) != 1:
         given = "both" if plans else "neither"
         found.append(f"{given} of num_epochs and num_steps {where}; give exactly one of the two")

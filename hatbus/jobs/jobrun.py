@@ -23,7 +23,7 @@ from hatbus.events.declare import hookimpl
 from hatbus.insight.explanation import plan_of
 from hatbus.insight.profile import Profile
 from hatbus.jobs.job import PLUGIN_KEYS, parse_job
-from hatbus.jobs.options import check, schema_of
+from hatbus.jobs.options import check, schema_of, taken_keys
 from hatbus.jobs.references import References, finish, is_reference
 from hatbus.jobs.results import places_of, show, show_profile, show_results
 from hatbus.jobs.run_log import RunLog, logged
@@ -150,6 +150,14 @@ class Prepared:
             found, cls = self._find_plugin(name, plugin)
         except (JobError, PluginError) as error:
             problems.append(str(error))
+            return
+        taken = taken_keys(PLUGIN_KEYS, plugin.filters, schema_of(cls))
+        if taken:
+            problems.append(
+                f"plugin {name!r} {plugin.where}: its class has an option {taken[0]!r}, and in a "
+                "job that key is the bus's own; give the option another name in the class, or "
+                "build the plugin in Python"
+            )
             return
         given = with_place(name, cls, plugin.options, self.job.run_dir)
         options, wrong = check(cls, given, plugin.where, self._find, also=PLUGIN_KEYS)

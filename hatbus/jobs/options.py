@@ -14,7 +14,7 @@ import typing
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hatbus.errors import JobError, did_you_mean
-from hatbus.jobs.type_hints import Mismatch, accepted, convert
+from hatbus.jobs.type_hints import NONE, Mismatch, accepted, accepts_none, convert
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -100,7 +100,8 @@ def check(
         try:
             values[name] = convert(value, hint, find)
         except Mismatch:
-            problems.append(f"{what} {name!r} is {value!r} {where}; accepted: {accepted(hint)}")
+            words = accepted(hint) + _for_none(value, hint)
+            problems.append(f"{what} {name!r} is {value!r} {where}; accepted: {words}")
         except JobError as error:
             problems.append(f"{what} {name!r} {where}: {error}")
     problems += [
@@ -109,6 +110,24 @@ def check(
         if option.is_required and option.name not in table
     ]
     return values, problems
+
+
+def _for_none(value: Any, hint: Any) -> str:
+    """What to write for None, where that seems to be meant."""
+    is_meant = isinstance(value, str) and value.lower() in ("", "none", "null", "nil", "off")
+    return f"; for None write {NONE!r}" if is_meant and accepts_none(hint) else ""
+
+
+def taken_keys(options: Iterable[str], given: Iterable[str], schema: Schema) -> list[str]:
+    """Options of a constructor that a table cannot give: there the key is the bus's own.
+
+    Args:
+        options: the keys of the bus.
+        given: those that the table has.
+        schema: of the constructor.
+    """
+    needed = {*given, *(name for name, one in schema.options.items() if one.is_required)}
+    return [name for name in options if name in schema.options and name in needed]
 
 
 def _hint(parameter: inspect.Parameter, names: _Names) -> Any:

@@ -19,7 +19,7 @@ from hatbus.errors import PluginError
 from hatbus.events.declare import RANKS, STAGES
 from hatbus.jobs.job import PLUGIN_KEYS, Plugin, Run
 from hatbus.jobs.options import Option, Schema, schema_of
-from hatbus.jobs.type_hints import SEQUENCES, SETS, TABLES, plain
+from hatbus.jobs.type_hints import INFINITE, NONE, SEQUENCES, SETS, TABLES, is_enum, plain
 
 DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
 Json = dict[str, Any]
@@ -145,9 +145,14 @@ def hint_schema(hint: Any) -> Json:
     if origin is Any or origin is object:
         return {}
     if origin in (Union, types.UnionType):
-        return _any_of([hint_schema(one) for one in inner if one is not type(None)])
+        found = [hint_schema(one) for one in inner if one is not type(None)]
+        return _any_of([*found, {"const": NONE}] if type(None) in inner else found)
     if origin is Literal:
         return {"enum": [word for word in inner if word is not None]}
+    if origin is float:
+        return {"anyOf": [{"type": "number"}, {"enum": list(INFINITE)}]}
+    if is_enum(origin):
+        return {"enum": list(origin.__members__)}
     return {"type": _SIMPLE[origin]} if origin in _SIMPLE else _collection(origin, inner)
 
 

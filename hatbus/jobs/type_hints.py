@@ -12,6 +12,7 @@ from collections.abc import (
     MutableSequence,
     Sequence,
 )
+from enum import Enum
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
@@ -31,6 +32,10 @@ _SIMPLE: Final[dict[Any, tuple[tuple[type, ...], str]]] = {
 }
 _TOML: Final = (str, int, float, list, dict)
 CALL: Final = "call"
+NONE: Final = "@none"
+"""How a job writes None, which TOML has not."""
+INFINITE: Final = ("inf", "+inf", "-inf")
+"""What a number may be as a text, as in torch: ``norm_type = "inf"``; TOML has ``inf`` too."""
 
 
 class Mismatch(Exception):  # noqa: N818 - caught next door, never shown
@@ -54,8 +59,8 @@ def convert(value: Any, hint: Any, find: Find | None) -> Any:
         Mismatch: it does not fit.
         JobError: it names an object that is not there.
     """
-    if not isinstance(value, _TOML):
-        return value
+    if not isinstance(value, _TOML) or value == NONE:
+        return _none(hint) if isinstance(value, str) else value
     if find is not None and isinstance(value, str) and value.startswith("@"):
         return value[1:] if value.startswith("@@") else Built(value[1:])
     if find is not None and isinstance(value, dict) and isinstance(value.get(CALL), str):
@@ -70,6 +75,19 @@ def convert(value: Any, hint: Any, find: Find | None) -> Any:
     return _single(value, hint, origin, find)
 
 
+def _none(hint: Any) -> None:
+    if not accepts_none(hint):
+        raise Mismatch
+
+
+def accepts_none(hint: Any) -> bool:
+    """Whether None fits a hint."""
+    hint = plain(hint)
+    if get_origin(hint) in (Union, types.UnionType, Literal):
+        return any(one is None or accepts_none(one) for one in get_args(hint))
+    return hint in (Any, object, None, type(None))
+
+
 def accepted(hint: Any) -> str:
     """What a hint accepts, in words."""
     hint = plain(hint)
@@ -77,15 +95,28 @@ def accepted(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         words = [accepted(member) for member in inner if member is not type(None)]
         return ", or ".join(dict.fromkeys(words))
-    if origin is Literal:
-        return ", ".join(repr(word) for word in inner if word is not None)
+    if origin is Literal or is_enum(origin):
+        words = list(origin.__members__) if is_enum(origin) else [w for w in inner if w is not None]
+        return ", ".join(map(repr, words))
     if origin in _SIMPLE:
         return _SIMPLE[origin][1]
     if origin in TABLES:
-        return "a table"
+        return _accepted_table(inner)
     if origin in (*SEQUENCES, *SETS):
         return _accepted_list(origin, inner)
     return "any value" if origin in (Any, object) else ACCEPTED
+
+
+def is_enum(hint: Any) -> bool:
+    """Whether a hint is an ``Enum`` class."""
+    return isinstance(hint, type) and issubclass(hint, Enum)
+
+
+def _accepted_table(inner: tuple[Any, ...]) -> str:
+    values = plain(inner[1]) if len(inner) > 1 else Any
+    if values in (Any, object) or isinstance(values, TypeVar):
+        return "a table"
+    return f"a table, each value of it {accepted(values)}"
 
 
 def _accepted_list(origin: Any, inner: tuple[Any, ...]) -> str:
@@ -130,7 +161,7 @@ def _one_of(value: Any, members: tuple[Any, ...], find: Find | None) -> Any:
 
 
 def _is_textual(hint: Any) -> bool:
-    return hint in (str, Path, PurePath) or get_origin(hint) is Literal
+    return hint in (str, Path, PurePath) or get_origin(hint) is Literal or is_enum(hint)
 
 
 def _single(value: Any, hint: Any, origin: Any, find: Find | None) -> Any:
@@ -139,6 +170,8 @@ def _single(value: Any, hint: Any, origin: Any, find: Find | None) -> Any:
         return _literal(value, get_args(hint))
     if origin in _SIMPLE:
         return _simple(value, origin)
+    if is_enum(origin):
+        return _member(value, origin)
     if find and isinstance(value, str) and is_reference(value):
         return _found(value, origin, find)
     if origin in TABLES and isinstance(value, dict):
@@ -146,6 +179,16 @@ def _single(value: Any, hint: Any, origin: Any, find: Find | None) -> Any:
         return {key: convert(item, inner, find) for key, item in value.items()}
     if origin in (*SEQUENCES, *SETS) and isinstance(value, list):
         return _list(value, get_args(hint), origin, find)
+    raise Mismatch
+
+
+def _member(value: Any, kind: type[Enum]) -> Enum:
+    """A member of an enumeration, by its name or else its value."""
+    if isinstance(value, str) and value in kind.__members__:
+        return kind[value]
+    for member in kind:
+        if member.value == value and type(member.value) is type(value):
+            return member
     raise Mismatch
 
 
@@ -157,6 +200,8 @@ def _literal(value: Any, words: tuple[Any, ...]) -> Any:
 
 
 def _simple(value: Any, hint: Any) -> Any:
+    if hint is float and value in INFINITE:
+        return float(value)
     if not isinstance(value, _SIMPLE[hint][0]) or (isinstance(value, bool) and hint is not bool):
         raise Mismatch
     return hint(value) if hint in (Path, PurePath) else value

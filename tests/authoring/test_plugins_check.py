@@ -181,13 +181,14 @@ def test_advice_is_given_and_fails_nothing(
         ),
         "hat: advice: has no docstring, whose first line is what `hatbus plugins` shows",
         "hat: advice: option 'rate' has no annotation, by which a job's values are checked",
+        "hat: advice: option 'every' cannot be given in a job, where that key is the bus's own",
         (
             "hat: advice: import acme imports torch (hat.py line 2, by way of __init__.py line 1), "
             "and so does all that only looks the package up; import it in the plugin's own module"
         ),
     ]
     assert main(["plugins", "check", str(tmp_path), "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["hat"]["advice"]) == 4
+    assert len(json.loads(capsys.readouterr().out)["hat"]["advice"]) == 5
 
 
 def test_advice_on_options_that_nobody_describes_and_arguments_that_will_go(

@@ -269,3 +269,15 @@ def test_a_key_of_another_trainers_is_told_what_it_means_here(
 ) -> None:
     text = f'[run]\nentry = "t.py:b"\nnum_epochs = 1\n{key} = "x"\n'
     assert problems(tmp_path, text) == [f"unknown key {key!r} in job.toml [run]; {hint}"]
+
+
+def test_none_is_a_word_in_a_job_and_on_the_command_line(tmp_path: Path) -> None:
+    run = '[run]\nentry = "t.py:b"\nnum_epochs = 1\nresume = "auto"\n'
+    text = f'{run}[plugins.ema]\nevery = "1 epoch"\n'
+    write(tmp_path, text)
+    words = ("run.resume=@none", "ema.every=@none", "run.num_epochs=@none", "run.num_steps=4")
+    job = read_job(tmp_path / "job.toml", options=words)
+    assert (job.run.resume, job.run.num_epochs, job.run.num_steps) == (None, None, 4)
+    assert job.plugins["ema"].filters == {}
+    (tmp_path / "job.json").write_text(job.to_json())
+    assert read_job(tmp_path / "job.json").run.resume is None

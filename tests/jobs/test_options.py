@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Literal, Optional, Tuple, Union
 
@@ -20,6 +21,11 @@ from hatbus.jobs.type_hints import Mismatch, accepted, convert
 
 if TYPE_CHECKING:
     from nowhere import Unknown
+
+
+class Mode(Enum):
+    LEAST = "min"
+    MOST = 2
 
 
 def find(text: str) -> Any:
@@ -68,7 +74,15 @@ def test_a_value_of_the_hinted_type_is_taken_as_it_is(hint: Any, value: Any) -> 
         (Literal["min", "max"], "mean", "'min', 'max'"),
         (List[str], ["a", 1], "a list, each of it a string"),
         (Tuple[float, int], [1.0], "a list of 2: a number, a whole number"),
-        (Dict[str, int], {"a": "b"}, "a table"),
+        (Dict[str, int], {"a": "b"}, "a table, each value of it a whole number"),
+        (Dict[str, List[float]], {"a": 1}, "a table, each value of it a list, each of it a number"),
+        (Dict[str, Any], [1], "a table"),
+        (Mode, "mean", "'LEAST', 'MOST'"),
+        (Optional[Mode], 5, "'LEAST', 'MOST'"),
+        (float, "infinite", "a number"),
+        (int, "inf", "a whole number"),
+        (int, "@none", "a whole number"),
+        (Dict[str, float], {"a": "@none"}, "a table, each value of it a number"),
         (Callable[..., int], "nothing", "'file.py:name', 'package.module:name'"),
         (Path, 3, "a path"),
     ],
@@ -191,3 +205,43 @@ def test_any_value_fits_any_hint_or_is_a_mismatch(value: Any, one: Any, other: A
 def test_an_object_that_was_found_before_is_taken_as_it_is() -> None:
     assert convert(len, Callable[..., int], None) is len
     assert convert([len], Sequence[Callable[..., int]], None) == [len]
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "taken"),
+    [
+        (Optional[int], "@none", None),
+        (Union[str, None], "@none", None),
+        (Literal["a", None], "@none", None),
+        (Any, "@none", None),
+        (Optional[List[Optional[int]]], [1, "@none"], [1, None]),
+        (Dict[str, Optional[float]], {"a": "@none", "b": "inf"}, {"a": None, "b": float("inf")}),
+        (Any, ["@none", {"a": "@none"}], [None, {"a": None}]),
+        (str, "@@none", "@none"),
+        (float, "inf", float("inf")),
+        (Optional[float], "-inf", float("-inf")),
+        (Union[float, str], "inf", "inf"),
+        (Mode, "MOST", Mode.MOST),
+        (Mode, "min", Mode.LEAST),
+        (Mode, 2, Mode.MOST),
+        (Optional[Mode], "LEAST", Mode.LEAST),
+        (Union[Mode, str], "other", "other"),
+        (List[Mode], ["MOST", "min"], [Mode.MOST, Mode.LEAST]),
+    ],
+)
+def test_what_toml_has_not_is_written_as_a_word(hint: Any, value: Any, taken: Any) -> None:
+    assert convert(value, hint, find) == taken
+
+
+@pytest.mark.parametrize("word", ["none", "None", "null", ""])
+def test_whoever_seems_to_mean_none_is_told_how_to_write_it(word: str) -> None:
+    def target(every: int | None = 1, name: str = "") -> None: ...
+
+    _, problems = check(target, {"every": word}, "here", find)
+    assert problems == [
+        f"option 'every' is {word!r} here; accepted: a whole number; for None write '@none'"
+    ]
+    assert check(target, {"every": "@none", "name": word}, "here", find) == (
+        {"every": None, "name": word},
+        [],
+    )

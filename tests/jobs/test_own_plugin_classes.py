@@ -47,6 +47,29 @@ def test_a_class_beside_the_job_is_a_plugin_with_options_and_filters(tmp_path: P
     assert "counts_steps.py" in [source_of(i) for i in impls if i.plugin_name == "counts"]
 
 
+@pytest.mark.parametrize(
+    ("signature", "more", "is_taken"),
+    [
+        ("tasks", "", True),
+        ("tasks=()", 'tasks = ["a"]\n', True),
+        ("tasks=()", "", False),
+    ],
+)
+def test_an_option_with_the_name_of_a_key_of_the_bus_is_refused_where_it_is_meant(
+    tmp_path: Path, signature: str, more: str, is_taken: bool
+) -> None:
+    name = signature.partition("=")[0]
+    source = OWN.replace("times: int = 1", f"times: int = 1, *, {signature}")
+    (tmp_path / "taking.py").write_text(source)
+    text = f'[plugins.x]\nuse = "taking.py:Counts"\npath = "p"\n{more}'
+    job = write_job(tmp_path, text)
+    if not is_taken:
+        prepare(job)
+        return
+    with pytest.raises(JobError, match=rf"its class has an option '{name}', and in a job that key"):
+        prepare(job)
+
+
 def test_the_run_folders_job_finds_the_class_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

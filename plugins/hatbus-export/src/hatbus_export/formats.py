@@ -52,7 +52,7 @@ def write_traced(model: nn.Module, inputs: Inputs, annotations: str, path: str) 
     program = traced(model, inputs)
     with Path(path).open("wb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.save(program, file, _extra_files={FILE: annotations})  # type: ignore[no-untyped-call]  # torch's
+        torch.jit.save(program, file, _extra_files={FILE: annotations})
 
 
 def write_exported(model: nn.Module, inputs: Inputs, annotations: str, path: str) -> None:
