@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import astuple
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hatbus import hookimpl, plugin
 from hatbus.errors import CheckpointError
-from hatbus.log import log
 from hatbus.loop import structure_changed
 from hatbus.parallel import refuse_sharded
+from hatbus_model.calls import UNCALLED, reasons_by_run
 from hatbus_model.folding import Fold, folds_of
-from hatbus_model.fusion import Fusion, apply_fold, candidates
+from hatbus_model.fusion import Fusion, apply_fold, fuse, report
 from hatbus_model.milestones import (
     Mark,
     as_data,
@@ -23,7 +25,9 @@ from hatbus_model.milestones import (
     previewed,
     read_marks,
 )
+from hatbus_model.step_calls import reasons_in_step
 from hatbus_model.surgery import replace_in_optimizer
+from hatbus_model.traced_calls import reasons_by_trace
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +43,9 @@ class FuseBN:
     ``W' = W * gamma / sqrt(var + eps)``, ``b' = (b - mean) * gamma / sqrt(var + eps) + beta``: the
     model's outputs in eval mode stay the same. An ``nn.Identity`` keeps the batch norm's place, so
     no other module changes its name. What cannot be folded is left as it is and named in a
-    warning. The fused weights go on training: they take their predecessors' places in the
+    warning. So is a pair of which a forward pass with the step's batches, made beforehand, shows
+    that the norm gets something else than the convolution gives, or that anything else uses that
+    or their tensors. The fused weights go on training: they take their predecessors' places in the
     optimizer's groups, with a fresh optimizer state; averages (``ema``) are folded alike; a DDP
     wrapper is made anew. Source: ``hat.callbacks.FuseBN``.
 
@@ -65,6 +71,7 @@ class FuseBN:
         self.marks = read_marks("fuse_bn", modules, step_or_epoch, update_by)
         self.folds: list[Fold] = []
         self._done: list[Mark] = []
+        self._waiting: dict[str, list[str]] = {}
         self._ctx: Context | None = None
 
     @hookimpl
@@ -77,16 +84,9 @@ class FuseBN:
         self._ctx = ctx
 
     @hookimpl
-    def on_epoch_begin(self, ctx: Context) -> None:
-        """Fuses what is due."""
-        if self.update_by == "epoch":
-            self._pass_marks(ctx, ctx.epoch_id)
-
-    @hookimpl
     def on_step_begin(self, ctx: Context) -> None:
-        """Fuses what is due."""
-        if self.update_by == "step":
-            self._pass_marks(ctx, ctx.global_step_id)
+        """Fuses what is due; the step's batches show how the modules are called."""
+        self._pass_marks(ctx, ctx.global_step_id if self.update_by == "step" else ctx.epoch_id)
 
     def process(
         self,
@@ -94,6 +94,7 @@ class FuseBN:
         name: str,
         inplace: bool = False,
         optimizer: torch.optim.Optimizer | None = None,
+        probe: Callable[[], Any] | None = None,
     ) -> Fusion:
         """Fuses one module of a model, in place, and says what it left.
 
@@ -102,17 +103,18 @@ class FuseBN:
             name: of the module.
             inplace: keep the convolutions' own tensors.
             optimizer: made to follow, if given.
+            probe: runs the model forward and gives its outputs, as ``lambda: model(batch)``, which
+                shows how its modules are called; without it ``torch.fx`` traces the model.
 
         Raises:
             JobError: there is no such module.
         """
-        folds, left = candidates(model, name)
-        fusion = Fusion(folds, left)
-        for fold in folds:
-            fusion.replaced.update(apply_fold(model, fold, optimizer, inplace=inplace))
-        if optimizer is not None:
-            replace_in_optimizer(optimizer, fusion.replaced)
-        _report(name, fusion)
+        if probe is None:
+            look = partial(reasons_by_trace, model, inplace=inplace)
+        else:
+            look = partial(reasons_by_run, model, run=probe, inplace=inplace)
+        fusion = fuse(model, name, look, optimizer, inplace=inplace)
+        report(name, fusion)
         return fusion
 
     def __call__(self, model: nn.Module) -> None:
@@ -127,7 +129,9 @@ class FuseBN:
     def state_dict(self) -> dict[str, Any]:
         """What was folded, and which marks are behind us."""
         passed = {"passed": len(self._done), "by": as_data(self._done), "unit": self.update_by}
-        return {"folds": [list(astuple(fold)) for fold in self.folds], **passed}
+        waiting = {name: list(tried) for name, tried in self._waiting.items()}
+        folds = [list(astuple(fold)) for fold in self.folds]
+        return {"folds": folds, "waiting": waiting, **passed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Folds again what was folded, so that the weights which come next fit.
@@ -140,6 +144,7 @@ class FuseBN:
         if self.folds != folds[: len(self.folds)]:
             raise CheckpointError("fuse_bn: this model is fused already; load into a fresh one")
         self._done = self._passed_before(state)
+        self._waiting = {str(n): list(tried) for n, tried in state.get("waiting", {}).items()}
         if self._ctx is not None:
             for fold in folds[len(self.folds) :]:
                 self._fold_again(self._ctx, fold)
@@ -172,12 +177,30 @@ class FuseBN:
         for mark in self._done:
             left.remove(mark)
         reached = due(left, 0, now)
-        if not reached:
-            return
         self._done += reached
+        self._waiting.update({n: [] for mark in reached for n in mark.modules})
+        if self._waiting:
+            self._fuse(ctx)
+
+    def _fuse(self, ctx: Context) -> None:
+        """Fuses what waits for it; what only another task calls goes on waiting for that task."""
+        tasks = list(dict.fromkeys(task for task, _, _ in ctx.batches if task is not None))
         folds: list[Fold] = []
-        for name in (n for mark in reached for n in mark.modules):
-            folds += self.process(ctx.model, name, self.inplace, ctx.optimizer).folds
+        for name, tried in list(self._waiting.items()):
+            if tried and set(tasks) <= set(tried):
+                continue
+            look = partial(reasons_in_step, ctx, inplace=self.inplace)
+            fusion = fuse(ctx.model, name, look, ctx.optimizer, inplace=self.inplace)
+            folds += fusion.folds
+            self._waiting[name] = [*tried, *(t for t in tasks if t not in tried)]
+            uncalled = [norm for norm, reason in fusion.left.items() if reason == UNCALLED]
+            more = set(getattr(ctx.data, "tasks", ())) - set(self._waiting[name])
+            if uncalled and more:
+                for norm in uncalled:
+                    del fusion.left[norm]
+            else:
+                del self._waiting[name]
+            report(name, fusion, goes_on=name in self._waiting)
         if folds:
             self._followed(ctx, folds)
 
@@ -197,13 +220,3 @@ class FuseBN:
         self.folds += folds
         folds_of(ctx).extend(folds)
         structure_changed(ctx)
-
-
-def _report(name: str, fusion: Fusion) -> None:
-    where = repr(name) if name else "the model"
-    log.info("fuse_bn: %d batch norms folded in %s", len(fusion.folds), where)
-    if fusion.left:
-        named = "; ".join(f"{n!r}: {reason}" for n, reason in fusion.left.items())
-        log.warning("fuse_bn: left in place in %s: %s", where, named)
-    if not fusion.folds and not fusion.left:
-        log.warning("fuse_bn: there is no batch norm in %s", where)

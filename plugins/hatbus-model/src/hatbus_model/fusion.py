@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from torch import nn
 
+from hatbus.log import log
 from hatbus.loop import find_module
 from hatbus_model.folding import TRANSPOSED, Fold, folded_pair, why_not
 from hatbus_model.freezing import batch_norms
-from hatbus_model.surgery import take_from_first_rank
+from hatbus_model.surgery import replace_in_optimizer, take_from_first_rank
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +71,53 @@ def candidates(model: nn.Module, name: str) -> tuple[list[Fold], dict[str, str]]
         else:
             left[names[id(norm)]] = reason
     return folds, left
+
+
+def fuse(
+    model: nn.Module,
+    name: str,
+    look: Callable[[Sequence[Fold]], Mapping[str, str]],
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    inplace: bool = False,
+) -> Fusion:
+    """Folds every pair of a module that may be folded.
+
+    Args:
+        model: the raw model.
+        name: of the module.
+        look: gives the reasons against pairs, by the norm's name, from how they are called.
+        optimizer: made to follow, if given.
+        inplace: write into the convolutions' own tensors.
+
+    Raises:
+        JobError: there is no such module.
+    """
+    folds, left = candidates(model, name)
+    against = look(folds) if folds else {}
+    fusion = Fusion([fold for fold in folds if fold.norm not in against], {**left, **against})
+    for fold in fusion.folds:
+        fusion.replaced.update(apply_fold(model, fold, optimizer, inplace=inplace))
+    if optimizer is not None:
+        replace_in_optimizer(optimizer, fusion.replaced)
+    return fusion
+
+
+def report(name: str, fusion: Fusion, *, goes_on: bool = False) -> None:
+    """Says what was folded and what was left.
+
+    Args:
+        name: of the module; "" for the model.
+        fusion: what was done.
+        goes_on: whether more of it waits for another task.
+    """
+    where = repr(name) if name else "the model"
+    log.info("fuse_bn: %d batch norms folded in %s", len(fusion.folds), where)
+    if fusion.left:
+        named = "; ".join(f"{n!r}: {reason}" for n, reason in fusion.left.items())
+        log.warning("fuse_bn: left in place in %s: %s", where, named)
+    if not fusion.folds and not fusion.left and not goes_on:
+        log.warning("fuse_bn: there is no batch norm in %s", where)
 
 
 def _more_than_once(module: nn.Module) -> list[nn.Module]:
