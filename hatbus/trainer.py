@@ -16,6 +16,7 @@ from hatbus.batches.finite_weights import FiniteWeights
 from hatbus.batches.precision import Autocast, LossScaling, check_precision
 from hatbus.bus.blame import locate
 from hatbus.bus.bus import Bus, named_instances
+from hatbus.bus.member import CORE
 from hatbus.bus.moments import Moments, TaskScope
 from hatbus.data.steps import Steps
 from hatbus.errors import JobError
@@ -203,6 +204,8 @@ class Trainer:
         ctx.data.adopt_seed(ctx.seed)  # another trainer may have the same loader
         if ctx.world_size > 1 and ctx.rank == 0 and ctx.position.global_step == 0:
             ctx.data.warn_of_copies(ctx.world_size)
+        if ctx.rank == 0 and ctx.position.global_step == 0 and saves(self.bus):
+            ctx.data.warn_of_limits()
         forget_files(ctx)
         ctx.weights = Weights()  # a view of a plugin that was taken off the bus must not stay
         ctx.control = (AgreedControl if ctx.world_size > 1 else Control)(self.bus.callers)
@@ -241,6 +244,12 @@ class Trainer:
         parts.update(loop=Loop(), batch_processor=processor, nobody=UnprovidedSpans())
         for name, part in parts.items():
             self.bus.register(part, f"core.{name}", core=True)
+
+
+def saves(bus: Bus) -> bool:
+    """Whether a plugin writes checkpoints, so that the run may be resumed."""
+    found = bus.implementations("save_checkpoint")
+    return any(not one.wrapper and not one.plugin_name.startswith(CORE) for one in found)
 
 
 def own_device(device: Any, rank: int) -> torch.device:

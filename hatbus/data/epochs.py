@@ -40,6 +40,18 @@ def tell_epoch(part: Any, epoch: int) -> bool:
     return bool(told)
 
 
+def parts_of(part: Any) -> list[Any]:
+    """A loader, sampler or data set, and all of these that it holds, from the outside in."""
+    found: list[Any] = []
+    waiting = [part]
+    while waiting:
+        one = waiting.pop(0)
+        if not any(one is other for other in found):
+            found.append(one)
+            waiting += _wrapped(one)
+    return found
+
+
 def _listen(part: Any, found: list[Any], seen: set[int]) -> None:
     if id(part) in seen:
         return

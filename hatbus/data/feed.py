@@ -60,7 +60,7 @@ class Feed:
         self._left = False
         self._resumed: dict[str, Any] | None = None
         self._rest = ""
-        self._is_told = self._told_workers = False
+        self._is_told = self._told_workers = self._ended = False
         self._started: bool | None = None
 
     def start(self, epoch: int, behind: int, group: int) -> None:
@@ -84,6 +84,7 @@ class Feed:
     def fetch(self) -> Iterator[Any]:
         """The rest of the present pass, batch by batch, on the device."""
         iterator = self._open()
+        self._ended = False
         if self._device is None:
             return iterator
         device = self._device
@@ -130,6 +131,7 @@ class Feed:
         if self._iterator is None:
             self._iterator = self.fetch()
         found = list(islice(self._iterator, size))
+        self._ended = len(found) < size
         if not found and endless:
             self.end_pass()
             self._pass, self.taken = self._pass + 1, 0
@@ -153,7 +155,7 @@ class Feed:
         state: dict[str, Any] = {"open": is_open, "pass": place[0], "taken": place[1]}
         if self._stateful and not self._positions:
             state["loader"] = self.loader.state_dict()
-            state["left"] = self._is_left()
+            state["left"], state["ended"] = self._is_left(), self._ended
         elif not self._positions:
             state["began"] = self._began if is_open else self._now()
         return state
@@ -207,7 +209,7 @@ class Feed:
         if "loader" in resumed or self._rest:
             tell_epoch(self.loader, key)
             self._began = {"stateful": True}
-            return self._new_pass() if self._rest else iterated(self.loader)
+            return self._new_pass() if self._rest else self._rest_of_pass()
         self._begin(resumed.get("began") or {}, key)
         return self._replayed(iterated(self.loader))
 
@@ -271,6 +273,24 @@ class Feed:
             iterated(self.loader)
         self._set_generators(generators)
 
+    def _rest_of_pass(self) -> Iterator[Any]:
+        """What a stateful loader has still to give of the pass that a resumed run was in.
+
+        Nothing, if the run was saved after its last batch: to many a loader that state means a new
+        pass (litdata). One that looks ahead for it (``torchdata.nodes``) is asked not to.
+        """
+        is_over = self.taken == self.length and not gives_nothing_at_its_end(self.loader)
+        if is_over or (self._resumed or {}).get("ended"):
+            self._rest = "over"
+            return iter(())
+        if not getattr(self.loader, "restart_on_stop_iteration", False):
+            return iterated(self.loader)
+        self.loader.restart_on_stop_iteration = False
+        try:
+            return iterated(self.loader)
+        finally:
+            self.loader.restart_on_stop_iteration = True
+
     def _new_pass(self) -> Iterator[Any]:
         """A new pass of a loader whose loaded state is of the pass before.
 
@@ -300,6 +320,14 @@ class Feed:
                     "them are behind the run; the data is not what it was: start a new run"
                 )
         return iterator
+
+
+def gives_nothing_at_its_end(loader: Any) -> bool:
+    """Whether a loader that goes on after a pass's last batch gives an empty rest, as it should.
+
+    So its length may be an estimate: what it has beyond that is not lost.
+    """
+    return any(cls.__name__ == "StatefulDataLoader" for cls in type(loader).__mro__)
 
 
 def generators_of(loader: Any) -> list[torch.Generator]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hatbus import rng
 from hatbus.data.feed import Feed, gives_all_to_each
+from hatbus.data.limits import limits_of
 from hatbus.data.task_sampler import AllTasks, TaskSampler
 from hatbus.data.workers import own_iteration
 from hatbus.errors import DataError, JobError
@@ -250,6 +251,12 @@ class Steps:
                     feed.name,
                     world,
                 )
+
+    def warn_of_limits(self) -> None:
+        """Says of which loaders no resume in mid-epoch is exact, and why."""
+        for feed in self.feeds.values():
+            for limit in limits_of(feed.loader):
+                log.warning("%s: a resume in mid-epoch is not exact: %s", feed.name, limit)
 
     def adopt_seed(self, seed: int, *, anew: bool = True) -> None:
         """Gives the run's seed to loaders that have none of their own.

@@ -125,3 +125,28 @@ def test_samples_that_a_distributed_sampler_repeats_are_named(
     run = trainer(Validation(DataLoader(rows, 2, sampler=sampler)))
     run.fit(num_epochs=1)
     assert "the validation loader counts 1 samples twice" in caplog.text
+
+
+class KeepsItsPlace:
+    """A loader, or a data set, that keeps its place itself."""
+
+    def __init__(self, dataset: Any = None) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(batches(2))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def test_a_loader_that_keeps_the_place_of_the_training_is_refused_before_training() -> None:
+    one, data = KeepsItsPlace(), KeepsItsPlace()
+    for trained, validated in ((one, one), (KeepsItsPlace(data), KeepsItsPlace(data))):
+        run = trainer(Validation(validated), data=trained)
+        with pytest.raises(PluginError, match=r"KeepsItsPlace .* is the training's, and keeps its"):
+            run.fit(num_steps=1)
+        assert run.ctx.position.global_step == 0
+    trainer(Validation(KeepsItsPlace(KeepsItsPlace())), data=KeepsItsPlace(data)).fit(num_steps=1)

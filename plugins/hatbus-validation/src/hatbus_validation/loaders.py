@@ -100,6 +100,7 @@ class Passes:
 
     Raises:
         DataError: something is no loader, or its length is 0.
+        PluginError: a loader that keeps its place itself is the training's.
     """
 
     def __init__(
@@ -114,6 +115,8 @@ class Passes:
         self.loader: Any = dict(source.loaders) if self.tasks else source.loaders[None]
         self.times_waits = False
         trained = {id(one) for one in training}
+        for one in source.loaders.values():
+            refuse_common_place(one, training)
         self._loaders = {
             task: own_iteration(one) if id(one) in trained else one
             for task, one in source.loaders.items()
@@ -192,3 +195,27 @@ class Passes:
     def _called(self, task: str | None) -> str:
         name = task or self._source.name
         return f"the validation loader {name!r}" if name else "the validation loader"
+
+
+def refuse_common_place(loader: Any, training: Iterable[Any]) -> None:
+    """Refuses a loader whose place in the data is the training's too: each would move the other.
+
+    Raises:
+        PluginError: which, of what library, and what to do.
+    """
+    for trained in training:
+        theirs, mine = keeper_of_place(trained), keeper_of_place(loader)
+        if mine is not None and mine is theirs:
+            library = type(mine).__module__.partition(".")[0]
+            raise PluginError(
+                f"validation: the loader's {type(mine).__name__} ({library}) is the training's, "
+                "and keeps its place itself (state_dict); give the validation one of its own"
+            )
+
+
+def keeper_of_place(loader: Any) -> Any:
+    """What of a loader keeps its place itself: its data set, or the loader; else None."""
+    if not hasattr(loader, "state_dict") or not hasattr(loader, "load_state_dict"):
+        return None
+    dataset = getattr(loader, "dataset", None)
+    return dataset if hasattr(dataset, "load_state_dict") else loader

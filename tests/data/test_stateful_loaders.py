@@ -1,0 +1,123 @@
+"""Loaders that keep their place themselves, as libraries have them, are gone on with exactly."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from hatbus.data.feed import Feed
+
+
+class Goes:
+    """Five batches a pass; after the last one its state means the next pass, as litdata's does."""
+
+    def __init__(self) -> None:
+        self.passes = self.at = 0
+
+    def __len__(self) -> int:
+        return 5
+
+    def __iter__(self) -> Iterator[int]:
+        while self.at < 5:
+            self.at += 1
+            batch = 10 * self.passes + self.at
+            if self.at == 5:
+                self.passes, self.at = self.passes + 1, 0
+                yield batch
+                return
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"passes": self.passes, "at": self.at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.passes, self.at = state["passes"], state["at"]
+
+
+class Looks:
+    """As ``torchdata.nodes``' Loader: no length; looks ahead, and begins anew at the end."""
+
+    def __init__(self) -> None:
+        self.restart_on_stop_iteration = True
+        self.at = 0
+        self.loaded: int | None = None
+
+    def __iter__(self) -> Iterator[int]:
+        self.at, self.loaded = self.loaded or 0, None
+        if self.at == 5 and self.restart_on_stop_iteration:
+            self.at = 0
+        return self.rest()
+
+    def rest(self) -> Iterator[int]:
+        while self.at < 5:
+            self.at += 1
+            yield self.at
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loaded = state["at"]
+
+
+class StatefulDataLoader(Looks):
+    """As torchdata's: an empty rest after the last batch, a new pass after the pass was ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.restart_on_stop_iteration = False
+
+    def __len__(self) -> int:
+        return 5
+
+    def rest(self) -> Iterator[int]:
+        yield from super().rest()
+        self.at = 0
+
+
+KINDS = {"litdata": Goes, "nodes": Looks, "torchdata": StatefulDataLoader}
+
+
+def two_epochs(feed: Feed, group: int, first: list[Any], epoch: int) -> list[Any]:
+    """The rest of an epoch, and the next one."""
+    found = list(first)
+    while batches := feed.group(group, endless=False):
+        found.append(batches)
+    feed.start(epoch + 1, 0, group)
+    while batches := feed.group(group, endless=False):
+        found.append(batches)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("groups", [1, 2, 5])
+def test_a_run_saved_anywhere_in_a_pass_goes_on_as_if_not_stopped(
+    kind: str, group: int, groups: int
+) -> None:
+    groups = min(groups, -(-5 // group))
+    feed = Feed(KINDS[kind](), None)
+    feed.start(0, 0, group)
+    behind = [feed.group(group, endless=False) for _ in range(groups)]
+    state = copy.deepcopy(feed.state_dict(inside=True))
+    whole = two_epochs(feed, group, behind, 0)
+    again = Feed(KINDS[kind](), None)
+    again.load_state_dict(state)
+    again.start(0, groups * group, group)
+    again.open_again()
+    assert two_epochs(again, group, behind, 0) == whole
+    assert sum(map(len, whole)) == 10
+
+
+def test_a_loader_that_looks_ahead_does_so_again_after_a_resume() -> None:
+    feed = Feed(Looks(), None)
+    feed.start(0, 0, 1)
+    feed.group(5, endless=False)
+    again = Feed(Looks(), None)
+    again.load_state_dict(feed.state_dict(inside=True))
+    again.start(0, 5, 1)
+    again.open_again()
+    assert again.loader.restart_on_stop_iteration
