@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hatbus.bus.member import Member
     from hatbus.bus.moments import Moments, TaskScope
     from hatbus.bus.order import Placed
+    from hatbus.bus.published import one_number
     from hatbus.bus.registration import default_name
     from hatbus.bus.states import state_version
 
@@ -27,6 +28,7 @@ __all__ = [
     "TaskScope",
     "caller_name",
     "default_name",
+    "one_number",
     "state_version",
 ]
 
@@ -38,6 +40,7 @@ __getattr__ = lazily(
     Moments="moments",
     TaskScope="moments",
     Placed="order",
+    one_number="published",
     default_name="registration",
     state_version="states",
 )

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from hatbus.loop.modes import eval_mode
     from hatbus.loop.module_names import find_module, has_module, plain_name, unwrapped
     from hatbus.loop.parts import built_optimizer, built_parts
-    from hatbus.loop.published import one_number
     from hatbus.loop.signals import stop_wanted
     from hatbus.loop.structure import structure_changed, structure_of
     from hatbus.loop.weights import RAW, Weights
@@ -55,7 +54,6 @@ __all__ = [
     "kept_batches",
     "losses_of_task",
     "modules_in",
-    "one_number",
     "plain_name",
     "serve_requests",
     "stop_wanted",
@@ -90,7 +88,6 @@ __getattr__ = lazily(
     unwrapped="module_names",
     built_optimizer="parts",
     built_parts="parts",
-    one_number="published",
     stop_wanted="signals",
     plain_name="module_names",
     RAW="weights",

@@ -7,11 +7,11 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from hatbus.bus.moments import emit_after_error
+from hatbus.bus.published import plain_values
 from hatbus.events.training import PAIRS
 from hatbus.log import log
 from hatbus.loop.control import Control
 from hatbus.loop.module_names import AllModules
-from hatbus.loop.published import plain_values
 from hatbus.loop.weights import EMA, Weights
 
 if TYPE_CHECKING:

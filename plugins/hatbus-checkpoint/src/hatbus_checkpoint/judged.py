@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hatbus.bus import one_number
 from hatbus.discovery import build, is_config
 from hatbus.errors import JobError, PluginError, did_you_mean
 from hatbus.log import log
-from hatbus.loop import one_number
 from hatbus.option_values import text
 
 if TYPE_CHECKING:

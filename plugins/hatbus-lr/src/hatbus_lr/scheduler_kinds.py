@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from torch import distributed, float64, tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from hatbus.bus import one_number
 from hatbus.errors import JobError
-from hatbus.loop import one_number
 
 if TYPE_CHECKING:
     from hatbus.loop import Context

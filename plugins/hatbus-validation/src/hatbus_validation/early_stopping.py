@@ -7,9 +7,10 @@ from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from hatbus import hookimpl, plugin
+from hatbus.bus import one_number
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.log import log
-from hatbus.loop import Request, one_number
+from hatbus.loop import Request
 from hatbus.option_values import number, one_of, text, whole
 from hatbus_validation.validation import Validation
 

@@ -14,8 +14,8 @@ import torch
 from tiny import hearing, tiny_trainer
 
 from hatbus import hookimpl
+from hatbus.bus.published import one_number, plain, plain_values
 from hatbus.errors import PluginError
-from hatbus.loop.published import one_number, plain, plain_values
 
 
 class Level(IntEnum):
