@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from optimizers import Closure, TrainMode, trial
+from optimizers import Closure, TrainMode, matrices, trial
 
 sys.path.pop(0)
 
@@ -34,12 +34,14 @@ NOT_RUN = {
     "demo": "exchanges what it finds between processes",
     "distributedmuon": "exchanges what it finds between processes",
 }
-REFUSED = {"conda": "state at 'state/0.weight/projector' is a pytorch_optimizer"}
+OBJECT = "state at 'state/0.weight/{}' is a pytorch_optimizer"
+REFUSED = {"conda": OBJECT.format("projector"), "scalableshampoo": OBJECT.format("pre_conditioner")}
 """Whose state holds objects of the package, which no checkpoint without pickle can hold."""
-WITH_CLOSURE = {"alig", "bsam"}
-BY_KIND = {"adago", "adamuon", "muon"}
+WITH_CLOSURE = {"alig", "bsam", "lbfgs"}
+BY_KIND = {"adago", "adamuon", "muon", "muonclip", "normuon"}
 WITH_MODEL = {"adammini"}
-MORE = {"bsam": {"num_data": 24}}
+FOR_MATRICES = {"spectralsphere"}
+MORE: dict[str, dict[str, Any]] = {"bsam": {"num_data": 24}, "ranger21": {"num_iterations": 24}}
 
 
 def of_package(name: str) -> Make:
@@ -82,7 +84,8 @@ WRAPPERS: dict[str, tuple[Make, list[object]]] = {
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in REFUSED])
 def test_every_optimizer_of_pytorch_optimizer_goes_on_twice(tmp_path: Path, name: str) -> None:
-    trial(tmp_path, of_package(name), *([Closure()] if name in WITH_CLOSURE else []))
+    model = {"model": matrices} if name in FOR_MATRICES else {}
+    trial(tmp_path, of_package(name), *([Closure()] if name in WITH_CLOSURE else []), **model)
 
 
 @pytest.mark.parametrize("name", WRAPPERS)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hatbus import Trainer, hookimpl
+from hatbus import Trainer, hookimpl, rng
 from hatbus_checkpoint import Checkpoint
 from hatbus_checkpoint.folder import CheckpointFolder
 
@@ -62,10 +62,10 @@ class Sparse:
 
 
 class TrainMode:
-    """Calls the ``train()`` of an optimizer that wants it."""
+    """Calls the ``train()`` of an optimizer that wants it, before a checkpoint gives its state."""
 
     @hookimpl
-    def on_step_begin(self, optimizer: Any) -> None:
+    def on_loop_begin(self, optimizer: Any) -> None:
         optimizer.train()
 
 
@@ -94,6 +94,7 @@ def trial(
     ]
 
     def fit(folder: str, stop: int, resume: str | None = None) -> None:
+        rng.seed_all(0)
         built = model()
         every = {"save_interval": 1, "interval_by": "step", "keep_last": 2}
         checkpoint = Checkpoint(str(path / folder), resume=resume, **every)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -153,12 +155,27 @@ def test_an_optimizer_without_a_state_is_refused_before_the_first_step(tmp_path:
 
 def test_an_option_that_cannot_be_stored_is_refused_before_the_first_step(tmp_path: Path) -> None:
     def make(model: nn.Module) -> Any:
-        return torch.optim.SGD([{"params": model.parameters(), "rule": max}], lr=0.1)
+        group = {"params": model.parameters(), "rule": random.Random(0)}
+        return torch.optim.SGD([group], lr=0.1)
 
     with pytest.raises(SaveError) as caught:
         fitted(tmp_path, make, 1)
     assert "optimizer SGD cannot be saved: state at 'groups/0/rule' is a" in str(caught.value)
     assert "on_loop_begin" in caught.value.__notes__[0]
+
+
+def test_an_option_that_is_no_data_stays_as_it_is_built(tmp_path: Path) -> None:
+    class Rule(enum.IntEnum):
+        SIGN = 1
+
+    def make(model: nn.Module) -> Any:
+        group = {"params": model.parameters(), "rule": Rule.SIGN, "scale": abs, "kind": Rule}
+        return torch.optim.SGD([group], lr=0.1, momentum=0.9)
+
+    fitted(tmp_path, make, 1)
+    group = fitted(tmp_path, make, 2).ctx.optimizer.param_groups[0]
+    assert (group["rule"], group["scale"], group["kind"]) == (Rule.SIGN, abs, Rule)
+    assert type(group["rule"]) is Rule
 
 
 def test_a_state_that_cannot_be_stored_is_refused_after_the_first_update(tmp_path: Path) -> None:

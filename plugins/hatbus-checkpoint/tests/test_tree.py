@@ -129,6 +129,15 @@ def test_a_dense_tensor_keeps_its_memory_layout(inline: int) -> None:
     assert back.equal(image)
 
 
+@pytest.mark.parametrize("inline", [0, 8192])
+@pytest.mark.parametrize("shape", [(64, 1), (1, 64), (3, 1, 5), (1, 2, 0, 3)])
+def test_strides_that_a_size_of_one_leaves_open_come_back(
+    shape: tuple[int, ...], inline: int
+) -> None:
+    turned = torch.randn(shape).transpose(0, 1)
+    assert round_trip([turned], inline)[0].stride() == turned.stride()
+
+
 CONJUGATE = torch.tensor([[1 + 2j, -0.0 + 4j]], dtype=torch.complex64).conj()
 
 

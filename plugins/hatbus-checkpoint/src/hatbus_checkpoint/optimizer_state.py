@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -33,7 +35,7 @@ def take(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
     return {
         "kind": kind,
         "state": {flat[k]: v for k, v in state.items() if k in flat},
-        "groups": [{**g, "params": n} for g, n in zip(groups, names, strict=True)],
+        "groups": [{**_data_of(g), "params": n} for g, n in zip(groups, names, strict=True)],
         "other": [(k, v) for k, v in state.items() if k not in flat],
         "more": found,
     }
@@ -77,8 +79,10 @@ def give(
         return fresh
     state: dict[Any, Any] = dict(saved["other"])
     groups, index = [], 0
-    for group, mine in zip(saved["groups"], names, strict=True):
-        groups.append({**group, "params": list(range(index, index + len(mine)))})
+    live = optimizer.param_groups
+    for group, mine, now in zip(saved["groups"], names, live, strict=True):
+        built = {key: value for key, value in now.items() if _is_as_built(value)}
+        groups.append({**built, **group, "params": list(range(index, index + len(mine)))})
         state |= {index + i: saved["state"][n] for i, n in enumerate(mine) if n in saved["state"]}
         index += len(mine)
     optimizer.load_state_dict({**saved["more"], "state": state, "param_groups": groups})
@@ -88,6 +92,16 @@ def give(
         what = "optimizer %s does not give back the state that it is given (%s); not bit-exact"
         log.warning(what, kind, changed)
     return fresh
+
+
+def _data_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a group without functions and enums: these stay as a run is built."""
+    return {key: value for key, value in group.items() if not _is_as_built(value)}
+
+
+def _is_as_built(value: Any) -> bool:
+    """Whether an option is no data, but has no state either that a run could change."""
+    return isinstance(value, (Enum, type, FunctionType, BuiltinFunctionType))
 
 
 def names_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:

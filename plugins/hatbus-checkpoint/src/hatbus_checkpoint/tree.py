@@ -15,6 +15,7 @@ A tensor that is met twice is stored once and comes back as one.
 from __future__ import annotations
 
 import base64
+import math
 import struct
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
@@ -190,11 +191,18 @@ def identity(tensor: torch.Tensor) -> Any:
 
 
 def _strides(tensor: torch.Tensor) -> list[int] | None:
-    """The strides of a dense tensor that is laid out in another order, such as channels last."""
-    if tensor.is_contiguous():
+    """The strides of a dense tensor that is laid out in another order, such as channels last.
+
+    Also where a size of 1 leaves them no meaning: which routine multiplies it hangs on them.
+    """
+    shape = tensor.shape
+    if 1 not in shape and tensor.is_contiguous():
         return None
-    dense = torch.empty_like(tensor, device="meta").stride()
-    return list(dense) if tensor.stride() == dense else None
+    mine = tensor.stride()
+    usual = [math.prod(max(n, 1) for n in shape[place + 1 :]) for place in range(len(shape))]
+    if list(mine) == usual or mine != torch.empty_like(tensor, device="meta").stride():
+        return None
+    return list(mine)
 
 
 def _laid_out(tensor: torch.Tensor, strides: list[int] | None) -> torch.Tensor:
