@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pluggy
 
 from hatbus.bus.dispatch import Gate, Rules, freeze
+from hatbus.bus.instance_names import check_name
 from hatbus.bus.intervals import Interval, Intervals
 from hatbus.bus.member import CORE, Member, is_core
 from hatbus.bus.order import Place, Placed, in_turn, resolve
@@ -121,11 +122,13 @@ class Bus:
             PluginError: it cannot be a plugin; the message says why and what to do.
         """
         kind = "" if core else default_name(plugin)
-        name = name or kind or default_name(plugin)
+        name = (kind or default_name(plugin)) if name is None else name
         if name.startswith(CORE) and not core:
             raise PluginError(
                 f"plugin name {name!r} begins with 'core.', as hatbus's own; rename it"
             )
+        if not core:
+            check_name(name, self.members, kind)
         if name in self.members:
             raise PluginError(
                 f"two plugins named {name!r}; give them names of their own: "

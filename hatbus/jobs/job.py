@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
@@ -19,15 +20,18 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from hatbus import option_values
+from hatbus.bus.instance_names import fault_of_name
 from hatbus.bus.intervals import Interval
 from hatbus.errors import JobError, PluginError, did_you_mean
 from hatbus.events.declare import OVERRIDABLE, declaration_of
 from hatbus.jobs.options import check
 from hatbus.jobs.overrides import PLANS, override, switch
+from hatbus.jobs.references import is_reference
 from hatbus.jobs.type_hints import NONE
 from hatbus.loop.foreign_arguments import in_job
 
 _TABLES: Final = ("run", "plugins")
+_TOML: Final = "$toml"
 _META: Final = "hatbus"
 """The table that hatbus adds to ``job.json``; ignored when it is read again."""
 
@@ -147,7 +151,21 @@ class Job:
     def to_json(self, **meta: Any) -> str:
         """The job as text that ``read_job`` takes back."""
         origin = {"job": self.name, "folder": str(self.folder.resolve()), **meta}
-        return json.dumps({**self.to_tables(), _META: origin}, indent=2, default=str) + "\n"
+        return json.dumps({**self.to_tables(), _META: origin}, indent=2, default=_as_json) + "\n"
+
+
+def _as_json(value: Any) -> Any:
+    """A date or time of TOML's, which JSON has no form for; anything else as a text."""
+    is_of_toml = isinstance(value, (datetime.date, datetime.time))
+    return {_TOML: value.isoformat()} if is_of_toml else str(value)
+
+
+def _from_json(table: dict[str, Any]) -> Any:
+    """What ``_as_json`` was given."""
+    text = table.get(_TOML)
+    if len(table) != 1 or not isinstance(text, str):
+        return table
+    return tomllib.loads(f"value = {text}")["value"]
 
 
 def read_job(path: Path | str, plugins: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> Job:
@@ -210,7 +228,8 @@ def _tables(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise JobError(f"job file {str(path)!r} cannot be read: {error}") from error
     try:
-        tables = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        is_json = path.suffix == ".json"
+        tables = json.loads(text, object_hook=_from_json) if is_json else tomllib.loads(text)
     except ValueError as error:
         raise JobError(f"job file {str(path)!r} cannot be read: {error}") from error
     if not isinstance(tables, dict):
@@ -258,6 +277,11 @@ def _plugin(name: str, table: Any, where: str, problems: list[str]) -> Plugin:
     problems += found
     options = {key: value for key, value in table.items() if key not in PLUGIN_KEYS}
     values.setdefault("use", name)
+    # one without a name of its own is told of where its class is looked up
+    has_own = values["use"] != name or not is_reference(name)
+    odd = fault_of_name(name) if has_own else ""
+    if odd:
+        problems.append(f"plugin name {name!r:.80} {where}: {odd}")
     plugin = Plugin(**values, options=options, where=where)
     try:
         declared = declaration_of(None, plugin.filters)

@@ -101,7 +101,7 @@ class CheckpointFolder:
     def _paths(self) -> Iterator[Path]:
         with suppress(FileNotFoundError), os.scandir(self.path) as entries:
             for entry in entries:
-                if self._is_mine(entry.name) and entry.is_dir(follow_symlinks=False):
+                if self._is_mine(entry.name) and (entry.is_dir() or entry.is_symlink()):
                     yield Path(entry.path)
 
     # ---- writing ------------------------------------------------------------------------------
@@ -178,7 +178,11 @@ class CheckpointFolder:
         durable.replace_file(self.path / f"{self.prefix}checkpoint-{kind}.json", [text.encode()])
 
     def remove(self, path: Path) -> None:
-        """Un-commits a checkpoint, then removes its files."""
+        """Un-commits a checkpoint, then removes its files; of a link to one the link alone."""
+        if path.is_symlink():
+            os.unlink(path)  # noqa: PTH108
+            durable.sync_folder(self.path)
+            return
         trash = path.with_name(f".trash-{path.name}")
         with suppress(FileNotFoundError):
             durable.remove_folder(trash)
@@ -196,7 +200,7 @@ class CheckpointFolder:
 
 def prefixes_in(path: Path) -> list[str]:
     """The name prefixes of the checkpoints in a folder."""
-    found = (_ANY.fullmatch(p.name) for p in path.iterdir() if p.is_dir())
+    found = (_ANY.fullmatch(p.name) for p in path.iterdir() if p.is_dir() or p.is_symlink())
     return sorted({m[1] for m in found if m and not m[1].startswith((".tmp-", ".trash-"))})
 
 

@@ -63,6 +63,9 @@ def read(folder: Path) -> dict[str, Any]:
         with os.fdopen(_open_file(folder, NAME), "rb") as file:
             text = file.read(_LARGEST + 1)
     except FileNotFoundError as error:
+        if folder.is_symlink() and not folder.exists():
+            target = f"{os.readlink(folder)!r:.200}"  # noqa: PTH115 - as it is written there
+            raise CheckpointError(f"it is a link to {target}, which is not there") from error
         raise CheckpointError(f"it has no {NAME}") from error
     except OSError as error:
         raise CheckpointError(f"{NAME} cannot be read: {error.strerror or error}") from error
