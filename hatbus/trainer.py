@@ -20,12 +20,11 @@ from hatbus.bus.member import CORE
 from hatbus.bus.moments import Moments, TaskScope
 from hatbus.data.steps import Steps
 from hatbus.errors import JobError
-from hatbus.loop.arguments import check_arguments, check_closure, check_plan
+from hatbus.foreign_arguments import explained
 from hatbus.loop.beside import modules_beside, warn_of_strangers
 from hatbus.loop.context import Context
 from hatbus.loop.control import Control
 from hatbus.loop.files import forget_files
-from hatbus.loop.foreign_arguments import explained
 from hatbus.loop.loop import Loop, UnprovidedSpans
 from hatbus.loop.modes import TrainModes, tell_of_eval
 from hatbus.loop.parts import built_parts
@@ -42,6 +41,7 @@ from hatbus.parallel.processes import (
     rank_and_world,
     wrapped_in_ddp,
 )
+from hatbus.trainer_arguments import check_arguments, check_closure, check_plan
 
 if TYPE_CHECKING:
     from hatbus.data.task_sampler import TaskSampler

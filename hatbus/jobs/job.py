@@ -24,11 +24,11 @@ from hatbus.bus.instance_names import fault_of_name
 from hatbus.bus.intervals import Interval
 from hatbus.errors import JobError, PluginError, did_you_mean
 from hatbus.events.declare import OVERRIDABLE, declaration_of
+from hatbus.foreign_arguments import in_job
 from hatbus.jobs.options import check
 from hatbus.jobs.overrides import PLANS, override, switch
 from hatbus.jobs.references import is_reference
 from hatbus.jobs.type_hints import NONE
-from hatbus.loop.foreign_arguments import in_job
 
 _TABLES: Final = ("run", "plugins")
 _TOML: Final = "$toml"

@@ -14,7 +14,7 @@ from torch.nn.functional import mse_loss
 from hatbus import BatchProcessor, Trainer, hookimpl
 from hatbus.discovery.first_party import FIRST_PARTY
 from hatbus.errors import JobError, PluginError
-from hatbus.loop.foreign_arguments import ARGUMENTS, PLUGINS
+from hatbus.foreign_arguments import ARGUMENTS, PLUGINS
 
 SGD = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
 
