@@ -13,6 +13,7 @@ from hatbus import option_values
 from hatbus.batches.batch_processor import BatchProcessor
 from hatbus.batches.finite import finite_loss
 from hatbus.batches.finite_weights import FiniteWeights
+from hatbus.batches.parts import built_parts
 from hatbus.batches.precision import Autocast, LossScaling, check_precision
 from hatbus.bus.blame import locate
 from hatbus.bus.bus import Bus, named_instances
@@ -27,7 +28,6 @@ from hatbus.loop.control import Control
 from hatbus.loop.files import forget_files
 from hatbus.loop.loop import Loop, UnprovidedSpans
 from hatbus.loop.modes import TrainModes, tell_of_eval
-from hatbus.loop.parts import built_parts
 from hatbus.loop.signals import Signals
 from hatbus.loop.structure import structure_changed, structure_watched
 from hatbus.loop.weights import Weights

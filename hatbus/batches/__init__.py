@@ -17,10 +17,13 @@ if TYPE_CHECKING:
         collect_loss_by_regex,
         collect_losses,
     )
+    from hatbus.batches.parts import built_optimizer, built_parts
 
 __all__ = [
     "PROCESSORS",
     "HatBatchProcessor",
+    "built_optimizer",
+    "built_parts",
     "collect_loss_by_index",
     "collect_loss_by_regex",
     "collect_losses",
@@ -33,4 +36,6 @@ __getattr__ = lazily(
     collect_loss_by_index="loss_collectors",
     collect_loss_by_regex="loss_collectors",
     collect_losses="loss_collectors",
+    built_optimizer="parts",
+    built_parts="parts",
 )

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.event is not None and args.event not in EVENTS:
         raise JobError(f"unknown event {args.event!r}{meant(args.event)}")
-    plan = plan_of_job(args.job, args.plugins, args.options)
+    plan = plan_of_job(args.job, args.plugins, args.options, args.stage)
     if args.diff is not None:
         show_difference(plan, plan_of_job(args.diff, (), ()), args.job, args.diff)
     elif args.json:
@@ -55,14 +55,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def plan_of_job(job: str, plugins: Any, options: Any) -> Plan:
+def plan_of_job(job: str, plugins: Any, options: Any, stage: str | None = None) -> Plan:
     """Builds the job, without running it, and reads its plan off the bus."""
     from hatbus import discovery
     from hatbus.insight.explanation import plan_of
-    from hatbus.jobs import jobrun
+    from hatbus.jobs.preparing import prepare
     from hatbus.log import log
 
-    prepared = jobrun.prepare(job, tuple(plugins), tuple(options))
+    prepared = prepare(job, tuple(plugins), tuple(options), stage)
     trainer = prepared.build()
     trainer.bus.set_tasks(trainer.ctx.data.tasks)
     for line in prepared.doubts(trainer):

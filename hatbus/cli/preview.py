@@ -37,14 +37,15 @@ def run(args: argparse.Namespace) -> int:
     if args.steps_per_epoch is not None and args.steps_per_epoch < 1:
         raise JobError(f"--steps-per-epoch is {args.steps_per_epoch}; accepted: 1 or more")
     words = (args.job, tuple(args.plugins), tuple(args.options))
-    parse_job(*words)  # a missing file is told before torch is imported
+    if Path(args.job).suffix != ".py":
+        parse_job(*words)  # a missing file is told before torch is imported
     target = Path(args.out) if args.out is not None else None
     if target is not None:
         check_target(target)
     from hatbus.insight.preview_run import preview
-    from hatbus.jobs import jobrun
+    from hatbus.jobs.preparing import prepare
 
-    prepared = jobrun.prepare(*words)
+    prepared = prepare(*words, args.stage)
     plan = prepared.job.run
     found = preview(prepared.build(), plan.num_epochs, plan.num_steps, args.steps_per_epoch)
     if target is not None:

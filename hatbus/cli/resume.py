@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if not path.is_file():
         raise JobError(f"no {JOB_FILE} in {args.dir!r}; give the folder of a run (its run_dir)")
     plugins, here = tuple(args.plugins), f"run.run_dir={json.dumps(args.dir)}"
+    refuse_stage(path)
     saved = read_job(path, plugins, (here,))
     saving = checkpoint_options(saved, args.drop_plugin_state or [], args.override or [])
     options = (here, *saving, *args.options)
@@ -51,6 +52,20 @@ def run(args: argparse.Namespace) -> int:
 
     prepared = jobrun.prepare(path, plugins, options)
     return jobrun.run(prepared, quiet=args.quiet, profile=args.profile)
+
+
+def refuse_stage(path: Path) -> None:
+    """Says how the stage of a HAT config goes on, which its ``job.json`` does not hold.
+
+    Raises:
+        JobError: it is one.
+    """
+    about = json.loads(path.read_text("utf-8")).get("hatbus", {})
+    if about.get("config"):
+        raise JobError(
+            f"this run is a stage of a config; hatbus run {about['config']} --stage "
+            f"{about['stage']} -o run.resume=auto goes on with it"
+        )
 
 
 def origin(saved: Job, job: Job) -> str:

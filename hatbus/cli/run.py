@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from hatbus.errors import JobError
@@ -26,6 +27,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def job_arguments(parser: argparse.ArgumentParser) -> None:
     """A job file, and what is otherwise in it."""
     parser.add_argument("job", metavar="JOB", help="the job file, such as job.toml")
+    parser.add_argument(
+        "--stage", metavar="NAME", help="of a HAT config (JOB.py, which is executed): float_trainer"
+    )
     change_options(parser)
 
 
@@ -76,19 +80,26 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         HatbusError: what is wrong with the job, or what went wrong in the run.
     """
+    from hatbus.jobs.hat_config import read_stage
     from hatbus.jobs.job import parse_job
     from hatbus.loop.signals import ignore_saves
 
     ignore_saves()
     show_log(quiet=args.quiet)
     plugins, options = tuple(args.plugins), tuple(args.options)
-    job, _ = parse_job(args.job, plugins, options)  # what is missing is told before torch is there
+    job: Job | None = None
+    if Path(args.job).suffix == ".py":
+        if args.drop_plugin_state or args.override:
+            job, _ = read_stage(args.job, args.stage, plugins, options)
+    else:
+        job, _ = parse_job(args.job, plugins, options)  # told before torch is there
     if job is not None and (args.drop_plugin_state or args.override):
         refuse_without_resume(job)
         options = (*checkpoint_options(job, args.drop_plugin_state, args.override), *options)
     from hatbus.jobs import jobrun
+    from hatbus.jobs.preparing import prepare
 
-    prepared = jobrun.prepare(args.job, plugins, options)
+    prepared = prepare(args.job, plugins, options, args.stage)
     return jobrun.run(prepared, quiet=args.quiet, profile=args.profile)
 
 

@@ -139,6 +139,10 @@ class Job:
         self.run_dir = option_values.path("run_dir", given)
         self._run_dir_as_given = str(given)
 
+    def origin_of_stage(self) -> dict[str, str]:
+        """Where a stage of a HAT config stands; nothing of any other job."""
+        return {}
+
     def to_tables(self) -> dict[str, Any]:
         """The job as the tables of a job file, overrides included and defaults written out."""
         run = {**asdict(self.run), "run_dir": self._run_dir_as_given}

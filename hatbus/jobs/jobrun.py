@@ -213,7 +213,9 @@ class Prepared:
 
 
 def prepare(
-    path: Path | str, plugins: tuple[str, ...] = (), options: tuple[str, ...] = ()
+    path: Path | str,
+    plugins: tuple[str, ...] = (),
+    options: tuple[str, ...] = (),
 ) -> Prepared:
     """Reads and checks a job; ``plugins`` and ``options`` as for ``hatbus.jobs.job.read_job``.
 
@@ -341,7 +343,9 @@ class JobFiles:
         plan = json.dumps(plan_of(trainer.bus).as_json()["events"], indent=2)
         self.run_dir = job.run_dir
         self.texts = {
-            JOB_FILE: job.to_json(version=__version__, distributions=plugins),
+            JOB_FILE: job.to_json(
+                version=__version__, distributions=plugins, **job.origin_of_stage()
+            ),
             PLAN_FILE: plan + "\n",
         }
         if trainer.ctx.rank == 0:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     )
     from hatbus.loop.modes import eval_mode
     from hatbus.loop.module_names import find_module, has_module, plain_name, unwrapped
-    from hatbus.loop.parts import built_optimizer, built_parts
     from hatbus.loop.signals import stop_wanted
     from hatbus.loop.structure import structure_changed, structure_of
     from hatbus.loop.weights import RAW, Weights
@@ -41,8 +40,6 @@ __all__ = [
     "Request",
     "UnprovidedSpans",
     "Weights",
-    "built_optimizer",
-    "built_parts",
     "claim_file",
     "eval_mode",
     "file_owner",
@@ -86,8 +83,6 @@ __getattr__ = lazily(
     structure_changed="structure",
     structure_of="structure",
     unwrapped="module_names",
-    built_optimizer="parts",
-    built_parts="parts",
     stop_wanted="signals",
     plain_name="module_names",
     RAW="weights",

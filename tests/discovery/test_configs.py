@@ -10,11 +10,10 @@ from tiny import batches, tiny_trainer
 from torch import nn
 
 from hatbus import CallbackMixin, Trainer, hookimpl
-from hatbus.batches import HatBatchProcessor
+from hatbus.batches import HatBatchProcessor, built_optimizer
 from hatbus.discovery import build
 from hatbus.errors import HatbusError, PluginError
 from hatbus.events.declare import declaration_of
-from hatbus.loop import built_optimizer
 
 torch.set_num_threads(1)
 

@@ -567,7 +567,7 @@ def test_trace_inputs_may_be_a_dict_that_the_forward_takes_whole(tmp_path: Path)
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"image": torch.ones(1, 3)}, "WithDict fails on trace_inputs with keys 'image'"),
+        ({"image": torch.ones(1, 3)}, "WithDict fails on trace_inputs .*KeyError"),
         ((torch.ones(1, 3), 1, 2), "trace_inputs is a tuple of 3, which WithDict.forward"),
     ],
 )

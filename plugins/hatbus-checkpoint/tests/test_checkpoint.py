@@ -234,6 +234,24 @@ def test_the_best_weights_stand_under_a_fixed_name(
         assert load_file(tmp_path / "weights-best.safetensors")["weight"].equal(kept[3.0])
 
 
+@pytest.mark.parametrize("lost", ["checkpoint-best.json", "weights-best.safetensors"])
+def test_a_resume_marks_the_best_where_a_kill_came_before_the_mark(
+    tmp_path: Path, lost: str
+) -> None:
+    class Falls:
+        @hookimpl
+        def on_epoch_end(self, ctx: Any) -> None:
+            ctx.log({"score": -float(ctx.epoch_id)})
+
+    options = {"mode": "max", "monitor_metric_key": "score", "save_hash": False}
+    tiny(tmp_path, {"falls": Falls()}, **options).fit(num_epochs=2)
+    kept = (tmp_path / lost).read_bytes()
+    (tmp_path / lost).unlink()
+    tiny(tmp_path, {"falls": Falls()}, **options, resume="auto").fit(num_epochs=3)
+    assert (tmp_path / lost).read_bytes() == kept
+    assert b"epoch-0001" in (tmp_path / "checkpoint-best.json").read_bytes()
+
+
 def test_every_save_is_told_once_it_is_durable(tmp_path: Path) -> None:
     told: list[str] = []
 

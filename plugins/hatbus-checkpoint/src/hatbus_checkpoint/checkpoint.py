@@ -18,7 +18,7 @@ from hatbus.insight import marks_every
 from hatbus.log import log
 from hatbus.loop import is_done
 from hatbus.parallel import refuse_sharded
-from hatbus_checkpoint import compare, durable, snapshot
+from hatbus_checkpoint import compare, durable, marks, snapshot
 from hatbus_checkpoint.agree import first_of_all
 from hatbus_checkpoint.as_built import as_built
 from hatbus_checkpoint.best import Best
@@ -165,6 +165,9 @@ class Checkpoint:
             else:
                 self._take_over(found, wanted)
                 ctx.emit.load_checkpoint(ctx, found.path)
+                if ctx.rank == 0 and found.manifest["run"] == self._run:
+                    best = self.best.label, self.best.mode
+                    marks.mend(self.folder, self._run, best, self.weights_only_export)
         self._begin_lineage(ctx)
         self._next_time = time.monotonic() + (self.save_seconds or 0.0)
 

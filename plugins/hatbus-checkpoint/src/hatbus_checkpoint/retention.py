@@ -45,6 +45,12 @@ def superfluous(
     return [e for e in mine if e.path.name not in kept]
 
 
+def best_of(entries: list[Entry], metric: tuple[str, str | None]) -> Entry | None:
+    """The best of some checkpoints by what decides on best; None where none has that."""
+    ranked = sorted((e for e in entries if _metric_of(e) == metric), key=_rank)
+    return ranked[0] if ranked else None
+
+
 def check_kept(keep_last: Any, keep_best: Any, mode: str | None) -> None:
     """Refuses retention that would leave too little."""
     if keep_last is not None and not (isinstance(keep_last, int) and keep_last >= FEWEST):

@@ -26,7 +26,8 @@ class Float2QAT:
     """A float model into one that imitates quantisation while it trains.
 
     Batch norms, and the activations after them, are fused first: by the model's own ``fuse_model``,
-    else wherever they follow one another in a ``Sequential``. A QAT model is left as it is.
+    else wherever they follow one another in a ``Sequential``. A QAT model is left as it is, and a
+    calibrated one goes on with its ranges.
 
     Args:
         convert_mode: ``"eager"``: torch's eager mode, which keeps the names of modules; the model
@@ -63,7 +64,10 @@ class Float2QAT:
         Raises:
             PluginError: the model has no stubs, or is quantised already.
         """
-        if eager.fake_quants(model):
+        found = eager.fake_quants(model)
+        if found:
+            if not any(bool(one.fake_quant_enabled) for one in found):  # it was calibrated
+                switch(model, observes=True, quantises=True)
             return model
         if self.convert_mode == "pt2e":
             return pt2e.prepared(model, self.example_inputs or ())

@@ -73,6 +73,27 @@ def first_ranks_buffers(ctx: Context, model: nn.Module) -> Iterator[None]:
             one.copy_(kept)
 
 
+@contextmanager
+def ranges_kept(model: nn.Module) -> Iterator[None]:
+    """A model that imitates quantisation does so with its ranges, which do not move meanwhile.
+
+    torch's observers watch in eval mode too.
+    """
+    switches: list[torch.Tensor] = [
+        buffer
+        for name, buffer in model.named_buffers()
+        if name.rpartition(".")[2] == "observer_enabled"
+    ]
+    before = [one.clone() for one in switches]
+    for one in switches:
+        one.zero_()
+    try:
+        yield
+    finally:
+        for one, was in zip(switches, before, strict=True):
+            one.copy_(was)
+
+
 def converters(given: Any) -> tuple[Converter, ...]:
     """``model_convert_pipeline`` as callables in order.
 

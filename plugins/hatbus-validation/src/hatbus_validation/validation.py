@@ -307,6 +307,7 @@ class Validation:
             stack.enter_context(shown.first_ranks_buffers(ctx, model))
             made = shown.converted(model, pipeline)
             made.eval()  # which an exported graph does without giving itself back
+            stack.enter_context(shown.ranges_kept(made))
             yield made
 
     def view(self, ctx: Context) -> str:
