@@ -12,7 +12,7 @@ from torch import nn
 from hatbus import Trainer, hookimpl
 from hatbus.errors import CheckpointError, JobError, PluginError
 from hatbus_model.ema import ExponentialMovingAverage
-from hatbus_model.moving_average import decay_at, places
+from hatbus_model.moving_average import decay_at, decay_by_power, places
 
 torch.set_num_threads(1)
 
@@ -349,3 +349,28 @@ def test_a_module_that_is_not_beside_the_model_is_refused() -> None:
     )
     with pytest.raises(JobError, match="no module 'los' beside the model; did you mean 'loss'"):
         trainer.fit(num_steps=1)
+
+
+def test_the_quicker_warm_up_beside_hats() -> None:
+    hat = [decay_at(x, 0.9999, 2000) for x in (1, 10, 100, 1000, 10_000)]
+    timm = [decay_by_power(x, 0.9999) for x in (1, 10, 100, 1000, 10_000)]
+    assert hat == pytest.approx([0.0005, 0.004987, 0.048766, 0.393430, 0.993162], abs=1e-6)
+    assert timm == pytest.approx([0.0, 0.784557, 0.953584, 0.99, 0.997846], abs=1e-6)
+    assert decay_by_power(10**7, 0.9999) == 0.9999
+
+
+def test_an_average_with_the_quicker_warm_up() -> None:
+    ema = ExponentialMovingAverage(0.9, 2, warmup="power")
+    averages = Averages(ema)
+    run(SetTo(), ema, averages)
+    value, expected = 0.0, []
+    for x in range(1, 7):
+        d = min(0.9, 1 - x ** (-2 / 3))
+        value = d * value + (1 - d) * x
+        expected.append(value)
+    assert averages.found == pytest.approx(expected, abs=1e-9)
+
+
+def test_an_unknown_warm_up_is_refused() -> None:
+    with pytest.raises(JobError, match="ema: warmup is 'timm'; accepted: 'exponential', 'power'"):
+        ExponentialMovingAverage(warmup="timm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.utils import parametrizations, prune
 from hatbus import Trainer, hookimpl, plugin
 from hatbus.loop import plain_name
 from hatbus_model.ema import ExponentialMovingAverage
+from hatbus_model.freeze_module import FreezeModule
 from hatbus_model.fuse_bn import FuseBN
 
 torch.set_num_threads(1)
@@ -270,3 +272,70 @@ def test_a_fold_goes_on_with_the_average_beside_another_change() -> None:
     expected = new.ema["0.weight"] * factor[:, None, None]
     assert torch.allclose(new.folded["0.weight"], expected, rtol=0, atol=1e-6)
     assert new.folded.keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
+
+
+def adapted() -> nn.Module:
+    """A frozen model with an adapter beside one layer, as PEFT makes it, and a buffer."""
+    model = Net()
+    model.requires_grad_(False)
+    model.adapter = nn.Linear(4, 1, bias=False)
+    model.register_buffer("seen", torch.zeros(1))
+    model.forward = lambda x: model.head(y := model.body(x)) + model.adapter(y)
+    return model
+
+
+def averaged_run(*plugins: object, **options: Any) -> tuple[nn.Module, ExponentialMovingAverage]:
+    model, ema = adapted(), ExponentialMovingAverage(D, 0, **options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    seeded = torch.Generator().manual_seed(1)
+    draw = [torch.randn(4, n, generator=seeded) for n in (3, 1) * 6]
+    data = list(zip(draw[::2], draw[1::2], strict=True))
+    Trainer(model, optimizer, data, nn.functional.mse_loss, [*plugins, ema]).fit(num_epochs=1)
+    return model, ema
+
+
+def test_frozen_parameters_can_be_left_out_and_show_themselves() -> None:
+    whole, every = averaged_run()
+    model, some = averaged_run(trained_only=True)
+    assert some.averages().keys() == {"adapter.weight", "seen"}
+    assert every.averages().keys() == set(whole.state_dict())
+    assert torch.equal(some.averages()["adapter.weight"], every.averages()["adapter.weight"])
+    with some.shown():
+        shown = {n: v.clone() for n, v in model.state_dict().items()}
+    for name, value in every.averages().items():
+        assert torch.allclose(shown[name], value, rtol=0, atol=1e-6), name
+
+
+@plugin(stage="setup")
+class Trains:
+    """Lets the body train before the run begins; what freezes it comes later."""
+
+    @hookimpl
+    def on_loop_begin(self, model: nn.Module) -> None:
+        model.body.requires_grad_(True)
+
+
+def test_what_is_unfrozen_in_the_run_is_averaged_as_if_it_had_been_all_along() -> None:
+    found = []
+    for trained_only in (False, True):
+        unfreeze = FreezeModule([["body"]], [0], "step", unfreeze_at=[2])
+        _, ema = averaged_run(Trains(), unfreeze, trained_only=trained_only)
+        found.append(ema.averages())
+    every, some = found
+    assert some.keys() == {"body.weight", "body.bias", "adapter.weight", "seen"}
+    for name, value in some.items():
+        assert torch.allclose(value, every[name], rtol=0, atol=1e-6), name
+
+
+def test_averages_of_trained_parameters_go_on_from_their_state() -> None:
+    model, ema = averaged_run(trained_only=True)
+    state = copy.deepcopy(ema.state_dict())
+    assert state["averages"].keys() == {"adapter.weight", "seen"}
+    again = ExponentialMovingAverage(D, 0, trained_only=True)
+    again.load_state_dict(state)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    data = [(torch.ones(4, 3), torch.ones(4, 1))]
+    trainer = Trainer(model, optimizer, data, nn.functional.mse_loss, [again])
+    trainer.fit(num_epochs=1)
+    expected = D * state["averages"]["adapter.weight"] + (1 - D) * model.adapter.weight
+    assert torch.allclose(again.averages()["adapter.weight"], expected, rtol=0, atol=1e-6)

@@ -21,9 +21,9 @@ from hatbus_model.moving_average import (
     Place,
     averaged_dtype,
     check_decay,
-    decay_at,
     of_observers,
     places,
+    warming_up,
 )
 from hatbus_model.showing import shown
 from hatbus_model.surgery import take_from_first_rank
@@ -64,6 +64,10 @@ class ExponentialMovingAverage:
         view: name of the weight view; two averages need two names.
         modules: names of modules beside the model that are averaged too, such as ``"loss"`` for a
             loss with weights of its own.
+        warmup: ``"exponential"``, by ``decay_base``; or timm's ``"power"``, far quicker and without
+            it: ``min(decay, 1 - x ** (-2 / 3))``.
+        trained_only: leave out parameters that are frozen; the view shows them as they are. For
+            adapters on a large model. A frozen parameter that a plugin moves is not averaged then.
 
     Raises:
         JobError: a value that cannot be used.
@@ -80,6 +84,8 @@ class ExponentialMovingAverage:
         offload: bool = False,
         view: str = "ema",
         modules: Sequence[str] = (),
+        warmup: str = "exponential",
+        trained_only: bool = False,
     ) -> None:
         if half_life is not None and not (is_number(half_life) and half_life > 0):
             raise JobError(f"ema: half_life is {half_life!r}; accepted: updates > 0, or none")
@@ -92,6 +98,8 @@ class ExponentialMovingAverage:
         self.start_step, self.interval, self.buffers = start_step, interval, buffers
         names("ema: modules", modules)
         self.offload, self.view, self.modules = offload, view, tuple(modules)
+        self.warmup, self.trained_only = warmup, trained_only
+        self._decay_at = warming_up("ema", warmup, self.decay, self.decay_base)
         self.updates = 0
         self._values: dict[str, Tensor] = {}
         self._followed: dict[str, Place] = {}
@@ -140,7 +148,7 @@ class ExponentialMovingAverage:
     def _moved(self, number: int) -> bool:
         if not number:
             return self._lanes.copy()
-        kept = decay_at(number, self.decay, self.decay_base) ** self.interval
+        kept = self._decay_at(number) ** self.interval
         return self._lanes.move(1.0 - kept)
 
     def shown(self) -> AbstractContextManager[None]:
@@ -199,7 +207,7 @@ class ExponentialMovingAverage:
         self._followed = self._places(ctx)
         self._tensors = {name: held[key] for name, (held, key) in self._followed.items()}
         if self._is_unchecked:
-            _check_same(self._values, self._tensors)
+            _check_same(self._values, self._tensors, some=self.trained_only)
             self._is_unchecked = False
         known = names_before(*before, self._followed, folded) if before[1] else {}
         old = self._values
@@ -235,7 +243,7 @@ class ExponentialMovingAverage:
             for inner, (held, key) in places(ctx.modules[name]).items():
                 if id(held[key]) not in seen:
                     found[f"{name}.{inner}"] = (held, key)
-        return found
+        return trained_places(found, {*self._values}) if self.trained_only else found
 
     def _take_statistics(self, fold: Fold, ctx: Context) -> None:
         """Gives every rank rank 0's averaged statistics, which are about to become weights."""
@@ -295,8 +303,24 @@ def names_before(
     return found
 
 
-def _check_same(averages: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+def trained_places(found: dict[str, Place], known: set[str]) -> dict[str, Place]:
+    """The places of buffers and of parameters that train, or of which there is an average."""
+
+    def is_wanted(name: str, tensor: Tensor) -> bool:
+        return tensor.requires_grad or not isinstance(tensor, nn.Parameter) or name in known
+
+    return {name: (held, key) for name, (held, key) in found.items() if is_wanted(name, held[key])}
+
+
+def _check_same(
+    averages: dict[str, Tensor], tensors: dict[str, Tensor], *, some: bool = False
+) -> None:
     """Refuses averages of another model.
+
+    Args:
+        averages: from a checkpoint.
+        tensors: of the model.
+        some: whether averages may lack some.
 
     Raises:
         CheckpointError: the first tensor that is another.
@@ -311,5 +335,5 @@ def _check_same(averages: dict[str, Tensor], tensors: dict[str, Tensor]) -> None
             shapes = f"{tuple(value.shape)}, in the model {tuple(tensors[name].shape)}"
             raise CheckpointError(f"ema: the saved average of {name!r} has shape {shapes}")
     missing = [name for name in tensors if name not in averages]
-    if missing and averages:
+    if missing and averages and not some:
         raise CheckpointError(f"ema: the saved average lacks {missing[0]!r}; is it another model?")

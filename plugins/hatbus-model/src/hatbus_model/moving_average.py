@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from hatbus.errors import JobError
 from hatbus.loop import plain_name
-from hatbus.option_values import is_number
+from hatbus.option_values import is_number, one_of
 from hatbus.parallel import is_shard, local_tensor, reshard
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ Place = tuple[dict[str, Any], str]
 _FIXED: Final = ("running_mean", "running_var", "num_batches_tracked")
 """Buffers of torch's norms, of which there are many: no forward pass gives them another shape."""
 _OBSERVERS: Final = ("FakeQuantizeBase", "ObserverBase")
+WARMUPS: Final = ("exponential", "power")
 _LOW: Final = (torch.float16, torch.bfloat16)
 
 
@@ -38,6 +40,30 @@ def decay_at(update: int, decay: float, decay_base: float) -> float:
     Source: ``hat.callbacks.ExponentialMovingAverage``.
     """
     return decay if decay_base == 0 else decay * -math.expm1(-update / decay_base)
+
+
+def decay_by_power(update: int, decay: float) -> float:
+    """``min(decay, 1 - update ** (-2 / 3))``: 0, 0.78 at update 10, 0.99 at 1,000.
+
+    Args:
+        update: number of the committed update, from 1.
+        decay: the greatest.
+
+    Source: ``timm.utils.ModelEmaV3`` with ``use_warmup``.
+    """
+    return min(decay, 1.0 - math.pow(update, -2.0 / 3.0))
+
+
+def warming_up(plugin: str, warmup: str, decay: float, decay_base: float) -> Callable[[int], float]:
+    """The decay as a function of the update's number.
+
+    Raises:
+        JobError: no such warm-up.
+    """
+    one_of(f"{plugin}: warmup", warmup, WARMUPS)
+    if warmup == "power":
+        return partial(decay_by_power, decay=decay)
+    return partial(decay_at, decay=decay, decay_base=decay_base)
 
 
 def check_decay(plugin: str, decay: Any, decay_base: Any) -> tuple[float, float]:
