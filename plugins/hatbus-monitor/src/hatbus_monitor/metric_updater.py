@@ -298,8 +298,8 @@ class MetricUpdater:
         self.metric_update_func(self._argument, batch, model_outs, **wanted)
 
     def _compute(self, ctx: Context) -> dict[str, Any]:
-        """Name to value; empty when nothing was added (on one process: ranks must agree)."""
-        if not self._updates and ctx.world_size == 1:
+        """Name to value; empty when nothing was added, on any rank."""
+        if not ctx.control.anywhere([self._updates > 0])[0]:
             return {}
         if self._are_own:  # each value is a new 0-d tensor without a graph
             return {name: metric.compute() for name, metric in self._own}

@@ -122,6 +122,10 @@ class PassedOn(Control):
         """The training's clock; that of several processes stands still during a validation."""
         return self._outer.now()
 
+    def anywhere(self, flags: list[bool]) -> list[bool]:
+        """Which flags are set on any rank."""
+        return self._outer.anywhere(flags)
+
 
 def inner_bus(
     callbacks: Sequence[Named],

@@ -61,15 +61,27 @@ class MeanLosses:
                 "validation: the model returned no loss in eval mode, so nothing is published; "
                 "give callbacks=[...], such as a metric_updater"
             )
-        if ctx.exception is None:
-            found = {n: s for n, s in self._sums.items() if self._counts[n] or ctx.world_size > 1}
-            ctx.log({n: over_all_ranks(s, self._counts[n]) for n, s in found.items()})
+        if ctx.exception is not None:
+            return
+        if ctx.world_size == 1:
+            ctx.log({n: s / self._counts[n] for n, s in self._sums.items() if self._counts[n]})
+        else:
+            ctx.log(self._means_of_all_ranks(ctx))
 
+    def _means_of_all_ranks(self, ctx: Context) -> dict[str, Tensor]:
+        """The means; sums and counts are added up over the ranks, never means.
 
-def over_all_ranks(total: Tensor, count: int) -> Tensor:
-    """The mean, 0-d float64; sums and counts are added up over the ranks, never means."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return total / count
-    both = torch.stack([total, torch.full_like(total, count)])
-    distributed.all_reduce(both)
-    return both[0] / both[1]
+        A rank may have met losses that another has not.
+        """
+        met: list[list[str]] = [[] for _ in range(ctx.world_size)]
+        distributed.all_gather_object(met, list(self._sums))
+        names = list(dict.fromkeys(name for mine in met for name in mine))
+        if not names:
+            return {}
+        zero = torch.zeros((), dtype=torch.float64, device=ctx.device)
+        sums = torch.stack([self._sums.get(name, zero) for name in names])
+        both = torch.stack([sums, sums.new_tensor([self._counts.get(n, 0) for n in names])])
+        distributed.all_reduce(both)
+        counts = both[1].tolist()
+        means = zip(names, both[0] / both[1], counts, strict=True)
+        return {name: mean for name, mean, count in means if count}
