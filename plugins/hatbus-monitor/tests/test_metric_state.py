@@ -132,3 +132,92 @@ def test_what_cannot_be_saved_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "hatbus"):
         assert "handle" not in state_of(metric)
     assert "Attributes.handle (object) is not saved" in caplog.text
+
+
+WRAPPERS: dict[str, Any] = {
+    "running mean": lambda: torchmetrics.RunningMean(window=3),
+    "running sum": lambda: torchmetrics.wrappers.Running(torchmetrics.SumMetric(), window=3),
+    "extremes": lambda: torchmetrics.wrappers.MinMaxMetric(torchmetrics.MeanMetric()),
+    "tracker": lambda: torchmetrics.wrappers.MetricTracker(
+        torchmetrics.MeanMetric(), maximize=True
+    ),
+    "tracker in a collection": lambda: torchmetrics.MetricCollection(
+        {"x": torchmetrics.wrappers.MinMaxMetric(torchmetrics.MeanMetric())}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_what_a_wrapper_counts_outside_its_states_goes_on_too(kind: str) -> None:
+    whole, fresh = WRAPPERS[kind](), WRAPPERS[kind]()
+    for value in (1.0, 5.0, 3.0, 9.0):
+        if kind == "tracker":
+            whole.increment()
+        whole.update(torch.tensor(value))
+        whole.compute()
+    state = state_of(whole)
+    assert is_data(state)
+    restore(fresh, state)
+    for metric in (whole, fresh):
+        metric.update(torch.tensor(2.0))
+    assert same(fresh.compute(), whole.compute())
+    if kind == "tracker":
+        assert same(list(fresh.compute_all()), list(whole.compute_all()))
+
+
+def test_an_option_of_a_metric_is_the_new_runs() -> None:
+    saved = torchmetrics.RunningMean(window=3)
+    saved.update(1.0)
+    beside = state_of(saved)[""]["beside the states"]
+    assert beside == {"_num_vals_seen": 1}
+
+
+class Windowed:
+    """As torcheval's windows: its own state leaves out where the next value goes."""
+
+    def __init__(self) -> None:
+        self._state_name_to_default = {"values": torch.zeros(2)}
+        self.values, self.next_inserted = torch.zeros(2), 0
+
+    def update(self, value: float) -> None:
+        self.values[self.next_inserted % 2] = value
+        self.next_inserted += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": self.values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state.keys() == {"values"}
+        self.values = state["values"].clone()
+
+
+def test_the_place_in_a_window_of_torcheval_goes_on_too() -> None:
+    whole, fresh = Windowed(), Windowed()
+    whole.update(1.0)
+    restore(fresh, state_of(whole))
+    for metric in (whole, fresh):
+        metric.update(2.0)
+    assert fresh.values.tolist() == whole.values.tolist() == [1.0, 2.0]
+
+
+class OfNumpy:
+    """A metric that counts in numpy's own numbers."""
+
+    def __init__(self) -> None:
+        self.total: Any = 0
+        self.rows: list[Any] = []
+
+    def update(self, value: float) -> None:
+        self.total = self.total + np.float32(value)
+        self.rows.append(np.array([value], np.float16))
+
+
+def test_numpys_numbers_come_back_as_numpys() -> None:
+    whole, fresh = OfNumpy(), OfNumpy()
+    whole.update(0.1)
+    restore(fresh, state_of(whole))
+    for metric in (whole, fresh):
+        metric.update(0.2)
+    assert type(fresh.total) is np.float32
+    assert fresh.total == whole.total
+    assert [row.dtype for row in fresh.rows] == [np.float16] * 2

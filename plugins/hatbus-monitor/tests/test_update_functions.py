@@ -140,3 +140,10 @@ def test_usual_counts_a_loss_once_per_sample_of_its_batch() -> None:
         usual([mean], (torch.zeros(size, 3), torch.zeros(size)), None, {"loss": torch.tensor(loss)})
     usual([mean], ("no tensor", None), None, {"loss": torch.tensor(2.0)})
     assert mean.compute().item() == (4 * 1 + 6 + 2) / 6
+
+
+def test_usual_gives_a_metric_of_ignite_outputs_and_target_as_a_pair() -> None:
+    kind = type("Ignites", (Seen,), {"__module__": "ignite.metrics.accuracy"})
+    seen, batch, outs = kind(), (torch.zeros(2), torch.ones(2)), torch.zeros(2)
+    usual([seen], batch, outs, {"loss": torch.tensor(1.0)})
+    assert seen.given == [((outs, batch[1]),)]

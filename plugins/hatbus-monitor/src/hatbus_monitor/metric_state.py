@@ -7,25 +7,67 @@ and ``load_state_dict``; any other object, whose attributes are taken as far as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Container, Iterable, Iterator, Mapping
+from inspect import signature
+from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hatbus.errors import CheckpointError
 from hatbus.log import log
 
+_OF_EVERY_METRIC: Final = frozenset(
+    [
+        "training",
+        "compute_on_cpu",
+        "dist_sync_on_step",
+        "process_group",
+        "dist_sync_fn",
+        "sync_on_compute",
+        "compute_with_cache",
+        "distributed_available_fn",
+        "_device",
+        "_dtype",
+        "_update_signature",
+        "_computed",
+        "_forward_cache",
+        "_update_count",
+        "_to_sync",
+        "_should_unsync",
+        "_enable_grad",
+        "_dtype_convert",
+        "_defaults",
+        "_persistent",
+        "_reductions",
+        "_is_synced",
+        "_cache",
+        "_is_full_backward_hook",
+        "_TORCH_GREATER_EQUAL_2_1",
+    ]
+) | frozenset(vars(nn.Module()))
+"""Attributes that every torchmetrics metric has, none of which it counts in."""
+_BESIDE: Final = "beside the states"
+"""The key of what a library's metric counts outside its states."""
+_NUMPY: Final = "numpy of dtype"
+"""The key of numpy's own values in a state, so that they come back as numpy's."""
+
 
 def state_of(metric: Any) -> dict[str, Any]:
     """What a metric has accumulated: dicts, lists, numbers, strings and tensors."""
     if _is_torchmetrics(metric):
         return {
-            name: {"count": part.update_count, "states": copied(part.metric_state)}
+            name: {
+                "count": part.update_count,
+                "states": copied(part.metric_state),
+                _BESIDE: copied(dict(_beside(part, part.metric_state))),
+            }
             for name, part in _parts(metric)
         }
     if _has_own_state(metric):
-        return copied(metric.state_dict())  # type: ignore[no-any-return]  # a mapping stays one
+        own: dict[str, Any] = copied(metric.state_dict())
+        return {**own, _BESIDE: copied(dict(_beside_own(metric)))} if _is_torcheval(metric) else own
     return {name: copied(value) for name, value in _data_attributes(metric)}
 
 
@@ -38,7 +80,9 @@ def restore(metric: Any, state: Mapping[str, Any]) -> None:
     if _is_torchmetrics(metric):
         _restore_torchmetrics(metric, state)
     elif _has_own_state(metric):
-        metric.load_state_dict(dict(state))
+        metric.load_state_dict({key: one for key, one in state.items() if key != _BESIDE})
+        for name, value in state.get(_BESIDE, {}).items():
+            setattr(metric, name, _like(getattr(metric, name, None), value))
     else:
         for name, value in state.items():
             setattr(metric, name, _like(getattr(metric, name, None), value))
@@ -52,12 +96,15 @@ def copied(value: Any) -> Any:
         return {key: copied(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(map(copied, value)) if type(value) in (list, tuple) else list(value)
-    return torch.from_numpy(value.copy()) if _is_array(value) else value
+    if not _is_numpy(value):
+        return value
+    held = torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), ndmin=1))
+    return {_NUMPY: value.dtype.str, "shape": _shape(value), "value": held}
 
 
 def is_data(value: Any) -> bool:
     """Whether a checkpoint can hold the value."""
-    if value is None or _is_array(value) or isinstance(value, (bool, int, float, str, Tensor)):
+    if value is None or _is_numpy(value) or isinstance(value, (bool, int, float, str, Tensor)):
         return True
     if type(value) is dict:
         return all(isinstance(key, (str, int)) and is_data(one) for key, one in value.items())
@@ -84,7 +131,43 @@ def _parts(metric: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, part
 
 
+def _is_torcheval(metric: Any) -> bool:
+    return "_state_name_to_default" in vars(metric)  # ignite's has whatever it is asked for
+
+
+def _beside_own(metric: Any) -> Iterator[tuple[str, Any]]:
+    """What a metric of torcheval leaves out of its own state: the place in its window."""
+    return _beside(metric, metric._state_name_to_default)  # noqa: SLF001 - it has no public word
+
+
+def _beside(part: Any, states: Container[str]) -> Iterator[tuple[str, Any]]:
+    """What a metric counts outside its states: a window's place, extremes so far.
+
+    Its options are none of that: a resumed run may have others.
+    """
+    makers = [vars(cls)["__init__"] for cls in type(part).__mro__ if "__init__" in vars(cls)]
+    options = {name for maker in makers[:-1] for name in signature(maker).parameters}  # no object's
+    for name, value in vars(part).items():
+        is_own = name not in _OF_EVERY_METRIC and name not in states
+        if is_own and name.removeprefix("_") not in options and is_data(value):
+            yield name, value
+
+
+def _grow(metric: nn.Module, saved: Iterable[str]) -> None:
+    """Gives a new ``MetricTracker`` as many steps as the saved one had."""
+    for path, part in metric.named_modules():
+        if not callable(getattr(part, "increment", None)):
+            continue
+        start = f"{path}." if path else ""
+        mine = (name.removeprefix(start) for name in saved if name.startswith(start))
+        heads = (name.partition(".")[0] for name in mine)
+        steps = max((int(head) for head in heads if head.isdigit()), default=0)
+        while len(part) <= steps:
+            part.increment()
+
+
 def _restore_torchmetrics(metric: nn.Module, state: Mapping[str, Any]) -> None:
+    _grow(metric, state)
     parts = dict(_parts(metric))
     if parts.keys() != state.keys():
         raise CheckpointError(
@@ -94,6 +177,8 @@ def _restore_torchmetrics(metric: nn.Module, state: Mapping[str, Any]) -> None:
     for name, part in parts.items():
         for key, saved in state[name]["states"].items():
             setattr(part, key, _on_device(saved, part.device))
+        for key, saved in state[name].get(_BESIDE, {}).items():
+            setattr(part, key, _like(getattr(part, key, None), saved))
         part._update_count = state[name]["count"]  # noqa: SLF001 - torchmetrics has no setter
         part._computed = None  # noqa: SLF001 - a value cached for other sums
 
@@ -109,11 +194,16 @@ def _data_attributes(metric: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _like(present: Any, saved: Any) -> Any:
-    """A saved value in the form of the present one: device of a tensor, numpy array."""
-    if _is_array(present) and isinstance(saved, Tensor):
-        return saved.numpy().copy()
+    """A saved value as it was: numpy's own, tensors on the device of the present one."""
+    if isinstance(saved, Mapping) and _NUMPY in saved:
+        array = saved["value"].numpy().astype(saved[_NUMPY])
+        return array.reshape(saved["shape"]) if saved["shape"] is not None else array[0]
     if isinstance(present, Tensor) and isinstance(saved, Tensor):
         return saved.to(present.device, copy=True)
+    if isinstance(saved, Mapping):
+        return {key: _like(None, one) for key, one in saved.items()}
+    if isinstance(saved, (list, tuple)):
+        return type(saved)(_like(None, one) for one in saved)
     return copied(saved)
 
 
@@ -123,5 +213,17 @@ def _on_device(saved: Any, device: Any) -> Any:
     return [one.to(device) if isinstance(one, Tensor) else one for one in saved]
 
 
-def _is_array(value: Any) -> bool:
-    return type(value).__module__ == "numpy" and hasattr(value, "dtype") and hasattr(value, "copy")
+def _is_numpy(value: Any) -> bool:
+    """Whether a value is numpy's and of numbers, which a tensor can hold."""
+    return (
+        isinstance(value, (np.ndarray, np.generic))
+        and value.dtype.kind in "biufc"
+        and (
+            value.dtype.itemsize <= 8 or value.dtype == np.complex128  # no tensor is longer
+        )
+    )
+
+
+def _shape(value: Any) -> list[int] | None:
+    """An array's shape; None of a scalar."""
+    return list(value.shape) if isinstance(value, np.ndarray) else None

@@ -33,6 +33,9 @@ def usual(metrics: Any, batch: Any, model_outs: Any, losses: Mapping[str, Any]) 
     if size == 0:
         return
     for metric in metrics.values() if isinstance(metrics, dict) else metrics:
+        if is_ignites(metric):
+            metric.update((model_outs, batch[1]))
+            continue
         if isinstance(metric, Accuracy) or not isinstance(metric, Mean):
             metric.update(model_outs, batch[1])
             continue
@@ -40,6 +43,11 @@ def usual(metrics: Any, batch: Any, model_outs: Any, losses: Mapping[str, Any]) 
         kind: Any = type(metric)
         weight = (size,) if _takes_weight(kind) else ()
         metric.update(loss, *weight)
+
+
+def is_ignites(metric: Any) -> bool:
+    """Whether a metric is one of ignite's, whose ``update`` takes outputs and target as a pair."""
+    return any(cls.__module__.startswith("ignite.") for cls in type(metric).__mro__)
 
 
 @cache
