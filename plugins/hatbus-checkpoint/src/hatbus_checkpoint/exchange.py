@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -26,23 +27,40 @@ if TYPE_CHECKING:
     from hatbus_checkpoint.folder import CheckpointFolder
     from hatbus_checkpoint.snapshot import Snapshot
 
+_SHOWN: Final = 3
 
-def to_single(saved: Saved, target: Path, weights: str = RAW) -> None:
+
+def to_single(saved: Saved, target: Path, weights: str = RAW, only: Sequence[str] = ()) -> None:
     """Writes weights as one safetensors file; shared tensors stand under every name.
 
     Args:
         saved: the checkpoint.
         target: the file.
         weights: ``"raw"``, or the plugin whose averages take the place of the raw weights.
+        only: shell patterns of the names to write, such as ``"*lora_*"``; all without one.
 
     Raises:
-        CheckpointError: it holds no such averages.
+        CheckpointError: it holds no such averages, or a pattern matches nothing.
         SaveError: the disk failed.
     """
     tensors = {n: v for n, v in saved.model().items() if isinstance(v, torch.Tensor)}
     if weights != RAW:
         tensors |= averages_of(saved, weights, tensors)
-    _replace(target, chunks_of(tensors, {"format": "pt"}))
+    _replace(target, chunks_of(picked(tensors, only), {"format": "pt"}))
+
+
+def picked(tensors: Tensors, only: Sequence[str]) -> Tensors:
+    """The tensors whose names match a pattern; all without one.
+
+    Raises:
+        CheckpointError: a pattern matches nothing.
+    """
+    for pattern in only:
+        if not fnmatch.filter(tensors, pattern):
+            names = ", ".join(map(repr, list(tensors)[:_SHOWN]))
+            raise CheckpointError(f"--only is {pattern!r}, which matches no name; such as {names}")
+    wanted = {name for pattern in only or ("*",) for name in fnmatch.filter(tensors, pattern)}
+    return {name: tensor for name, tensor in tensors.items() if name in wanted}
 
 
 def write_weights(folder: CheckpointFolder, kind: str, taken: Snapshot) -> None:

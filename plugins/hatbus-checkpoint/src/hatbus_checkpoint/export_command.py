@@ -25,6 +25,13 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
         default="raw",
         help="with --single: raw (default), or the plugin whose averages to write, such as ema",
     )
+    parser.add_argument(
+        "--only",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="with --single: only tensors whose name matches, such as '*lora_*'; may be repeated",
+    )
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--hat", metavar="FILE", help="write HAT's file, such as out.pth.tar")
     target.add_argument("--single", metavar="FILE", help="write one file, such as out.safetensors")
@@ -36,6 +43,8 @@ def export(words: Sequence[str]) -> int:
     args = _arguments(words)
     if args.hat and args.weights != "raw":
         raise JobError("--weights goes with --single; HAT's file holds the raw weights")
+    if args.hat and args.only:
+        raise JobError("--only goes with --single; HAT's file holds the whole model")
     entry = listing.one_of(Path(args.dir), args.name)
     fault = listing.fault_of(entry)
     if fault:
@@ -46,6 +55,6 @@ def export(words: Sequence[str]) -> int:
     if args.hat:
         to_hat(Saved(entry), Path(args.hat))
     else:
-        to_single(Saved(entry), Path(args.single), args.weights)
+        to_single(Saved(entry), Path(args.single), args.weights, args.only)
     print(f"wrote {args.hat or args.single} from {entry.path.name}, {args.weights} weights")
     return 0
