@@ -189,8 +189,7 @@ def converted(model: Any, pipeline: Any, where: str) -> nn.Module:
 
 def idle_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     """An optimizer that is never asked to step, of a model that may have no parameters."""
-    own = list(model.parameters())
-    return torch.optim.SGD(own or [nn.Parameter(torch.zeros(0))], lr=0.0)
+    return torch.optim.SGD([{"params": list(model.parameters())}], lr=0.0)
 
 
 def is_storable(model: nn.Module) -> bool:

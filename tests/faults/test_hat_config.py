@@ -324,3 +324,20 @@ def test_a_predictor_is_a_validation_of_its_own(
 ) -> None:
     assert main(["run", config(here, CALIBRATION), "--stage", "float_predictor"]) == 0
     assert "val/mean" in capsys.readouterr().out
+
+
+def test_the_page_for_hats_users_shows_the_whole_config() -> None:
+    page = (DIGITS.parents[1] / "coming-from-hat.md").read_text("utf-8")
+    text = (DIGITS / "config.py").read_text("utf-8")
+    shown = ""
+    for _, _, rest in (
+        part.partition("config.py\n") for part in page.split("{literalinclude}")[1:]
+    ):
+        words = dict(line[1:].split(": ", 1) for line in rest.partition("```")[0].splitlines())
+        start = text.index(words["start-at"])
+        end = text.index(words["end-before"], start) if "end-before" in words else len(text)
+        shown += text[start:end]
+    body = text[text.index("training_step =") :]
+    classes = body[body.index("class Digits") : body.index("model = dict(")]
+    assert shown == body.replace(classes, "")
+    assert all(f"hatbus run config.py --stage {stage}\n" in page for stage in STAGES)

@@ -26,7 +26,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.load` is:DeprecationWarning"),
     # torch says once that its quantised tensors are deprecated, wherever the first one is made
     pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions:UserWarning"),
-    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),  # scales are constants
 ]
 
 
