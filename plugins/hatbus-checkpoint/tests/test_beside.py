@@ -17,6 +17,7 @@ from hatbus_checkpoint import Checkpoint
 from hatbus_checkpoint.folder import CheckpointFolder
 
 sys.path.insert(0, str(Path(__file__).parent))
+from killing import Kills, killed
 from small import DATA
 
 sys.path.pop(0)
@@ -43,15 +44,6 @@ class Weighed(nn.Module):
         self.note = state
 
 
-class Dies:
-    """In place of a kill."""
-
-    @hookimpl
-    def on_step_begin(self, global_step_id: int) -> None:
-        if global_step_id == 4:
-            raise KeyboardInterrupt
-
-
 def run(
     path: Path, *plugins: object, loss: Any = None, critic: nn.Module | None = None, **options: Any
 ) -> Trainer:
@@ -68,10 +60,10 @@ def run(
 
 
 def test_a_resumed_run_has_the_loss_that_the_whole_one_has(tmp_path: Path) -> None:
-    whole, first, second = Weighed(), Weighed(), Weighed()
+    whole, second = Weighed(), Weighed()
     ctx = run(tmp_path / "whole", loss=whole).fit(num_steps=8)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "parts", Dies(), loss=first, save_interval=3).fit(num_steps=8)
+    first = run(tmp_path / "parts", Kills(4), save_interval=3)
+    killed(lambda: first.fit(num_steps=8))
     trainer = run(tmp_path / "parts", loss=second, resume="auto")
     resumed = trainer.fit(num_steps=8)
     assert torch.equal(resumed.model.weight, ctx.model.weight)
