@@ -37,7 +37,7 @@ def traced(model: nn.Module, inputs: Inputs, *, checked: bool = True) -> Any:
         # torch would like torch.export used instead; it is the other format
         warnings.simplefilter("ignore", DeprecationWarning)
         # the scales of torch's quantised modules are constants
-        said = "Converting a tensor to a Python float"
+        said = "Converting a tensor to a Python"
         warnings.filterwarnings("ignore", said, module=r"torch\.ao\.nn\..*")
         return torch.jit.trace(model, **example, strict=False, check_trace=checked)  # type: ignore[no-untyped-call]  # torch's
 
