@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from hatbus.bus.member import CORE
 from hatbus.bus.moments import Moments, TaskScope
 from hatbus.data.steps import Steps
 from hatbus.errors import JobError
+from hatbus.evaluation.aside import validated
+from hatbus.evaluation.numbers import scalars_of
 from hatbus.foreign_arguments import explained
 from hatbus.loop.beside import modules_beside, warn_of_strangers
 from hatbus.loop.context import Context
@@ -113,7 +116,7 @@ class Trainer:
         model, optimizer, loss = parts["model"], parts["optimizer"], parts["loss"]
         batch_processor, data, task_sampler = parts["processor"], more["data"], more["sampler"]
         check_arguments(model, optimizer, loss, batch_processor)
-        self._compile = compile
+        self._compile, self._doing = compile, ""
         self._precision = check_precision(precision)
         rank, world = rank_and_world()
         place = own_device(device, rank)
@@ -178,7 +181,7 @@ class Trainer:
             ctx.total_steps = num_epochs * per_epoch
         self.bus.set_tasks(ctx.data.tasks)
         ctx.exception = None
-        with joined(ctx.device):
+        with self._alone("fit()"), joined(ctx.device):
             self._prepare()
             ctx.emit = self.bus.emitter()
             try:
@@ -197,6 +200,44 @@ class Trainer:
             let_go(ctx)
             self._signals.leave(ctx)
         return ctx
+
+    @explained("validate()")
+    def validate(self, weights: str | None = None) -> dict[str, float]:
+        """Validates the model as it is, without training.
+
+        The validations of the trainer run as they would in a training, each over its own loaders.
+        Nothing else notices: weights, counters, random state, what plugins keep and what was
+        published before are as they were, and nothing is written. Of the other plugins only those
+        take part that change the model or offer weights (stages ``setup``, ``train``,
+        ``average``), or that implement ``validate``, ``forward`` or ``compute_loss``.
+
+        Args:
+            weights: the weight view to validate, such as ``"raw"`` or ``"ema"``; None: as each
+                validation says.
+
+        Returns:
+            Name to value of what this validation published, and of nothing older.
+
+        Raises:
+            JobError: nothing validates, or a fit is under way.
+            PluginError: there are no such weights.
+        """
+        with self._alone("validate()"):
+            return dict(scalars_of(validated(self.bus, self.ctx, weights)))
+
+    @contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """One thing at a time: plugins would be prepared anew in the middle of a run."""
+        if self._doing:
+            raise JobError(
+                f"{what} was called inside {self._doing}; a plugin asks for a validation by "
+                "ctx.control.validate()"
+            )
+        self._doing = what
+        try:
+            yield
+        finally:
+            self._doing = ""
 
     def _prepare(self) -> None:
         """What has to be made anew for every ``fit``: requests, views, the model's wrappers."""

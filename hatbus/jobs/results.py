@@ -7,13 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
+from hatbus.evaluation.numbers import scalars_of
 from hatbus.insight.terminal import terminal
 from hatbus.option_values import short
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from rich.console import Console
 
@@ -68,15 +67,6 @@ def show_profile(console: Console, profile: Profile, folder: Path) -> None:
     profile.write_trace(path)
     left_out = f" ({profile.untraced} later calls not drawn)" if profile.untraced else ""
     console.print(f"trace: {short(path)}{left_out}; open it in Perfetto or chrome://tracing")
-
-
-def scalars_of(ctx: Context) -> Iterator[tuple[str, float]]:
-    """The published values that are single numbers."""
-    for name, value in ctx.latest.items():
-        if isinstance(value, torch.Tensor) and value.numel() == 1:
-            yield name, float(value)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield name, value
 
 
 def places_of(job: Job, start: Path) -> list[Path]:

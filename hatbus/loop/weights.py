@@ -33,13 +33,16 @@ class Weights:
 
     Attributes:
         current: the name of the view that the model shows now.
+        asked: the view that somebody asked for in particular (``trainer.validate(weights=...)``):
+            whoever chooses a view by an option takes this one; None: nobody did.
     """
 
-    __slots__ = ("_views", "current")
+    __slots__ = ("_views", "asked", "current")
 
     def __init__(self) -> None:
         self._views: dict[str, Callable[[], AbstractContextManager[None]]] = {}
         self.current = RAW
+        self.asked: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

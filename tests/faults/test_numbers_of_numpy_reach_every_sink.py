@@ -14,7 +14,7 @@ import torch
 
 from hatbus import Trainer, hookimpl
 from hatbus.callbacks import Checkpoint, CsvLog, JsonlLog, Progress, TorchLr
-from hatbus.jobs.results import scalars_of
+from hatbus.evaluation import scalars_of
 
 BATCH = torch.ones(1, 1), torch.ones(1, 1)
 KINDS: dict[str, Callable[[float], Any]] = {

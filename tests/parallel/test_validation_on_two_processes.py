@@ -49,8 +49,13 @@ for size in (1, 2, 4):
     }
     trainer = tiny_trainer(validations, batches(4, seed=rank))
     trainer.fit(num_epochs=1)
+    fitted = list(sees.rows)
+    sees.rows.clear()
+    aside = trainer.validate()
     seen[size] = {
-        "rows": sees.rows,
+        "aside": aside,
+        "rows aside": sees.rows,
+        "rows": fitted,
         "sizes": sees.sizes,
         "latest": {name: float(value) for name, value in trainer.ctx.latest.items()},
         "weights": weights(trainer).tolist(),
@@ -91,6 +96,15 @@ def test_every_sample_is_validated_once_over_both_ranks(ranks: Any, size: str) -
     assert (len(first["rows"]), len(second["rows"])) == (6, 5)
     if size != "1":
         assert len(first["sizes"]) == len(second["sizes"])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_beside_a_training_both_ranks_validate_the_same_way(ranks: Any, size: str) -> None:
+    first, second = (seen[size] for seen in ranks)
+    assert sorted(first["rows aside"] + second["rows aside"]) == sorted(held_out()[:, 0].tolist())
+    assert first["aside"] == second["aside"]
+    assert first["aside"].items() <= first["latest"].items()
+    assert len(first["aside"]) > 1
 
 
 @pytest.mark.parametrize("size", SIZES)

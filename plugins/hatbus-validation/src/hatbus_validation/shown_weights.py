@@ -29,9 +29,12 @@ Converter = Callable[[nn.Module], Any]
 def view_name(ctx: Context, wanted: str | None) -> str:
     """The weight view to validate: the wanted one, else one already shown, else EMA, else raw.
 
+    The one that was asked for in particular (``trainer.validate(weights=...)``) comes before all.
+
     Raises:
         PluginError: there is no such view.
     """
+    wanted = ctx.weights.asked or wanted
     if wanted is None:
         if ctx.weights.current != RAW:
             return ctx.weights.current

@@ -1,0 +1,17 @@
+"""What a trainer does beside training, with the model as it is: validating.
+
+Public: which numbers a run has published.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hatbus.lazily import lazily
+
+if TYPE_CHECKING:
+    from hatbus.evaluation.numbers import scalars_of
+
+__all__ = ["scalars_of"]
+
+__getattr__ = lazily(__name__, scalars_of="numbers")
