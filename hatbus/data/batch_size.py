@@ -120,7 +120,7 @@ def _kind(part: Any) -> Any:
     if isinstance(part, (Tensor, np.ndarray)):
         return "tensor", part.ndim, part.dtype
     if isinstance(part, Mapping):
-        return "mapping", frozenset(part)
+        return "mapping", frozenset(part.keys())  # a TensorDict's own iteration gives rows
     if isinstance(part, (list, tuple)):
         return type(part), len(part)
     return type(part)

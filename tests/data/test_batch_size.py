@@ -44,6 +44,18 @@ class SaysIt:
         self.__dict__.update(said)
 
 
+class Rows(UserDict[str, torch.Tensor]):
+    """As a TensorDict: a mapping whose iteration gives rows, which cannot be hashed."""
+
+    batch_size = torch.Size([7])
+
+    def __iter__(self) -> Any:
+        return iter([{}] * 7)
+
+    def keys(self) -> Any:
+        return self.data.keys()
+
+
 def collated(*samples: Any) -> Any:
     return default_collate(list(samples))
 
@@ -99,6 +111,8 @@ BATCHES: dict[str, tuple[Any, int | None]] = {
     "one that says torch.Size": (SaysIt(batch_size=torch.Size([7, 2])), 7),
     "one that says a number": (SaysIt(batch_size=7), 7),
     "graphs": ((SaysIt(num_graphs=7, x=of(90, 3)), of(7)), 7),
+    "a TensorDict": (Rows(x=of(7, 2)), 7),
+    "a TensorDict in a tuple": ((Rows(x=of(7, 2)), of(7)), 7),
     # none
     "empty tensors": ((EMPTY, of(0)), 0),
     "an empty tensor": (EMPTY, 0),
