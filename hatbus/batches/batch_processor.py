@@ -199,9 +199,15 @@ def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def arguments_of(model: torch.nn.Module) -> set[str]:
-    """The names of what a model's ``forward`` takes; a traced one has no signature of Python's."""
+    """The names of what a model's ``forward`` takes; a compiled one takes what it was made of.
+
+    A traced one has no signature of Python's.
+    """
+    inner: Any = model
+    while (found := getattr(inner, "_orig_mod", None)) is not None:
+        inner = found
     try:
-        return set(inspect.signature(model.forward).parameters)
+        return set(inspect.signature(inner.forward).parameters)
     except ValueError:
-        forward: Any = model.forward
+        forward: Any = inner.forward
         return {argument.name for argument in forward.schema.arguments}

@@ -96,3 +96,25 @@ def test_a_checkpoint_with_the_wrappers_names_is_read(tmp_path: Path) -> None:
         found = fitted(tmp_path / "b", kind, 2, save_interval=None, save_on_train_end=False)
         for mine, theirs in zip(found.parameters(), expected.parameters(), strict=True):
             assert mine.equal(theirs)
+
+
+def test_a_compiled_model_is_told_the_task() -> None:
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 1), nn.Linear(3, 1)
+
+        def forward(self, inputs: torch.Tensor, task: str | None = None) -> Any:
+            return self.one(inputs) if task == "one" else self.two(inputs)
+
+    def trained(*, compiled: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model: Any = TwoHeads()
+        given = torch.compile(model, backend="eager") if compiled else model
+        data = {name: [(torch.ones(2, 3), torch.ones(2, 1))] * 3 for name in ("one", "two")}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        Trainer(given, optimizer, data, nn.functional.mse_loss).fit(num_epochs=1)
+        return [one.detach() for one in model.parameters()]
+
+    for mine, theirs in zip(trained(compiled=True), trained(compiled=False), strict=True):
+        assert mine.equal(theirs)
