@@ -54,7 +54,8 @@ class Trainer:
     """Trains a model; everything beyond the loop is a plugin.
 
     Args:
-        model: the model; it is moved to ``device``. Parts that are in eval mode train in it.
+        model: the model, or ``torch.compile(model)`` (events see the model inside); it is moved to
+            ``device``. Parts that are in eval mode train in it.
         optimizer: over the model's parameters, or some of them.
         data: an iterable of batches, or ``{task: iterable}``. A batch is ``(inputs, target)``; of
             one with more parts the first is the inputs, and the tuple of the rest is the target.
@@ -117,6 +118,8 @@ class Trainer:
         batch_processor, data, task_sampler = parts["processor"], more["data"], more["sampler"]
         check_arguments(model, optimizer, loss, batch_processor)
         self._compile, self._doing = compile, ""
+        plain = getattr(model, "_orig_mod", model)  # events see the model, not its wrapper
+        self._compiled: Any = model if plain is not model else None
         self._precision = check_precision(precision)
         rank, world = rank_and_world()
         place = own_device(device, rank)
@@ -130,7 +133,7 @@ class Trainer:
             self.bus.register(instance, name)
         self.ctx = Context(
             self.bus,
-            model=model.to(place),
+            model=plain.to(place),
             optimizer=optimizer,
             data=steps,
             data_loader=data,
@@ -255,7 +258,9 @@ class Trainer:
         in_eval = self._modes.enter(model)
         if ctx.rank == 0 and ctx.position.global_step == 0:
             tell_of_eval(model, in_eval)
-        if self._compile:
+        if self._compiled is not None and not self._compile:
+            model = self._compiled
+        elif self._compile:
             options = self._compile if isinstance(self._compile, Mapping) else {}
             model = torch.compile(model, **options)
         share_at_start(ctx)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import batches, by_hand, hearing, tiny_trainer, weights
 
-from hatbus import hookimpl
+from hatbus import Trainer, hookimpl
 from hatbus.errors import JobError
 from hatbus.loop.context import Context
 
@@ -95,3 +95,44 @@ def test_an_epoch_of_which_only_the_end_is_left_ends_with_its_last_steps_ids() -
     trainer.fit(num_steps=3)
     trainer.fit(num_steps=5)
     assert found == [(0, 2, 2), (0, 2, 2), (1, 1, 4)]
+
+
+@pytest.mark.parametrize("tasks", [(), ("a", "c")])
+def test_a_model_that_was_compiled_trains_as_with_compile_and_events_see_what_is_inside(
+    tasks: tuple[str, ...],
+) -> None:
+    class Heads(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.heads = torch.nn.ModuleDict({t: torch.nn.Linear(3, 1) for t in ("a", "c", "one")})
+            self.calls = 0
+
+        def forward(self, inputs: torch.Tensor, task: str | None = None) -> torch.Tensor:
+            self.calls += 1
+            return self.heads[task or "one"](inputs)
+
+    seen: list[Any] = []
+    compiled: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        compiled.append(graph)
+        return graph
+
+    def run(wrap: bool, **options: Any) -> Heads:
+        torch._dynamo.reset()
+        model = Heads()
+        given: Any = torch.compile(model, backend=backend) if wrap else model
+        recorder = hearing(["on_step_begin"], lambda _, v: seen.append(v["model"] is model))
+        data = {task: batches(3) for task in tasks} if tasks else batches(3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        loss = torch.nn.functional.mse_loss
+        Trainer(given, optimizer, data, loss, [recorder], **options).fit(num_epochs=2)
+        return model
+
+    plain, wrapped, asked = run(False), run(True), run(False, compile={"backend": backend})
+    assert seen == [True] * 18
+    assert len(compiled) >= 2
+    for model in (wrapped, asked):
+        for one, other in zip(plain.parameters(), model.parameters(), strict=True):
+            assert torch.equal(one, other)
