@@ -31,6 +31,7 @@ from weakref import finalize
 from hatbus.bus import answers
 from hatbus.bus.blame import acquit, blame, came_out_of, frozen_line, note_another
 from hatbus.bus.frozen_source import Frozen, Source, arguments, begin, parameters, wanted
+from hatbus.bus.unprovided import unprovided
 from hatbus.errors import HookError
 from hatbus.events.training import DECISION, MOMENT, SPAN
 
@@ -88,15 +89,18 @@ def freeze(event: Event, impls: Sequence[HookImpl], rules: Rules | None = None) 
         rules: gates, strictness, instrument.
 
     Returns:
-        ``f(ctx, *more)``, or None when there is nothing to call.
+        ``f(ctx, *more)``, or None when there is nothing to call; a span can always be called.
     """
     ordered = list(reversed(impls))
-    if not ordered:
+    if not ordered and event.kind != SPAN:
         return None
     rules = rules or Rules()
     calls = [impl for impl in ordered if not impl.wrapper]
     if event.kind == SPAN and len(calls) == 1 and _is_plain_core(event, calls[0]):
         body = calls[0].function  # nothing to choose, and nobody to blame
+        acquit(body)
+    elif event.kind == SPAN and not calls:
+        body = unprovided(event)
         acquit(body)
     else:
         body = _write_calls(event, calls, rules)

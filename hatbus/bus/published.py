@@ -7,7 +7,7 @@ published, so that no sink, table, manifest or schedule has to know of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any, Final
@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from torch import Tensor
 
-from hatbus.errors import PluginError
+from hatbus.errors import HookError, PluginError
 
 _PLAIN: Final = frozenset({float, int, Tensor, str, bool})
 
@@ -79,3 +79,24 @@ def _of_numpy(value: Any) -> Any:
         return float(one) if kind in "fV" else value  # V: bfloat16 and other new kinds
     except (TypeError, ValueError):
         return value
+
+
+def note_kind(known: dict[str, set[str]], names: Iterable[str], kind: str) -> None:
+    """Notes in which kind names are published.
+
+    Args:
+        known: kind to names, of what was published before; the names are added.
+        names: that are published now.
+        kind: of them.
+
+    Raises:
+        HookError: one was published in another kind.
+    """
+    for other, theirs in known.items():
+        both = theirs.intersection(names) if other != kind else ()
+        for name in both:
+            raise HookError(
+                f"{name!r} is published as {kind!r}, and was as {other!r}; give one of "
+                "them another name: TensorBoard and others show one kind under a name"
+            )
+    known.setdefault(kind, set()).update(names)

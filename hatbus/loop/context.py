@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from hatbus.bus.moments import emit_after_error
-from hatbus.bus.published import plain_values
+from hatbus.bus.published import note_kind, plain_values
 from hatbus.events.training import PAIRS
 from hatbus.log import log
 from hatbus.loop.control import Control
@@ -65,7 +65,9 @@ class Context:
             validation, empty in a training.
     """
 
+    _names: dict[str, set[str]]
     __slots__ = (
+        "_names",
         "batch",
         "batches",
         "began_at",
@@ -136,7 +138,7 @@ class Context:
         self.total_steps: int | None = None
         self.updates, self.committed = 0, False
         self.grad_norm: torch.Tensor | None = None
-        self.weight, self.data_wait, self.part = 1.0, 0.0, ""
+        self.weight, self.data_wait, self.part, self._names = 1.0, 0.0, "", {}
         self.rank, self.world_size, self.seed = bus.rank, 1, 0
         self.train_metrics: Any = ()
         self.val_metrics: Any = ()
@@ -196,9 +198,15 @@ class Context:
                 numpy's scalars and arrays of one element become Python numbers.
             kind: ``"scalar"``, ``"image"`` (CHW or HW, 0..1), ``"histogram"`` (any tensor) or
                 ``"text"``.
+
+        Raises:
+            HookError: a name was published in another kind before; a sink shows one of a name.
         """
         if kind == "scalar":
             values = plain_values(values)
+        names = self._names.get(kind)
+        if names is None or not names.issuperset(values):
+            note_kind(self._names, values, kind)
         self.latest.update(values)
         on_log = self.emit.on_log
         if on_log is not None:

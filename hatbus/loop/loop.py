@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.batches.batch_processor import clear_gradients
+from hatbus.errors import HookError
 from hatbus.events.declare import hookimpl
 from hatbus.log import log
 from hatbus.loop.structure import structure_of
@@ -55,6 +56,11 @@ class Loop:
         """Runs the steps of one epoch, from the first that is still to do."""
         position, control, emit = ctx.position, ctx.control, ctx.emit
         first, complete = position.step, False
+        if ctx.data is None:  # a context of somebody else's loop
+            raise HookError(
+                "run_epoch takes batches from ctx.data, which only the Trainer makes; in a loop of "
+                "your own run the steps: ctx.emit.run_step(ctx)"
+            )
         steps = ctx.data.steps(ctx)
         for ctx.batches in steps:  # the context holds the step's batches
             ctx.step_id, ctx.global_step_id = position.step, position.global_step

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pluggy
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hatbus import Bus, hookimpl
@@ -122,6 +122,8 @@ def plain(result: Any, kind: str) -> Any:
 @settings(max_examples=400, deadline=None)
 @given(st.lists(plugin_strategy, max_size=6), st.sampled_from((SPAN, MOMENT, DECISION)))
 def test_frozen_dispatch_equals_pluggy(drawn: list[dict[str, Any]], kind: str) -> None:
+    # a span that nobody does is an error, where pluggy has None for it
+    assume(kind != SPAN or any(one["body"] not in WRAPPING for one in drawn))
     log: list[Any] = []
     manager = pluggy.PluginManager("test")
     marked = pluggy.HookspecMarker("test")(spec, firstresult=kind == SPAN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from decimal import Decimal
 from enum import IntEnum
@@ -15,7 +16,7 @@ from tiny import hearing, tiny_trainer
 
 from hatbus import hookimpl
 from hatbus.bus.published import one_number, plain, plain_values
-from hatbus.errors import PluginError
+from hatbus.errors import HookError, PluginError
 
 
 class Level(IntEnum):
@@ -97,3 +98,21 @@ def test_what_is_no_single_number_is_refused_by_name(value: Any, said: str) -> N
 def test_one_number_reads_every_form() -> None:
     forms = (2, 2.0, torch.tensor(2), torch.tensor([2.0]), np.float16(2), np.array([2]), True)
     assert [one_number("score", value) for value in forms] == [2.0] * 6 + [1.0]
+
+
+@pytest.mark.parametrize("kinds", list(itertools.permutations(("scalar", "image", "text"), 2)))
+def test_a_name_in_two_kinds_is_refused_with_both(kinds: tuple[str, str]) -> None:
+    values = {"scalar": 1.0, "image": torch.zeros(2, 2), "text": "a"}
+
+    class Publishes:
+        @hookimpl
+        def on_step_end(self, ctx: Any, global_step_id: int) -> None:
+            kind = kinds[global_step_id >= 2]
+            ctx.log({"other": 1.0, "more": 2})
+            ctx.log({f"own/{kind}": values[kind], "x": values[kind]}, kind)
+
+    trainer = tiny_trainer([Publishes()])
+    first, second = kinds
+    with pytest.raises(HookError, match=f"'x' is published as '{second}', and was as '{first}'"):
+        trainer.fit(num_epochs=1)
+    assert trainer.ctx.position.global_step == 3
