@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from typing import Any
 
@@ -165,6 +165,7 @@ class Feed:
         self._resumed = state
         if "loader" in state and self._stateful:
             self.loader.load_state_dict(state["loader"])
+            recall_epoch(self.loader, state["loader"])
             if not state["open"]:
                 self._left = state["left"]
                 self._rest = "left" if self._left else "over"
@@ -320,6 +321,16 @@ class Feed:
                     "them are behind the run; the data is not what it was: start a new run"
                 )
         return iterator
+
+
+def recall_epoch(loader: Any, state: Any) -> None:
+    """Tells a data set of mosaicml-streaming its epoch again: it drops a state older than that.
+
+    So it is in a second ``fit``, where the loader has counted on already.
+    """
+    dataset: Any = getattr(loader, "dataset", None)
+    if hasattr(type(dataset), "next_epoch") and isinstance(state, Mapping) and "epoch" in state:
+        dataset.next_epoch = state["epoch"]
 
 
 def gives_nothing_at_its_end(loader: Any) -> bool:

@@ -121,3 +121,55 @@ def test_a_loader_that_looks_ahead_does_so_again_after_a_resume() -> None:
     again.start(0, 5, 1)
     again.open_again()
     assert again.loader.restart_on_stop_iteration
+
+
+class Counts:
+    """A data set as mosaicml-streaming's: a state that is older than its next epoch is dropped."""
+
+    def __init__(self) -> None:
+        self._next = self.at = 0
+        self.loaded: dict[str, Any] | None = None
+
+    @property
+    def next_epoch(self) -> int:
+        return self._next
+
+    @next_epoch.setter
+    def next_epoch(self, epoch: int) -> None:
+        self._next = epoch
+
+
+class Streams:
+    """Its loader, which counts an epoch on when a pass begins."""
+
+    def __init__(self) -> None:
+        self.dataset = Counts()
+
+    def __len__(self) -> int:
+        return 5
+
+    def __iter__(self) -> Iterator[float]:
+        data, first = self.dataset, 0
+        epoch = data.next_epoch
+        if data.loaded is not None and data.loaded["epoch"] >= epoch:
+            epoch, first = data.loaded["epoch"], data.loaded["at"]
+        data.loaded, data.next_epoch = None, epoch + 1
+        for data.at in range(first + 1, 6):
+            yield float(10 * epoch + data.at)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.dataset.next_epoch - 1, "at": self.dataset.at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.dataset.loaded = dict(state)
+
+
+def test_a_second_fit_goes_on_in_a_loader_that_drops_older_states() -> None:
+    feed = Feed(Streams(), None)
+    feed.start(0, 0, 1)
+    behind = [feed.group(1, endless=False) for _ in range(3)]
+    feed.load_state_dict(feed.state_dict(inside=True))
+    feed.start(0, 3, 1)
+    feed.open_again()
+    expected = [[10.0 * epoch + n] for epoch in range(2) for n in range(1, 6)]
+    assert two_epochs(feed, 1, behind, 0) == expected
