@@ -37,7 +37,7 @@ def _seen_before(self: FiniteLoss, update: Callable[[Context], Any]) -> Callable
                 see(ctx)
                 return update(ctx)
         norm = ctx.grad_norm
-        if norm is not None and (number := norm.item()) - number != 0.0:
+        if norm is not None and (is_later or (number := norm.item()) - number != 0.0):
             see(ctx)
         return update(ctx)
 
