@@ -21,6 +21,7 @@ sys.path.pop(0)
 from hatbus import Trainer, hookimpl, plugin
 from hatbus.errors import CheckpointError
 from hatbus_checkpoint import Checkpoint
+from hatbus_checkpoint.as_built import is_same
 
 O = torch.optim  # noqa: E741 - as short as it is often
 OPTIONS: dict[str, list[dict[str, Any]]] = {
@@ -232,3 +233,14 @@ def test_another_optimizer_that_is_asked_for_starts_anew(
         group = run(O.SGD, override=["all"]).param_groups[0]
     assert "betas" not in group
     assert "the optimizer SGD starts anew" in caplog.text
+
+
+def test_a_tensor_shown_in_an_older_way_is_the_same_setting() -> None:
+    older, now = "tensor(0.1000)", "tensor(0.10000000149011612, dtype=torch.float32)"
+    assert is_same(older, now)
+    assert is_same({"w": [older, 1]}, {"w": [now, 1]})
+    assert is_same("tensor(0.1000, device='cuda:0')", now)
+    assert not is_same(older, "tensor(0.101, dtype=torch.float32)")
+    assert not is_same({"w": older}, {"b": now})
+    assert not is_same("tensor(x)", now)
+    assert not is_same("0.1", "0.10")
