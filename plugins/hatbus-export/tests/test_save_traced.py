@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -276,6 +276,18 @@ class Talks(Net):
         return {**super().forward(x), "kind": "cat"}
 
 
+class Pair(NamedTuple):
+    out: torch.Tensor
+    twice: torch.Tensor
+
+
+class Named(Net):
+    """Gives what ``torch.export`` makes a graph of, and cannot write."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return Pair(**super().forward(x))
+
+
 class Heads(Net):
     def forward(self, x: torch.Tensor, task: str = "a") -> dict[str, torch.Tensor]:
         return super().forward(x) if task else {}
@@ -284,6 +296,13 @@ class Heads(Net):
 @pytest.mark.parametrize(
     ("model", "inputs", "formats", "words"),
     [
+        (
+            Named,
+            (X,),
+            ["pt2"],
+            r"Named cannot be written as 'pt2' with .*NotImplementedError: Can't",
+        ),
+        (Talks, (X,), ["pt2"], r"Talks cannot be written as 'pt2' with .*: output 'cat' is a text"),
         (
             Net,
             (X[:, :2],),

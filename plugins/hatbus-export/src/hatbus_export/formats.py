@@ -42,7 +42,7 @@ def traced(model: nn.Module, inputs: Inputs, *, checked: bool = True) -> Any:
         return torch.jit.trace(model, **example, strict=False, check_trace=checked)  # type: ignore[no-untyped-call]  # torch's
 
 
-def exported(model: nn.Module, inputs: Inputs, *, checked: bool = True) -> Any:  # noqa: ARG001 - as above
+def exported(model: nn.Module, inputs: Inputs) -> Any:
     """The model's graph for inputs of these shapes."""
     named = isinstance(inputs, Mapping)
     arguments = ((), dict(inputs)) if named else (tuple(inputs), None)
@@ -66,8 +66,38 @@ def write_exported(model: nn.Module, inputs: Inputs, annotations: str, path: str
         file.write(content.getbuffer())
 
 
-MAKERS: Final[dict[str, Callable[..., Any]]] = {"pt": traced, "pt2": exported}
-"""File suffix to what makes its content."""
+class _Nowhere(io.BytesIO):
+    """A file that keeps nothing."""
+
+    def write(self, data: Any, /) -> int:
+        """Says that it wrote everything."""
+        return len(data)
+
+
+def try_traced(model: nn.Module, inputs: Inputs) -> None:
+    """Does what ``write_traced`` does, but for the comparison and the file."""
+    traced(model, inputs, checked=False)
+
+
+def try_exported(model: nn.Module, inputs: Inputs) -> None:
+    """Does what ``write_exported`` does, but for the file.
+
+    Raises:
+        ValueError: an output is a text: torch writes it, and cannot read it back.
+    """
+    program = exported(model, inputs)
+    torch.export.save(program, _Nowhere())
+    for output in program.graph_signature.output_specs:
+        value = getattr(output.arg, "value", None)
+        if isinstance(value, str):
+            raise ValueError(f"output {value!r} is a text, which torch.export.load cannot read")  # noqa: TRY004 - of the model, not of an argument
+
+
+TRIALS: Final[dict[str, Callable[[Any, Inputs], None]]] = {
+    "pt": try_traced,
+    "pt2": try_exported,
+}
+"""File suffix to what fails where its writer would."""
 WRITERS: Final[dict[str, Callable[[Any, Inputs, str, str], None]]] = {
     "pt": write_traced,
     "pt2": write_exported,

@@ -20,7 +20,7 @@ from hatbus.option_values import one_of
 from hatbus.parallel import refuse_sharded
 from hatbus_export.annotations import annotations_of
 from hatbus_export.copying import eval_copy, on_cpu
-from hatbus_export.formats import DEFAULT, MAKERS, WRITERS, called, write_durably
+from hatbus_export.formats import DEFAULT, TRIALS, WRITERS, called, write_durably
 
 if TYPE_CHECKING:
     from hatbus.loop import Context
@@ -118,7 +118,7 @@ class SaveTraced:
                 outputs = called(copied, inputs)
                 for suffix in self.formats:
                     doing = f"cannot be written as {suffix!r} with"
-                    MAKERS[suffix](copied, inputs, checked=False)
+                    TRIALS[suffix](copied, inputs)
             except Exception as error:
                 what = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
                 raise JobError(
