@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,15 @@ class BnNet(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.head(self.stem(inputs))
+
+
+def qat_net() -> nn.Module:
+    """The tiny net whose outputs are as if they were int8; a switch is read in every step."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.Sequential(
+            TinyNet(), torch.ao.quantization.get_default_qat_qconfig("x86").activation()
+        )
 
 
 class TwoNets(nn.Module):
@@ -94,6 +104,7 @@ LR: dict[str, Any] = {}
 TIMES = ("*time*", "*speed*", "*/s", "*per_s*", "*second*", "*eta*", "*duration*", "*wait*")
 LOGGED = {"companions": lambda self: {"every_step": EveryStep()}}
 BN = {"build": parts_of(BnNet), "same_when_accumulated": False}
+QAT = {"build": parts_of(qat_net), "same_when_accumulated": False, "reads_every": 1}
 WATCHES = {"observer": True}
 
 SAID: dict[str, tuple[Callable[[Any], dict[str, Any]], dict[str, Any]]] = {
@@ -122,6 +133,7 @@ SAID: dict[str, tuple[Callable[[Any], dict[str, Any]], dict[str, Any]]] = {
     ),
     "mean_teacher": (lambda c: {}, {"build": parts_of(TwoNets)}),
     "freeze_bn_statistics": (lambda c: {}, BN),
+    "freeze_observers": (lambda c: {"step_or_epoch": 5, "update_by": "step"}, QAT),
     "freeze_module": (
         lambda c: {"modules": [["stem"]], "step_or_epoch": [5], "update_by": "step"}, BN,
     ),
