@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
-from hatbus import Trainer
+from hatbus import Trainer, hookimpl, plugin
 from hatbus.callbacks import Checkpoint, ExponentialMovingAverage, Validation
 from hatbus.errors import CheckpointError, JobError
+from hatbus.loop import structure_changed
 
 torch.set_num_threads(1)
 
@@ -193,3 +195,56 @@ def test_a_sparse_buffer_is_named_before_the_first_step(kind: str) -> None:
     with pytest.raises(JobError, match=r"ema: 'graph' is torch\.sparse_"):
         fit(persistent=True)
     assert fit(persistent=False) == 2
+
+
+@plugin(stage="train")
+class Prunes:
+    """Prunes the first layer at epoch 1, and again when a run is resumed after that."""
+
+    def __init__(self) -> None:
+        self.ctx: Any = None
+        self.done = False
+
+    @hookimpl
+    def on_loop_begin(self, ctx: Any) -> None:
+        self.ctx = ctx
+
+    @hookimpl
+    def on_epoch_begin(self, epoch_id: int) -> None:
+        if epoch_id == 1 and not self.done:
+            self.prune()
+
+    def prune(self) -> None:
+        self.done = True
+        prune.l1_unstructured(self.ctx.model[0], "weight", 0.5)
+        structure_changed(self.ctx)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["done"]:
+            self.prune()
+
+
+@pytest.mark.parametrize("when", ["before", "in the run"])
+def test_a_pruned_model_goes_on_exactly_and_stays_pruned(tmp_path: Path, when: str) -> None:
+    def run(folder: str, epochs: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+        if when == "before":
+            prune.l1_unstructured(model[0], "weight", 0.5)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        listed = [Prunes()] if when == "in the run" else []
+        checkpoint = Checkpoint(str(tmp_path / folder), resume="auto")
+        data = [(torch.ones(4, 3), torch.ones(4, 1))] * 3
+        plugins = [*listed, ExponentialMovingAverage(0.5, 0), checkpoint]
+        Trainer(model, optimizer, data, nn.functional.mse_loss, plugins).fit(num_epochs=epochs)
+        return model.state_dict()
+
+    whole = run("a", 4)
+    run("b", 2)
+    parts = run("b", 4)
+    assert whole["0.weight_mask"].sum() == 6
+    assert whole.keys() == parts.keys()
+    assert all(value.equal(parts[name]) for name, value in whole.items())
