@@ -130,8 +130,8 @@ def untrained(ctx: Context) -> list[Any]:
     if new and ctx.rank == 0:
         more = f" and {len(new) - _SHOWN} more" if len(new) > _SHOWN else ""
         log.warning(
-            "the optimizer does not have %s%s, so they stay as they are, though gradients are made "
-            "for them; give them to the optimizer, or call requires_grad_(False) on them",
+            "the optimizer does not have %s%s, so they stay as they are, though they ask for "
+            "gradients; give them to the optimizer, or call requires_grad_(False) on them",
             ", ".join(map(repr, new[:_SHOWN])),
             more,
         )

@@ -48,7 +48,7 @@ def test_they_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     (text,) = caplog.messages
     assert text == (
         "the optimizer does not have '0.weight', '0.bias', so they stay as they are, though "
-        "gradients are made for them; give them to the optimizer, or call requires_grad_(False) on "
+        "they ask for gradients; give them to the optimizer, or call requires_grad_(False) on "
         "them"
     )
 
