@@ -103,14 +103,16 @@ class LogRows:
 
     def add(self, ctx: Context, logs: Mapping[str, Any], *, texts: bool) -> None:
         """Takes published values; those that are no single number (or text) are left out."""
+        run = ctx.training
+        if run is not ctx:
+            logs = {ctx.name_in_run(name): value for name, value in logs.items()}
         values = {
-            column_of(ctx.name_in_run(name)): without_graph(value)
+            f"log/{name}" if name in FIXED else name: without_graph(value)
             for name, value in logs.items()
             if is_number(value) or (texts and isinstance(value, str))
         }
         if not values:
             return
-        run = ctx.training
         event = event_of(ctx) if run is ctx else "validation"
         key = (run.global_step_id, event, ctx.global_step_id)
         if key != self._last or not self._pending:
@@ -215,14 +217,11 @@ def validated(rows: Iterable[Row], ctx: Context) -> list[Row]:
     return [row for row in rows if int(row["step"]) < first]
 
 
-def column_of(name: str) -> str:
-    """The name in a row: not one that every row has."""
-    return f"log/{name}" if name in FIXED else name
-
-
 def without_graph(value: Any) -> Any:
     """The same value, but of a tensor not what it was computed from; no copy, no waiting."""
-    return value.detach() if isinstance(value, Tensor) and value.requires_grad else value
+    if type(value) is float or not isinstance(value, Tensor) or not value.requires_grad:
+        return value
+    return value.detach()
 
 
 def is_number(value: Any) -> bool:
