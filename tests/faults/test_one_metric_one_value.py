@@ -101,10 +101,11 @@ def test_two_updaters_of_one_name_publish_two(caplog: pytest.LogCaptureFixture) 
     assert "'a' and 'b' would both publish 'train/y'; 'b' publishes 'train/b/y'" in caplog.text
 
 
-def test_two_updaters_of_one_validation_publish_two() -> None:
+def test_two_updaters_of_one_validation_publish_two(caplog: pytest.LogCaptureFixture) -> None:
     callbacks = [MetricUpdater(target, [kind("y")]) for kind in (Mean, Count)]
-    checks = Validation(data(5), callbacks=callbacks)
+    checks = Validation(data(5), callbacks=callbacks, val_interval=2, interval_by="step")
     assert end_of(trainer([checks])) == {"val/y": 5, "val/metric_updater_2/y": 4}
+    assert caplog.text.count("would both publish") == 1, "there were two validations"
 
 
 def test_metrics_are_free_again_when_a_run_is_over(caplog: pytest.LogCaptureFixture) -> None:

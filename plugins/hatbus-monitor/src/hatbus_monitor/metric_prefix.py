@@ -27,7 +27,7 @@ def free_prefix(updater: Any, ctx: Context) -> str:
         return usual
     mine = instance_name(ctx, updater)
     found, name = f"{usual}{mine}/", f"{usual}{hits[0]}"
-    if ctx.rank == 0:
+    if ctx.rank == 0 and updater.name_prefix != found:  # once, not in every validation
         log.warning(
             "metric_updater: %r and %r would both publish %r; %r publishes %r in its place, unless "
             "you give it a log_prefix",
