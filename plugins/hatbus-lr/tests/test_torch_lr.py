@@ -190,7 +190,7 @@ def test_a_value_that_was_not_looked_at_is_looked_at_after_a_resume(trainer_of, 
 def test_a_metric_that_nobody_publishes_is_told_of_once(trainer_of, caplog, metric, said):
     updater = TorchLr("ReduceLROnPlateau", update_by="epoch", metric=metric)
     trainer_of(updater, Published(1.0, 1.0, 1.0)).fit(num_epochs=3)
-    assert len(caplog.records) == 1
+    assert caplog.text.count("was published") == 1
     assert re.search(said, caplog.text)
 
 
