@@ -31,6 +31,7 @@ from hatbus.loop.control import Control
 from hatbus.loop.files import forget_files
 from hatbus.loop.loop import Loop, UnprovidedSpans
 from hatbus.loop.modes import TrainModes, tell_of_eval
+from hatbus.loop.module_names import GIVEN
 from hatbus.loop.signals import Signals
 from hatbus.loop.structure import structure_changed, structure_watched
 from hatbus.loop.weights import Weights
@@ -255,6 +256,7 @@ class Trainer:
         ctx.control = (AgreedControl if ctx.world_size > 1 else Control)(self.bus.callers)
         structure_changed(ctx)  # what was done between two fits, nobody said
         model: Any = ctx.model
+        ctx.storage[GIVEN] = model
         in_eval = self._modes.enter(model)
         if ctx.rank == 0 and ctx.position.global_step == 0:
             tell_of_eval(model, in_eval)

@@ -12,6 +12,7 @@ from hatbus.batches.batch_processor import clear_gradients
 from hatbus.errors import HookError
 from hatbus.events.declare import hookimpl
 from hatbus.log import log
+from hatbus.loop.module_names import GIVEN, check_not_replaced
 from hatbus.loop.structure import structure_of
 
 if TYPE_CHECKING:
@@ -34,9 +35,10 @@ class Loop:
     @hookimpl(trylast=True)
     def run_loop(self, ctx: Context) -> int:
         """Runs epochs until the plan is fulfilled or a stop was granted."""
-        position = ctx.position
+        position, given = ctx.position, ctx.storage.get(GIVEN, ctx.model)
         ctx.bus.check_states()
         while not is_done(ctx):
+            check_not_replaced(given, ctx.model, ctx.wrapped_model)
             ctx.epoch_id = position.epoch
             if position.step != ctx.steps_per_epoch:  # else none is left: the last counts
                 ctx.step_id, ctx.global_step_id = position.step, position.global_step

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _COMPILED: Final = "_orig_mod"
 _SHOWN: Final = 3
+GIVEN: Final = "model.given"
+"""Where the trainer leaves the model that a fit begins with."""
 
 
 class AllModules(nn.Module):
@@ -94,6 +96,24 @@ def _child(module: torch.nn.Module, name: str) -> torch.nn.Module | None:
         return module.get_submodule(name) if name else None
     except AttributeError:
         return None
+
+
+def check_not_replaced(given: torch.nn.Module, model: torch.nn.Module, called: object) -> None:
+    """Refuses a model that was put in the place of the trained one, while the old one is called.
+
+    Args:
+        given: the model that the run began with.
+        model: ``ctx.model`` now.
+        called: ``ctx.wrapped_model`` now.
+
+    Raises:
+        JobError: another model would be saved than is trained.
+    """
+    if model is not given and unwrapped(called) is given:  # type: ignore[arg-type]  # a module
+        raise JobError(
+            "ctx.model was replaced during the run, but the model from before is the one that is "
+            "trained; replace its parts, or give the trainer the new one"
+        )
 
 
 def has_module(model: torch.nn.Module, name: str) -> bool:

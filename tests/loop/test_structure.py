@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from hatbus import Bus, Context, Trainer, hookimpl
+from hatbus.errors import JobError
 from hatbus.loop import structure_changed, structure_of
 
 
@@ -136,3 +137,16 @@ def test_every_fit_looks_anew_and_leaves_no_hook_behind() -> None:
     trainer.fit(num_steps=2)
     assert does.counts == [1, 2]
     assert not any(hooks)
+
+
+def test_a_model_that_is_put_in_the_place_of_the_trained_one_is_refused() -> None:
+    class Other:
+        @hookimpl
+        def on_epoch_begin(self, ctx: Context) -> None:
+            ctx.model = Net()
+
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, optimizer, batches(2), nn.functional.mse_loss, [Other()])
+    with pytest.raises(JobError, match=r"ctx\.model was replaced during the run"):
+        trainer.fit(num_epochs=2)
