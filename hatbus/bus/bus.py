@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 import pluggy
 
 from hatbus.bus.dispatch import Gate, Rules, freeze
-from hatbus.bus.instance_names import check_name
 from hatbus.bus.intervals import Interval, Intervals
 from hatbus.bus.member import CORE, Member, is_core
 from hatbus.bus.order import Place, Placed, in_turn, resolve
@@ -25,6 +24,7 @@ from hatbus.discovery.configs import Builder, is_config
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.events import on_demand, training
 from hatbus.events.declare import PROJECT, declaration_of
+from hatbus.events.instance_names import check_name
 from hatbus.events.training import DECISION, EVENTS, Event
 
 if TYPE_CHECKING:

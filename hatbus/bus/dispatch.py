@@ -28,11 +28,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from weakref import finalize
 
-from hatbus.bus import answers
 from hatbus.bus.blame import acquit, blame, came_out_of, frozen_line, note_another
 from hatbus.bus.frozen_source import Frozen, Source, arguments, begin, parameters, wanted
 from hatbus.bus.unprovided import unprovided
 from hatbus.errors import HookError
+from hatbus.events import answers
 from hatbus.events.training import DECISION, MOMENT, SPAN
 
 if TYPE_CHECKING:

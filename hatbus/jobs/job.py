@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from hatbus import option_values
-from hatbus.bus.instance_names import fault_of_name
 from hatbus.bus.intervals import Interval
 from hatbus.errors import JobError, PluginError, did_you_mean
 from hatbus.events.declare import OVERRIDABLE, declaration_of
+from hatbus.events.instance_names import fault_of_name
 from hatbus.foreign_arguments import in_job
 from hatbus.jobs.options import check
 from hatbus.jobs.overrides import PLANS, override, switch

@@ -8,9 +8,9 @@ import pytest
 from tiny import hearing, tiny_trainer
 
 from hatbus import Bus, hookimpl
-from hatbus.bus.instance_names import ACCEPTED
 from hatbus.callbacks import Checkpoint
 from hatbus.errors import JobError, PluginError
+from hatbus.events.instance_names import ACCEPTED
 from hatbus.jobs.job import read_job
 
 ODD = ["a.b", "run", ".", "..", "../up", "", "a b", "a/b", "a\\b", "a:b", "x" * 65, "\u65e5" * 25]
