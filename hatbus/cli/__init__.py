@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.cli import display, of_plugins
 from hatbus.cli.streams import lost_output, outlive_readers
+from hatbus.discovery.first_party import is_first_party
 from hatbus.errors import SaveError
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words and words[0] not in COMMANDS and not words[0].startswith("-"):
             command = of_plugins.find(words[0])
-            guilty = f"command {command.name!r} ({command.source})"
+            if not is_first_party(command.distribution):  # hatbus's own run the user's code
+                guilty = f"command {command.name!r} ({command.source})"
             code = of_plugins.run(command, words[1:])
         else:
             of_plugins.warn_of_another(words[:1])
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             display.show_lines(lost)
             code = code if words[0] in TRAINING else SaveError.exit_code
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - each has its own exit code
-        return display.explain(error, guilty, traceback=getattr(args, "traceback", False))
+        return display.explain(error, guilty, traceback="--traceback" in words)
     return code
 
 

@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         HatbusError: what is wrong with the job, or why it cannot be drawn.
     """
-    from hatbus.cli.run import show_log
     from hatbus.insight.preview_picture import check_target, draw
+    from hatbus.jobs.command_line import show_log
     from hatbus.jobs.job import parse_job
 
     show_log(quiet=args.quiet)

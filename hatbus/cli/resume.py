@@ -20,9 +20,10 @@ JOB_FILE = "job.json"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     from hatbus.cli import run as run_command
+    from hatbus.jobs.command_line import change_options
 
     parser.add_argument("dir", metavar="DIR", help="the run's folder (run_dir), with its job.json")
-    run_command.change_options(parser)
+    change_options(parser)
     run_command.training_options(parser)
 
 
@@ -32,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         HatbusError: there is no run to resume, or what went wrong in it.
     """
-    from hatbus.cli.run import checkpoint_options, show_log
+    from hatbus.cli.run import checkpoint_options
+    from hatbus.jobs.command_line import show_log
     from hatbus.jobs.job import parse_job, read_job
     from hatbus.loop.signals import ignore_saves
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
 from hatbus.errors import JobError
+from hatbus.jobs.command_line import change_options, show_log
 
 if TYPE_CHECKING:
     import argparse
@@ -31,27 +29,6 @@ def job_arguments(parser: argparse.ArgumentParser) -> None:
         "--stage", metavar="NAME", help="of a HAT config (JOB.py, which is executed): float_trainer"
     )
     change_options(parser)
-
-
-def change_options(parser: argparse.ArgumentParser) -> None:
-    """What a job says otherwise, for one command."""
-    parser.add_argument(
-        "-p",
-        dest="plugins",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="add a plugin with default options, or switch one off: no:NAME",
-    )
-    parser.add_argument(
-        "-o",
-        dest="options",
-        metavar="NAME.KEY=VALUE",
-        action="append",
-        default=[],
-        help="set an option of a plugin, or a key of the run: run.num_epochs=3",
-    )
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
 
 
 def training_options(parser: argparse.ArgumentParser) -> None:
@@ -140,28 +117,3 @@ def checkpoints_of(job: Job) -> list[str]:
     if not names:
         raise JobError(f"{job.name} has no plugin 'checkpoint', so nothing was saved to go on from")
     return names
-
-
-def show_log(*, quiet: bool) -> None:
-    """Shows hatbus's log on stderr; of ranks other than 0, warnings only."""
-    rank = int(os.environ.get("RANK", "0"))
-    handler = _Stderr()
-    handler.setLevel(logging.WARNING if quiet or rank else logging.INFO)
-    handler.setFormatter(logging.Formatter(f"[rank {rank}] %(message)s" if rank else "%(message)s"))
-    log = logging.getLogger("hatbus")
-    log.handlers[:] = [handler]
-    log.setLevel(logging.WARNING if rank else logging.INFO)  # the run's own log is never quiet
-    log.propagate = False
-
-
-class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what ``sys.stderr`` is just now: a progress bar puts its own there."""
-
-    @property
-    def stream(self) -> Any:
-        """The present stderr."""
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, value: object) -> None:
-        """Keeps following stderr."""

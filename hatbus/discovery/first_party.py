@@ -50,6 +50,7 @@ COMMANDS: Final[dict[str, str]] = {
     **dict.fromkeys(("run", "resume", "explain", "preview", "plugins", "events"), "hatbus"),
     **dict.fromkeys(("new-plugin", "schema"), "hatbus"),
     "checkpoints": "hatbus-checkpoint",
+    "evaluate": "hatbus-checkpoint",
     "export": "hatbus-checkpoint",
 }
 """Reserved command to the distribution that brings it."""

@@ -96,7 +96,7 @@ def aside(bus: Bus, training: Context, weights: str | None = None) -> Iterator[C
     ctx = Context(own, **{name: getattr(training, name) for name in _SAME})
     ctx.wrapped_model, at = ctx.model, training.position
     ctx.position = Position(at.epoch, at.step, at.global_step)
-    ctx.weights.asked = weights
+    ctx.weights.asked, ctx.is_aside = weights, True
     with joined(ctx.device), _as_before(own):
         ctx.control = (AgreedControl if ctx.world_size > 1 else Control)(own.callers)
         try:

@@ -217,7 +217,7 @@ def prepare(
     plugins: tuple[str, ...] = (),
     options: tuple[str, ...] = (),
 ) -> Prepared:
-    """Reads and checks a job; ``plugins`` and ``options`` as for ``hatbus.jobs.job.read_job``.
+    """Reads and checks a job; ``plugins`` and ``options`` as for ``hatbus.jobs.read_job``.
 
     Raises:
         JobError: every problem of the job, one line each.

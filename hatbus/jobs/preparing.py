@@ -22,7 +22,7 @@ def prepare(
 
     Args:
         path: of the file.
-        plugins: as for ``hatbus.jobs.job.read_job``.
+        plugins: as for ``hatbus.jobs.read_job``.
         options: the same.
         stage: name of the stage; None in a job.
 

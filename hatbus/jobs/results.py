@@ -12,7 +12,7 @@ from hatbus.insight.terminal import terminal
 from hatbus.option_values import short
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from rich.console import Console
 
@@ -37,21 +37,37 @@ def show(book: RunLog, print_on: Callable[[Console], None], *, quiet: bool = Fal
 
 def show_results(console: Console, ctx: Context, places: list[Path]) -> None:
     """Prints the last published metrics and where the run's files are."""
-    from rich.table import Table
-    from rich.text import Text
-
-    metrics = dict(scalars_of(ctx))
+    metrics, steps = dict(scalars_of(ctx)), ctx.position.global_step
     if metrics:
-        table = Table("metric", title=f"after {ctx.position.global_step} steps")
-        table.add_column("value", justify="right")
-        for name, value in sorted(metrics.items()):
-            table.add_row(Text(name), f"{value:.6g}")
-        console.print(table)
+        is_old = 0 < steps == ctx.began_at
+        show_metrics(
+            metrics, f"after {steps} steps" + (", as it was saved" if is_old else ""), console
+        )
     else:
-        console.print(f"done after {ctx.position.global_step} steps; no plugin published a metric")
+        console.print(f"done after {steps} steps; no plugin published a metric")
     for place in places:
         console.print(f"files: {short(place)}", soft_wrap=True, highlight=False)
         console.print(f"       {contents(place)}", soft_wrap=True, highlight=False)
+
+
+def show_metrics(
+    metrics: Mapping[str, float], title: str | None = None, console: Console | None = None
+) -> None:
+    """Prints metrics as a table, by name.
+
+    Args:
+        metrics: name to value.
+        title: what they are of; a short one.
+        console: where; stdout when None.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("metric", title=title)
+    table.add_column("value", justify="right")
+    for name, value in sorted(metrics.items()):
+        table.add_row(Text(name), f"{value:.6g}")
+    (console or terminal()).print(table)
 
 
 def contents(folder: Path) -> str:

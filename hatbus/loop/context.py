@@ -63,6 +63,8 @@ class Context:
             resumed one those of its checkpoint; known once ``on_loop_begin`` is over.
         part: what the names begin with that this run publishes in another one: ``"val"`` in a
             validation, empty in a training.
+        is_aside: whether this is work beside a training, such as ``trainer.validate()``, of which
+            nothing is written into the run's files.
     """
 
     _names: dict[str, set[str]]
@@ -83,6 +85,7 @@ class Context:
         "exception",
         "global_step_id",
         "grad_norm",
+        "is_aside",
         "latest",
         "loss",
         "losses",
@@ -136,7 +139,7 @@ class Context:
         self.num_steps: int | None = None
         self.steps_per_epoch: int | None = None
         self.total_steps: int | None = None
-        self.updates, self.committed = 0, False
+        self.updates, self.committed, self.is_aside = 0, False, False
         self.grad_norm: torch.Tensor | None = None
         self.weight, self.data_wait, self.part, self._names = 1.0, 0.0, "", {}
         self.rank, self.world_size, self.seed = bus.rank, 1, 0

@@ -66,7 +66,7 @@ def one_of(folder: Path, name: str | None) -> Entry:
     if name is not None:
         known = {e.path.name: e for e in entries}
         if name not in known:
-            raise CheckpointError(f"no checkpoint {name!r}{did_you_mean(name, known)}")
+            raise CheckpointError(f"no checkpoint {name!r}{did_you_mean(name, [*MARKS, *known])}")
         return known[name]
     for entry in entries:
         if not fault_of(entry):

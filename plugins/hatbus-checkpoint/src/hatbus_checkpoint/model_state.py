@@ -56,6 +56,7 @@ def give(
     strict: bool,
     changed: Collection[str] = (),
     what: str = "the model",
+    advice: str = "strict_match = false loads what fits",
 ) -> None:
     """Loads weights, after a look at all of them.
 
@@ -65,6 +66,7 @@ def give(
         strict: refuse missing and unexpected names; otherwise they are a warning.
         changed: names of buffers that the saved run had given another shape.
         what: the model is called.
+        advice: what to do where strictness alone refuses it.
 
     Raises:
         CheckpointError: a table of what does not fit; no weight was touched.
@@ -76,7 +78,7 @@ def give(
     fatal = [r for r in rows if strict or r[0] == "reshaped"]
     nothing = bool(rows) and not set(model.state_dict()) & set(mine)
     if fatal or nothing:
-        hint = "" if nothing or not strict else "; strict_match = false loads what fits"
+        hint = "" if nothing or not strict or not advice else f"; {advice}"
         raise CheckpointError(f"{what} is not the one that was saved{hint}\n{table(rows)}")
     if rows:
         log.warning("%s is not the one that was saved; loading what fits\n%s", what, table(rows))

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 from hatbus.bus import default_name
 from hatbus.discovery import build
 from hatbus.errors import PluginError
+from hatbus.events import declaration_of
 
 ACCEPTED: Final = (
     "accepted: a plugin, the name of an installed one, or a table such as "
@@ -40,6 +41,12 @@ def named_callbacks(given: Iterable[Any]) -> list[Named]:
         free = (f"{name}_{n}" if n > 1 else name for n in range(1, len(taken) + 2))
         found.append(Named(next(n for n in free if n not in taken), callback, overrides))
     return found
+
+
+def without_writers(callbacks: Iterable[Named]) -> list[Named]:
+    """The callbacks but those of stage ``report``, which write a run's files and boards."""
+    placed = ((one, declaration_of(one.callback, one.overrides)) for one in callbacks)
+    return [one for one, declared in placed if declared.stage != "report"]
 
 
 def _built(given: Any) -> tuple[object, dict[str, Any], str]:

@@ -24,7 +24,7 @@ from hatbus.option_values import UNITS, one_of, text, whole
 from hatbus.parallel import is_sharded, refuse_sharded
 from hatbus.rng import fenced
 from hatbus_validation import shown_weights as shown
-from hatbus_validation.callback_tables import Named, named_callbacks
+from hatbus_validation.callback_tables import Named, named_callbacks, without_writers
 from hatbus_validation.fellows import FIRST_NAME, asking, fellows_of, first_names
 from hatbus_validation.inner_run import InnerContext, evaluate, inner_bus
 from hatbus_validation.loaders import Passes, Source, built_loaders, sources
@@ -179,6 +179,7 @@ class Validation:
             data = Passes(source, ctx.device, equal=is_sharded(ctx.model), training=training)
             if callbacks:
                 inner = [*callbacks, *self._own_callbacks(source)]
+                inner = without_writers(inner) if ctx.is_aside else inner
                 bus = inner_bus(inner, processor, ctx, data.tasks)
                 self._runs.append((source, data, bus))
 
