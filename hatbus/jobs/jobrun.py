@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 from collections.abc import Mapping
 from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import asdict
@@ -12,7 +11,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import numpy as np
 import torch
 
 from hatbus import __version__, discovery, option_values
@@ -29,6 +27,7 @@ from hatbus.jobs.results import places_of, show, show_profile, show_results
 from hatbus.jobs.run_log import RunLog, logged
 from hatbus.log import log
 from hatbus.parallel.processes import rank_and_world
+from hatbus.rng import seed_all
 from hatbus.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -282,10 +281,9 @@ def with_place(name: str, cls: type[Any], options: dict[str, Any], run_dir: Path
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds torch, numpy and random."""
+    """Seeds python, numpy, and torch on every device."""
+    seed_all(seed)
     torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
 
 
 def own_device(device: str) -> str:
@@ -338,14 +336,12 @@ class JobFiles:
 
     def __init__(self, prepared: Prepared, trainer: Trainer) -> None:
         job = prepared.job
-        plugins = {name: found.source for name, found in prepared.found.items()}
+        about = {"distributions": {n: found.source for n, found in prepared.found.items()}}
         trainer.bus.set_tasks(trainer.ctx.data.tasks)
         plan = json.dumps(plan_of(trainer.bus).as_json()["events"], indent=2)
         self.run_dir = job.run_dir
         self.texts = {
-            JOB_FILE: job.to_json(
-                version=__version__, distributions=plugins, **job.origin_of_stage()
-            ),
+            JOB_FILE: job.to_json(version=__version__, **about, **job.origin_of_stage()),
             PLAN_FILE: plan + "\n",
         }
         if trainer.ctx.rank == 0:
