@@ -282,7 +282,9 @@ def test_a_loss_that_is_bad_on_one_rank_is_skipped_by_both(deciders: Any) -> Non
 def test_ranks_give_up_together_after_too_many_skipped_steps(deciders: Any) -> None:
     (step, text), (other_step, other_text) = (seen["gave up"] for seen in deciders)
     assert step == other_step == 10
-    assert text == "on another rank, after 10 skipped steps in a row"
+    # The loss is the second rank's alone; its gradient reaches both, and each says what it saw.
+    assert text.startswith("the gradient of 'weight'")
+    assert text.endswith("in step 10, after 10 skipped steps in a row")
     assert other_text == "loss 'loss' is nan in step 10, after 10 skipped steps in a row"
 
 
