@@ -25,6 +25,7 @@ from hatbus.errors import JobError
 from hatbus.evaluation.aside import validated
 from hatbus.evaluation.numbers import scalars_of
 from hatbus.foreign_arguments import explained
+from hatbus.initial_weights import initialise
 from hatbus.loop.beside import modules_beside, warn_of_strangers
 from hatbus.loop.context import Context
 from hatbus.loop.control import Control
@@ -78,6 +79,8 @@ class Trainer:
         run_dir: folder of the run's files.
         nan: ``"raise"``, ``"skip_step"`` or ``"ignore"``, when a loss is not finite; weights that
             are not are never saved.
+        init_from: a run, a checkpoint or a file whose weights the model gets, and nothing else; or
+            the options of ``hatbus_checkpoint.InitFrom`` as a mapping.
 
     Each of them may be a config, ``dict(type=..., ...)``, nested or not (see
     ``hatbus.discovery.build``); an optimizer's then needs no ``params``.
@@ -111,6 +114,7 @@ class Trainer:
         modules: Mapping[str, torch.nn.Module] | None = None,
         run_dir: str | Path | None = None,
         nan: str = "raise",
+        init_from: str | Path | Mapping[str, Any] | None = None,
     ) -> None:
         parts = built_parts(model=model, optimizer=optimizer, loss=loss, processor=batch_processor)
         more = built_parts(data=data, sampler=task_sampler, train=train_metrics, val=val_metrics)
@@ -151,6 +155,8 @@ class Trainer:
         self.ctx.modules = {name: module.to(place) for name, module in beside.items()}
         if rank == 0:
             warn_of_strangers(optimizer, self.ctx.all_modules)
+        if init_from is not None:
+            initialise(self.ctx.model, init_from)
         if precision == "fp16":
             self.ctx.scaler = torch.amp.GradScaler(place.type)
 

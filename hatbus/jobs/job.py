@@ -53,6 +53,8 @@ class Run:
         nan: what a loss that is not finite does; weights that are not are never saved.
         run_dir: where the run's files go; by default ``runs/<folder of the job>``.
         resume: ``"auto"``, ``"last"``, ``"best"`` or a path, for the checkpoint plugin.
+        init_from: a run, checkpoint or file whose weights a new run starts from; or a table with
+            ``path`` and ``weights``, ``rename``, ``only``, ``skip``, ``strict``.
         args: keyword arguments of the entry function.
     """
 
@@ -67,6 +69,7 @@ class Run:
     nan: Literal["raise", "skip_step", "ignore"] = "raise"
     run_dir: str | None = None
     resume: str | None = None
+    init_from: str | dict[str, Any] | None = None
     args: dict[str, Any] = field(default_factory=dict)
 
 

@@ -18,6 +18,7 @@ from hatbus.discovery.before_after import strangers
 from hatbus.discovery.entry_points import SOURCE
 from hatbus.errors import HatbusError, JobError, PluginError, SaveError
 from hatbus.events.declare import hookimpl
+from hatbus.initial_weights import begin_with
 from hatbus.insight.explanation import plan_of
 from hatbus.insight.profile import Profile
 from hatbus.jobs.job import PLUGIN_KEYS, parse_job
@@ -109,6 +110,7 @@ class Prepared:
             nan=run.nan,
             run_dir=self.job.run_dir,
         )
+        begin_with(trainer, self.job, self.started_in)
         _register(trainer, self.job, instances)
         trainer.ctx.storage["resume"] = self._resume
         trainer.ctx.storage["job"] = self.job.to_tables()
@@ -239,8 +241,7 @@ def run(prepared: Prepared, *, quiet: bool = False, profile: bool = False) -> in
         The process's exit code.
     """
     job = prepared.job
-    title = f"{job.name} with hatbus {__version__}"
-    is_first = rank_and_world()[0] == 0
+    title, is_first = f"{job.name} with hatbus {__version__}", rank_and_world()[0] == 0
     with logged(job.run_dir, title) if is_first else nullcontext() as book:
         _train(prepared, book, quiet=quiet, profile=profile)
     return 0

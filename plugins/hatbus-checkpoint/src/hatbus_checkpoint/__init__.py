@@ -8,8 +8,17 @@ from hatbus.lazily import lazily
 
 if TYPE_CHECKING:
     from hatbus_checkpoint.checkpoint import Checkpoint
+    from hatbus_checkpoint.init_from import InitFrom, Match
+    from hatbus_checkpoint.loading import Loaded
     from hatbus_checkpoint.weights import weights_of
 
-__all__ = ["Checkpoint", "weights_of"]
+__all__ = ["Checkpoint", "InitFrom", "Loaded", "Match", "weights_of"]
 
-__getattr__ = lazily(__name__, Checkpoint="checkpoint", weights_of="weights")
+__getattr__ = lazily(
+    __name__,
+    Checkpoint="checkpoint",
+    InitFrom="init_from",
+    Match="init_from",
+    Loaded="loading",
+    weights_of="weights",
+)

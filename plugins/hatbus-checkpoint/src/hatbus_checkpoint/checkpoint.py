@@ -25,6 +25,7 @@ from hatbus_checkpoint.best import Best
 from hatbus_checkpoint.exchange import start_from_hat, write_weights
 from hatbus_checkpoint.folder import CheckpointFolder, Entry
 from hatbus_checkpoint.judged import check_key
+from hatbus_checkpoint.loading import load
 from hatbus_checkpoint.locate import AUTO, locate, wanted_place
 from hatbus_checkpoint.lock import FolderLock
 from hatbus_checkpoint.options import check_options
@@ -132,7 +133,7 @@ class Checkpoint:
         self._found: Entry | None = None
         self._random: rng.RandomState | None = None
 
-    # ---- the run ------------------------------------------------------------------------------
+    load = staticmethod(load)
 
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:

@@ -46,7 +46,9 @@ def trainer_for(args: argparse.Namespace) -> tuple[Trainer, ShownCheckpoint]:
     from hatbus.jobs import prepare
     from hatbus_checkpoint.shown_checkpoint import ShownCheckpoint
 
-    trainer, shown = prepare(target.job, plugins, options).build(), ShownCheckpoint(target)
+    prepared, shown = prepare(target.job, plugins, options), ShownCheckpoint(target)
+    prepared.job.run.init_from = None  # the checkpoint comes in its place
+    trainer = prepared.build()
     trainer.bus.register(shown, "shown_checkpoint")
     return trainer, shown
 

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 _SHOWN: Final = 3
 
 
+_STATES: Final = ("state_dict", "model_state_dict", "model")
+"""Where files of others keep the weights beside other things; HAT's is the first."""
+
+
 def to_single(saved: Saved, target: Path, weights: str = RAW, only: Sequence[str] = ()) -> None:
     """Writes weights as one safetensors file; shared tensors stand under every name.
 
@@ -138,16 +142,40 @@ def read_hat(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is another kind of file, or holds more than data.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd kinds of pickle, which are refused anyway
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a garbled pickle can raise anything
-        line = str(error).partition("\n")[0]
-        raise CheckpointError(f"{str(path)!r} cannot be read: {line:.200}") from error
+    found = _data_in(path)
     if not isinstance(found, dict) or not isinstance(found.get("state_dict"), dict):
         raise CheckpointError(f"{str(path)!r} holds no 'state_dict'; accepted: a file of HAT's")
     return found
+
+
+def state_in(path: Path) -> dict[str, Any]:
+    """The weights in a file that ``torch.save`` wrote: a state dict, or HAT's file.
+
+    Raises:
+        CheckpointError: it is another kind of file, or holds more than data.
+    """
+    found = _data_in(path)
+    if isinstance(found, dict):
+        inner = next((found[n] for n in _STATES if isinstance(found.get(n), dict)), found)
+        if inner and all(isinstance(n, str) for n in inner):
+            tensors = [v for v in inner.values() if isinstance(v, torch.Tensor)]
+            if tensors and (inner is not found or len(tensors) == len(inner)):
+                return dict(inner)
+    raise CheckpointError(
+        f"{str(path)!r} holds no state dict; accepted: one by itself, or under "
+        f"{', '.join(map(repr, _STATES))}"
+    )
+
+
+def _data_in(path: Path) -> Any:
+    """What ``torch.save`` wrote, if it is data alone."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd kinds of pickle, which are refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a garbled pickle can raise anything
+        line = str(error).partition("\n")[0]
+        raise CheckpointError(f"{str(path)!r} cannot be read: {line:.200}") from error
 
 
 def start_from_hat(

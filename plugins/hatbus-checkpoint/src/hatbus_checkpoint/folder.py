@@ -16,6 +16,8 @@ from hatbus_checkpoint import durable, finite_file, manifest
 
 MARKS: Final = ("last", "best")
 """What a pointer may say of a checkpoint."""
+JOB_FILE: Final = "job.json"
+"""What a run's folder is known by."""
 Chunks = Callable[[], Iterable[memoryview | bytes]]
 _NAME: Final = r"checkpoint-(epoch|step)-(\d+)(-[0-9a-f]{8})?(\.\d+)?"
 _ANY: Final = re.compile(rf"(.*?){_NAME}")
@@ -219,6 +221,18 @@ def save_dir_in(path: Path) -> Path:
             f"{str(path)!r} holds several folders of checkpoints, {names}; give one"
         )
     return below[0] if below else path
+
+
+def newest_run(place: Path) -> Path | None:
+    """The folder itself when it is a run's; of a folder with runs in it, the newest one's."""
+    found = [place / JOB_FILE]
+    if not found[0].is_file():
+        found = [*place.glob(f"*/{JOB_FILE}")]
+    dated: list[tuple[int, Path]] = []
+    for file in found:
+        with suppress(OSError):
+            dated.append((file.stat().st_mtime_ns, file.parent))
+    return max(dated)[1] if dated else None
 
 
 def entry_of(path: Path) -> Entry:

@@ -117,12 +117,14 @@ def give_beside(ctx: Context, state: Mapping[str, Any], *, strict: bool) -> None
 def differences(model: torch.nn.Module, state: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """What does not fit: ``(missing | unexpected | reshaped, name, detail)``."""
     mine = model.state_dict()
-    rows = [("missing", n, _shape(v)) for n, v in mine.items() if n not in state and not is_lazy(v)]
-    rows += [("unexpected", n, _shape(v)) for n, v in state.items() if n not in mine]
+    rows = [
+        ("missing", n, shape_of(v)) for n, v in mine.items() if n not in state and not is_lazy(v)
+    ]
+    rows += [("unexpected", n, shape_of(v)) for n, v in state.items() if n not in mine]
     rows += [
-        ("reshaped", n, f"{_shape(state[n])} in the checkpoint, {_shape(v)} in the model")
+        ("reshaped", n, f"{shape_of(state[n])} in the checkpoint, {shape_of(v)} in the model")
         for n, v in mine.items()
-        if n in state and not is_lazy(v) and _shape(state[n]) != _shape(v)
+        if n in state and not is_lazy(v) and shape_of(state[n]) != shape_of(v)
     ]
     own = {row[1] for row in rows if row[0] == "reshaped" and takes_its_own(model, row[1], state)}
     return [row for row in rows if row[1] not in own]
@@ -139,5 +141,6 @@ def table(rows: list[tuple[str, str, str]]) -> str:
     return "\n".join(lines)
 
 
-def _shape(value: Any) -> str:
+def shape_of(value: Any) -> str:
+    """The shape of a tensor in words; the kind of anything else."""
     return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__

@@ -12,12 +12,18 @@ from hatbus.jobs import read_job
 from hatbus.option_values import path as path_value
 from hatbus.option_values import short
 from hatbus_checkpoint import listing, manifest
-from hatbus_checkpoint.folder import MARKS, CheckpointFolder, Entry, save_dir_in
+from hatbus_checkpoint.folder import (
+    JOB_FILE,
+    MARKS,
+    CheckpointFolder,
+    Entry,
+    newest_run,
+    save_dir_in,
+)
 
 if TYPE_CHECKING:
     from hatbus.jobs import Job
 
-JOB_FILE: Final = "job.json"
 _ABOVE: Final = 3
 """Folders above a checkpoint in which its run's job may be: ``run/checkpoint/<name>``."""
 
@@ -121,18 +127,6 @@ def _of_checkpoints(
     job = _whole(file, read_job(file, plugins, options))
     prefix = path.name.partition("checkpoint-")[0] if (path / manifest.NAME).exists() else None
     return Target(file, path, name, _prefix(job) if prefix is None else prefix)
-
-
-def newest_run(place: Path) -> Path | None:
-    """The folder itself when it is a run's; of a folder with runs in it, the newest one's."""
-    found = [place / JOB_FILE]
-    if not found[0].is_file():
-        found = [*place.glob(f"*/{JOB_FILE}")]
-    dated: list[tuple[int, Path]] = []
-    for file in found:
-        with suppress(OSError):
-            dated.append((file.stat().st_mtime_ns, file.parent))
-    return max(dated)[1] if dated else None
 
 
 def _of_run(file: Path, job: Job, run: Path, name: str | None) -> Target:

@@ -10,9 +10,9 @@ import torch
 
 from hatbus.errors import CheckpointError
 from hatbus.loop import RAW
-from hatbus_checkpoint import tensor_file
-from hatbus_checkpoint.exchange import averages_of, read_hat
-from hatbus_checkpoint.folder import CheckpointFolder, prefixes_in, save_dir_in
+from hatbus_checkpoint import manifest, tensor_file
+from hatbus_checkpoint.exchange import averages_of, state_in
+from hatbus_checkpoint.folder import CheckpointFolder, Entry, newest_run, prefixes_in, save_dir_in
 from hatbus_checkpoint.locate import locate
 from hatbus_checkpoint.restore import Saved
 
@@ -25,7 +25,8 @@ def weights_of(path: Path | str, view: str = RAW) -> dict[str, Any]:
     Args:
         path: a checkpoint; a folder of them (the newest is taken) or of a run; such a folder and
             ``/best`` or ``/last``; ``<folder>/<prefix>checkpoint-best``, with or without HAT's
-            ``.pth.tar``, for the one that is marked so; HAT's ``.pth.tar``; a ``.safetensors``.
+            ``.pth.tar``, for the one that is marked so; HAT's ``.pth.tar``; a ``.safetensors``; a
+            state dict that ``torch.save`` wrote.
         view: ``"raw"``, or the plugin whose averages take the place of the raw weights.
 
     Returns:
@@ -34,17 +35,42 @@ def weights_of(path: Path | str, view: str = RAW) -> dict[str, Any]:
     Raises:
         CheckpointError: there is nothing of the kind, it is damaged, or holds no such averages.
     """
+    entry = entry_at(path)
+    return weights_in(path if entry is None else entry, view)
+
+
+def entry_at(path: Path | str) -> Entry | None:
+    """The checkpoint that a path means, verified; None where it is a file of weights.
+
+    Raises:
+        CheckpointError: there is nothing of the kind, or it is damaged.
+    """
     found = Path(path)
-    if found.is_file():
-        return _of_file(found, view)
     if not found.exists():
         found = _marked(found)
     if found.is_file():
-        return _of_file(found, view)
+        return None
+    if found.is_dir() and not (found / manifest.NAME).exists():
+        found = newest_run(found) or found
     entry = locate(found, _folder(found))
     if entry is None:
         raise CheckpointError(f"there is no checkpoint in {str(path)!r}")
-    saved = Saved(entry)
+    return entry
+
+
+def weights_in(source: Entry | Path | str, view: str = RAW) -> dict[str, Any]:
+    """The weights of a checkpoint, or in a file.
+
+    Args:
+        source: the checkpoint, verified; or the file.
+        view: as in ``weights_of``.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds no such averages.
+    """
+    if not isinstance(source, Entry):
+        return _of_file(Path(source), view)
+    saved = Saved(source)
     state = saved.model()
     if view == RAW:
         return state
@@ -57,8 +83,7 @@ def _of_file(path: Path, view: str) -> dict[str, Any]:
         raise CheckpointError(f"{str(path)!r} holds raw weights only, no {view!r}")
     if path.suffix == ".safetensors":
         return dict(tensor_file.read(path))
-    state: dict[str, Any] = read_hat(path)["state_dict"]
-    return state
+    return state_in(path)
 
 
 def _marked(path: Path) -> Path:
