@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hatbus import option_values
 from hatbus.batches.batch_processor import BatchProcessor
 from hatbus.batches.finite import finite_loss
 from hatbus.batches.finite_weights import FiniteWeights
@@ -46,6 +45,7 @@ from hatbus.parallel.processes import (
     rank_and_world,
     wrapped_in_ddp,
 )
+from hatbus.runs.of_trainer import ScriptRun
 from hatbus.trainer_arguments import check_arguments, check_closure, check_plan
 
 if TYPE_CHECKING:
@@ -76,7 +76,11 @@ class Trainer:
             that keep something. They are moved, saved, resumed and shared as the model is; so is a
             loss that is a module or holds one, without being named here.
         train_metrics, val_metrics: handed to every event under these names.
-        run_dir: folder of the run's files.
+        run_dir: where the run gets a folder of its own, at the first ``fit`` (``ctx.run_dir``).
+        run_name: of that folder; by default the time.
+        resume: ``"auto"``, ``"last"``, ``"best"``, a checkpoint's path or ``"new"``, as in a job's
+            ``[run]``; goes before that of the checkpoint plugin. The newest run of the same script
+            with the same arguments goes on in its folder.
         nan: ``"raise"``, ``"skip_step"`` or ``"ignore"``, when a loss is not finite; weights that
             are not are never saved.
         init_from: a run, a checkpoint or a file whose weights the model gets, and nothing else; or
@@ -113,9 +117,12 @@ class Trainer:
         val_metrics: Sequence[Any] = (),
         modules: Mapping[str, torch.nn.Module] | None = None,
         run_dir: str | Path | None = None,
+        run_name: str | None = None,
+        resume: str | Path | None = None,
         nan: str = "raise",
         init_from: str | Path | Mapping[str, Any] | None = None,
     ) -> None:
+        self._run = ScriptRun(run_dir, run_name, resume)
         parts = built_parts(model=model, optimizer=optimizer, loss=loss, processor=batch_processor)
         more = built_parts(data=data, sampler=task_sampler, train=train_metrics, val=val_metrics)
         more |= built_parts(modules=modules)
@@ -149,8 +156,8 @@ class Trainer:
             steps_per_epoch=steps.steps_per_epoch,
             train_metrics=more["train"],
             val_metrics=more["val"],
-            run_dir=None if run_dir is None else option_values.path("run_dir", run_dir),
         )
+        self.ctx.storage["resume"] = self._run.resume
         beside = modules_beside(model, processor, optimizer, more["modules"])
         self.ctx.modules = {name: module.to(place) for name, module in beside.items()}
         if rank == 0:
@@ -191,7 +198,8 @@ class Trainer:
             ctx.total_steps = num_epochs * per_epoch
         self.bus.set_tasks(ctx.data.tasks)
         ctx.exception = None
-        with self._alone("fit()"), joined(ctx.device):
+        held = self._run.held(ctx, self.bus)
+        with self._alone("fit()"), held, joined(ctx.device):
             self._prepare()
             ctx.emit = self.bus.emitter()
             try:

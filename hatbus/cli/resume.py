@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from hatbus import option_values
 from hatbus.errors import JobError
+from hatbus.option_values import short
+from hatbus.runs.folders import run_folder
 
 if TYPE_CHECKING:
     import argparse
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from hatbus.jobs.job import Job
 
 JOB_FILE = "job.json"
+_ELSEWHERE = ("run.run_dir", "run.name")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +25,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     from hatbus.cli import run as run_command
     from hatbus.jobs.command_line import change_options
 
-    parser.add_argument("dir", metavar="DIR", help="the run's folder (run_dir), with its job.json")
+    parser.add_argument(
+        "dir", metavar="DIR", help="the run's folder; of one with several, the newest"
+    )
     change_options(parser)
     run_command.training_options(parser)
 
@@ -40,20 +45,36 @@ def run(args: argparse.Namespace) -> int:
 
     ignore_saves()
     show_log(quiet=args.quiet)
-    path = Path(args.dir) / JOB_FILE
-    if not path.is_file():
-        raise JobError(f"no {JOB_FILE} in {args.dir!r}; give the folder of a run (its run_dir)")
-    plugins, here = tuple(args.plugins), f"run.run_dir={json.dumps(args.dir)}"
+    folder = folder_of(args.dir)
+    path, plugins = folder / JOB_FILE, tuple(args.plugins)
+    here = f"run.run_dir={json.dumps(str(short(folder.parent)))}"
     refuse_stage(path)
     saved = read_job(path, plugins, (here,))
+    saved.run_dir = folder
     saving = checkpoint_options(saved, args.drop_plugin_state or [], args.override or [])
+    elsewhere = [word for word in args.options if word.partition("=")[0].strip() in _ELSEWHERE]
     options = (here, *saving, *args.options)
     job, _ = parse_job(path, plugins, options)
+    if job is not None and not elsewhere:
+        job.run_dir = folder
     options = (f"run.resume={json.dumps(origin(saved, job or saved))}", *options)
     from hatbus.jobs import jobrun
 
     prepared = jobrun.prepare(path, plugins, options)
-    return jobrun.run(prepared, quiet=args.quiet, profile=args.profile)
+    own = None if elsewhere else folder
+    return jobrun.run(prepared, quiet=args.quiet, profile=args.profile, folder=own)
+
+
+def folder_of(given: str) -> Path:
+    """The folder of a run; of a place with several, that of the newest.
+
+    Raises:
+        JobError: it is neither.
+    """
+    folder = run_folder(option_values.path("DIR", given))
+    if not (folder / JOB_FILE).is_file():
+        raise JobError(f"no {JOB_FILE} in {given!r}; give the folder of a run, or that of its runs")
+    return folder
 
 
 def refuse_stage(path: Path) -> None:

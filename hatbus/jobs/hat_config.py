@@ -17,7 +17,7 @@ from hatbus.bus.registration import default_name
 from hatbus.discovery.configs import Builder, is_config
 from hatbus.errors import JobError, PluginError, did_you_mean
 from hatbus.events.declare import OVERRIDABLE
-from hatbus.jobs.job import Job, Plugin, Run
+from hatbus.jobs.job import Job, Plugin, Run, said
 from hatbus.jobs.options import check
 from hatbus.jobs.overrides import override, switch
 
@@ -126,6 +126,7 @@ def read_stage(
     problems += found
     job = Stage(file.name, file.parent, Run(**values))
     job.parts, job.file = config, file.resolve()
+    job.source, job.changes = file.resolve().with_name(job.run.entry), said(plugins, options)
     for instance, table in tables["plugins"].items():
         place = f"in -p {instance}" if instance in added else f"{where}: callbacks"
         job.plugins[instance] = _plugin_of(instance, table, place)

@@ -44,6 +44,10 @@ class PreparedStage(Prepared):
             for name, plugin in stage.enabled.items()
         }
 
+    def settle(self, folder: Path) -> None:
+        """The run's folder is this one."""
+        self.job.run_dir = folder
+
     def build(self) -> Trainer:
         """Builds model, data and callbacks, each config once, and the trainer of them.
 
@@ -69,8 +73,8 @@ class PreparedStage(Prepared):
             precision=run.precision,
             compile=run.compile,
             nan=run.nan,
-            run_dir=self.job.run_dir,
         )
+        trainer.ctx.run_dir = self.job.run_dir
         self._register(trainer, builder, model)
         trainer.ctx.storage["resume"] = run.resume
         trainer.ctx.storage["job"] = self.job.to_tables()

@@ -29,9 +29,13 @@ from hatbus.jobs.options import check
 from hatbus.jobs.overrides import PLANS, override, switch
 from hatbus.jobs.references import is_reference
 from hatbus.jobs.type_hints import NONE
+from hatbus.runs.folders import SAME, Wanted, is_folder_name
 
 _TABLES: Final = ("run", "plugins")
 _TOML: Final = "$toml"
+_NOT_YET: Final = "new"
+"""Stands for the folder of a run that is not to begin: a job is only looked at."""
+_WHERE: Final = ("-o run.resume", "-o run.run_dir", "-o run.name")
 _META: Final = "hatbus"
 """The table that hatbus adds to ``job.json``; ignored when it is read again."""
 
@@ -51,8 +55,11 @@ class Run:
         accumulate: batches per task and step.
         compile: ``true``, or a table of options for ``torch.compile``.
         nan: what a loss that is not finite does; weights that are not are never saved.
-        run_dir: where the run's files go; by default ``runs/<folder of the job>``.
-        resume: ``"auto"``, ``"last"``, ``"best"`` or a path, for the checkpoint plugin.
+        run_dir: where runs get folders of their own; by default ``runs/<folder of the job>``.
+        name: of the run's folder; by default the time of its start.
+        resume: ``"auto"``, ``"last"``, ``"best"``: go on in the folder of the newest run of the
+            same job with the same ``-p`` and ``-o``, or of the given name; a path: a new run from
+            that checkpoint; ``"new"``: a new run, though one of that name is there.
         init_from: a run, checkpoint or file whose weights a new run starts from; or a table with
             ``path`` and ``weights``, ``rename``, ``only``, ``skip``, ``strict``.
         args: keyword arguments of the entry function.
@@ -68,6 +75,7 @@ class Run:
     compile: bool | dict[str, Any] = False
     nan: Literal["raise", "skip_step", "ignore"] = "raise"
     run_dir: str | None = None
+    name: str | None = None
     resume: str | None = None
     init_from: str | dict[str, Any] | None = None
     args: dict[str, Any] = field(default_factory=dict)
@@ -123,13 +131,18 @@ class Job:
         folder: of the file; paths in ``entry`` and options start here.
         run: the ``[run]`` table.
         plugins: by instance name, in the job's order; those switched off included.
-        run_dir: folder of the run's files, absolute.
+        source: the file, absolute.
+        changes: what was said otherwise: ``"-p name"``, ``"-o name.key=value"``.
+        place: where runs get their folders, absolute.
+        run_dir: folder of the run's files, absolute; settled when the run begins.
     """
 
     name: str
     folder: Path
     run: Run
     plugins: dict[str, Plugin] = field(default_factory=dict)
+    source: Path = Path()
+    changes: tuple[str, ...] = ()
 
     @property
     def enabled(self) -> dict[str, Plugin]:
@@ -139,12 +152,23 @@ class Job:
     def __post_init__(self) -> None:
         """Settles where the run's files are: its code may change the folder."""
         given = self.run.run_dir or Path("runs") / self.folder.resolve().name
-        self.run_dir = option_values.path("run_dir", given)
+        self.place = option_values.path("run_dir", given)
+        self.run_dir = self.place / (self.run.name or _NOT_YET)
         self._run_dir_as_given = str(given)
 
     def origin_of_stage(self) -> dict[str, str]:
         """Where a stage of a HAT config stands; nothing of any other job."""
         return {}
+
+    @property
+    def wanted(self) -> Wanted:
+        """Where the run is to write."""
+        resume = self.run.resume
+        if not resume:
+            also = (p.options.get("resume") for p in self.enabled.values())
+            resume = next((word for word in also if word in SAME), None)
+        changes = [c for c in self.changes if c.partition("=")[0].strip() not in _WHERE]
+        return Wanted(self.place, self.run.name or "", resume, str(self.source), tuple(changes))
 
     def to_tables(self) -> dict[str, Any]:
         """The job as the tables of a job file, overrides included and defaults written out."""
@@ -158,6 +182,7 @@ class Job:
     def to_json(self, **meta: Any) -> str:
         """The job as text that ``read_job`` takes back."""
         origin = {"job": self.name, "folder": str(self.folder.resolve()), **meta}
+        origin |= {"changes": list(self.changes)} if self.changes else {}
         return json.dumps({**self.to_tables(), _META: origin}, indent=2, default=_as_json) + "\n"
 
 
@@ -218,7 +243,14 @@ def parse_job(
         place = f"in -p {name}" if name in added else f"{where} [plugins.{name}]"
         found[name] = _plugin(name, table, place, problems)
     folder = Path(meta.get("folder", path.parent))
-    return (Job(path.name, folder, run, found) if run else None), problems
+    if run is None:
+        return None, problems
+    return Job(path.name, folder, run, found, path.resolve(), said(plugins, options)), problems
+
+
+def said(plugins: tuple[str, ...], options: tuple[str, ...]) -> tuple[str, ...]:
+    """What the command line says otherwise, as it was written."""
+    return (*(f"-p {word}" for word in plugins), *(f"-o {word}" for word in options))
 
 
 def _tables(path: Path) -> dict[str, Any]:
@@ -271,6 +303,9 @@ def _run(table: dict[str, Any], where: str, problems: list[str]) -> Run | None:
         if name in values and isinstance(values[name], int) and values[name] < 1:
             found.append(f"key {name!r} is {values[name]!r} {where}; accepted: 1 or more")
     problems += found
+    folder = values.get("name")
+    if isinstance(folder, str) and not is_folder_name(folder):
+        problems.append(f"key 'name' is {folder!r} {where}; accepted: the name of a folder")
     return Run(**values) if "entry" in values else None
 
 

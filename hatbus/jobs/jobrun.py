@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
-from contextlib import chdir, contextmanager, nullcontext
-from dataclasses import asdict
+from contextlib import chdir, nullcontext
+from dataclasses import asdict, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -16,11 +14,10 @@ import torch
 from hatbus import __version__, discovery, option_values
 from hatbus.discovery.before_after import strangers
 from hatbus.discovery.entry_points import SOURCE
-from hatbus.errors import HatbusError, JobError, PluginError, SaveError
-from hatbus.events.declare import hookimpl
+from hatbus.errors import HatbusError, JobError, PluginError
 from hatbus.initial_weights import begin_with
-from hatbus.insight.explanation import plan_of
 from hatbus.insight.profile import Profile
+from hatbus.jobs.files import JobFiles
 from hatbus.jobs.job import PLUGIN_KEYS, parse_job
 from hatbus.jobs.options import check, schema_of, taken_keys
 from hatbus.jobs.references import References, finish, is_reference
@@ -29,17 +26,18 @@ from hatbus.jobs.run_log import RunLog, logged
 from hatbus.log import log
 from hatbus.parallel.processes import rank_and_world
 from hatbus.rng import seed_all
+from hatbus.runs.claim import claim_for_all
+from hatbus.runs.folders import NEW, SAME, run_folder
+from hatbus.runs.record import RunRecord
 from hatbus.trainer import Trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable
 
     from hatbus.discovery.entry_points import Found
     from hatbus.jobs.job import Job, Plugin
-    from hatbus.loop.context import Context
+    from hatbus.runs.folders import RunFolder
 
-JOB_FILE: Final = "job.json"
-PLAN_FILE: Final = "plan.json"
 _REQUIRED: Final = ("model", "optimizer", "data")
 _TAKEN: Final = (
     *_REQUIRED,
@@ -53,7 +51,7 @@ _TAKEN: Final = (
 """What the trainer takes of the things that the entry function returns."""
 
 
-CHECKPOINT_WORDS: Final = ("auto", "last", "best")
+CHECKPOINT_WORDS: Final = (*SAME, NEW)
 """What ``resume`` may be beside a path."""
 
 
@@ -77,9 +75,10 @@ class Prepared:
         self.job = job
         self.found: dict[str, Found | Own] = {}
         self._plugins: dict[str, tuple[type[Any], dict[str, Any]]] = {}
+        self._inside: list[str] = []
         self.started_in, self._resume = Path.cwd(), job.run.resume
         if self._resume and self._resume not in CHECKPOINT_WORDS:
-            self._resume = str(option_values.path("run.resume", self._resume))
+            self._resume = str(run_folder(option_values.path("run.resume", self._resume)))
         problems = list(problems or ())
         self._find = References((job.folder, Path.cwd())).find
         self._entry, self._arguments = self._prepare_entry(problems)
@@ -87,6 +86,12 @@ class Prepared:
             self._prepare_plugin(name, plugin, problems)
         if problems:
             raise JobError("\n".join(problems))
+
+    def settle(self, folder: Path) -> None:
+        """The run's folder is this one; so are the places in it that plugins need."""
+        self.job.run_dir = folder
+        for name in self._inside:
+            self._plugins[name][1]["save_dir"] = str(folder / name)
 
     def build(self) -> Trainer:
         """Calls the entry function, then builds the trainer and its plugins.
@@ -108,9 +113,9 @@ class Prepared:
             precision=run.precision,
             compile=run.compile,
             nan=run.nan,
-            run_dir=self.job.run_dir,
         )
         begin_with(trainer, self.job, self.started_in)
+        trainer.ctx.run_dir = self.job.run_dir
         _register(trainer, self.job, instances)
         trainer.ctx.storage["resume"] = self._resume
         trainer.ctx.storage["job"] = self.job.to_tables()
@@ -163,6 +168,8 @@ class Prepared:
         given = with_place(name, cls, plugin.options, self.job.run_dir)
         options, wrong = check(cls, given, plugin.where, self._find, also=PLUGIN_KEYS)
         problems += wrong
+        if "save_dir" in given and "save_dir" not in plugin.options:
+            self._inside.append(name)
         self.found[name] = found
         self._plugins[name] = (cls, options)
 
@@ -229,11 +236,18 @@ def prepare(
     return Prepared(job, problems)
 
 
-def run(prepared: Prepared, *, quiet: bool = False, profile: bool = False) -> int:
+def run(
+    prepared: Prepared,
+    *,
+    quiet: bool = False,
+    profile: bool = False,
+    folder: Path | None = None,
+) -> int:
     """Trains.
 
     Args:
         prepared: the job.
+        folder: of the earlier run that it goes on with; None: as the job says.
         quiet: print no table at the end.
         profile: measure the plugins; a table at the end, and ``profile.json`` in the run's folder.
 
@@ -241,17 +255,27 @@ def run(prepared: Prepared, *, quiet: bool = False, profile: bool = False) -> in
         The process's exit code.
     """
     job = prepared.job
-    title, is_first = f"{job.name} with hatbus {__version__}", rank_and_world()[0] == 0
-    with logged(job.run_dir, title) if is_first else nullcontext() as book:
-        _train(prepared, book, quiet=quiet, profile=profile)
+    title = f"{job.name} with hatbus {__version__}"
+    is_first = rank_and_world()[0] == 0
+    own = claim_for_all(replace(job.wanted, folder=folder))
+    try:
+        prepared.settle(own.path)
+        with logged(job.run_dir, title) if is_first else nullcontext() as book:
+            _train(prepared, own, book, quiet=quiet, profile=profile)
+    finally:
+        own.release()
     return 0
 
 
-def _train(prepared: Prepared, book: RunLog | None, *, quiet: bool, profile: bool) -> None:
+def _train(
+    prepared: Prepared, folder: RunFolder, book: RunLog | None, *, quiet: bool, profile: bool
+) -> None:
     """Trains; ``book`` is the first process's."""
     trainer, job = prepared.build(), prepared.job
     trainer.ctx.storage["quiet"] = quiet
     trainer.bus.register(JobFiles(prepared, trainer), "core.job_files", core=True)
+    record = RunRecord(folder)
+    trainer.bus.register(record, "core.run_record", core=True)
     measured = Profile() if profile else None
     if measured is not None:
         measured.watch(trainer.bus)
@@ -259,7 +283,8 @@ def _train(prepared: Prepared, book: RunLog | None, *, quiet: bool, profile: boo
         book.open()
         for line in prepared.doubts(trainer):
             log.warning("%s", line)
-    ctx = trainer.fit(num_epochs=job.run.num_epochs, num_steps=job.run.num_steps)
+    with record.watching():
+        ctx = trainer.fit(num_epochs=job.run.num_epochs, num_steps=job.run.num_steps)
     if book is not None and measured is not None:
         show(book, lambda console: show_profile(console, measured, job.run_dir))
     if book is not None:
@@ -326,57 +351,6 @@ def _without(name: str, returned: Mapping[str, Any]) -> str:
         return f"{near[0]!r}, which the trainer does not know; did you mean {name!r}?"
     there = f", only {', '.join(map(repr, returned))}" if returned else ""
     return f"no {name!r}{there}; accepted: a dict with 'model', 'optimizer', 'data' and more"
-
-
-class JobFiles:
-    """Writes the resolved job and the plan of its events into the run's folder.
-
-    That is when the loop begins, and not before: a resume that is refused must leave the folder's
-    job as it is, or the next one would be refused for the same.
-    """
-
-    def __init__(self, prepared: Prepared, trainer: Trainer) -> None:
-        job = prepared.job
-        about = {"distributions": {n: found.source for n, found in prepared.found.items()}}
-        trainer.bus.set_tasks(trainer.ctx.data.tasks)
-        plan = json.dumps(plan_of(trainer.bus).as_json()["events"], indent=2)
-        self.run_dir = job.run_dir
-        self.texts = {
-            JOB_FILE: job.to_json(version=__version__, **about, **job.origin_of_stage()),
-            PLAN_FILE: plan + "\n",
-        }
-        if trainer.ctx.rank == 0:
-            with written_into(self.run_dir):
-                self.run_dir.mkdir(parents=True, exist_ok=True)
-
-    @hookimpl(wrapper=True)
-    def run_loop(self, ctx: Context) -> Generator[None, Any, Any]:
-        """Writes them, on rank 0.
-
-        Raises:
-            SaveError: the folder cannot be written.
-        """
-        with written_into(self.run_dir):
-            for name, text in self.texts.items() if ctx.rank == 0 else ():
-                partial = self.run_dir / f".{name}.{os.getpid()}"
-                partial.write_text(text, "utf-8")
-                partial.replace(self.run_dir / name)
-        return (yield)
-
-
-@contextmanager
-def written_into(folder: Path) -> Iterator[None]:
-    """Says what to do when the run's folder cannot be written.
-
-    Raises:
-        SaveError: it cannot.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise SaveError(
-            f"cannot write into {str(folder)!r}: {error.strerror}; choose another run_dir"
-        ) from error
 
 
 def _register(trainer: Trainer, job: Job, instances: dict[str, object]) -> None:

@@ -66,6 +66,20 @@ def _meeting() -> tuple[Any, int, int]:
     return found
 
 
+def told_by_first(key: str, text: str) -> str:
+    """What the first process says; the others wait for it. Every rank asks once per key."""
+    if distributed.is_initialized():
+        said = [text]
+        distributed.broadcast_object_list(said, 0)
+        return said[0]
+    store, rank, _ = _meeting()
+    store = PrefixStore("hatbus says", store)
+    if rank == 0:
+        store.set(key, text)
+        return text
+    return bytes(store.get(key)).decode()
+
+
 def let_go(ctx: Context) -> None:
     """Lets go of what would keep the process group alive after a run of several processes.
 

@@ -98,9 +98,10 @@ class Subject:
         """
         rng.seed_all(0)
         own = {**self.companions(), **(plugins or {})}
-        parts = {"run_dir": self.folder, **self.build(), "plugins": own, **options}
+        parts = {**self.build(), "plugins": own, **options}
         known = inspect.signature(Trainer).parameters
         trial = Trial(**{name: value for name, value in parts.items() if name in known})
+        trial.trainer.ctx.run_dir = self.folder  # what is stopped and goes on there is one run
         rng.seed_all(1)
         return trial
 

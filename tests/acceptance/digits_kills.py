@@ -102,7 +102,8 @@ class Lives:
         """One life in this process."""
         options = {
             **OPTIONS,
-            "run.run_dir": self._place / name,
+            "run.run_dir": self._place,
+            "run.name": name,
             "run.args.num_workers": self._workers,
             "checkpoint.resume": "auto",
             "phases.path": self._place / "phase",

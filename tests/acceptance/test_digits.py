@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from stranger import install
+
+from hatbus.runs import run_folder
 
 LOSSES = """
     from hatbus import hookimpl, plugin
@@ -38,8 +39,8 @@ def test_the_digits_job_learns_and_its_table_says_what_its_files_say(outside, ch
     assert "epoch 8/8" in done.err
     assert "\x1b" not in done.out + done.err
 
-    assert "files: runs/digits\n" in done.out
-    run = outside.cwd / "runs" / "digits"
+    assert "files: runs/digits/2" in done.out
+    run = run_folder(outside.cwd / "runs" / "digits")
     published: dict[str, float] = {}
     for line in (run / "log.jsonl").read_text().splitlines():
         published.update(json.loads(line))
@@ -83,4 +84,4 @@ def test_the_multitask_job_learns_both_tasks(outside, checkout) -> None:
     assert done.metrics["val/turn/accuracy"] >= 0.88  # of four turns; 6 and 9 look alike
     assert {"train/digit/accuracy", "train/turn/accuracy"} <= set(done.metrics)
     assert "after 540 steps" in done.out
-    assert (outside.cwd / Path("runs/multitask/job.json")).exists()
+    assert (run_folder(outside.cwd / "runs/multitask") / "job.json").exists()

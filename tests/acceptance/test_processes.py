@@ -10,6 +10,8 @@ import pytest
 import torch
 from stranger import install
 
+from hatbus.runs import run_folder
+
 PROBE = """
     import json
     from hatbus import hookimpl, plugin
@@ -89,17 +91,25 @@ def test_two_processes_learn_the_digits_as_one_and_write_everything_once(outside
     done = outside.torchrun("run", job, "-p", "jsonl_log")
     assert done.code == 0, done.err
     assert done.out.count("after 184 steps") == 1
-    assert done.out.count("files: runs/digits\n") == 1
+    assert done.out.count("files: runs/digits/2") == 1
     assert done.err.count("epoch 8/8 begins") == 1
     assert "rank 1" not in done.err
     assert "Warning" not in done.err
     assert "Traceback" not in done.err
-    run = outside.cwd / "runs" / "digits"
+    run = run_folder(outside.cwd / "runs" / "digits")
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     rates = [row["step"] for row in rows if "lr/0" in row]
     assert len(rates) == len(set(rates))
     found = sorted(path.name for path in run.iterdir() if path.is_file())
-    assert found == ["job.json", "log.jsonl", "plan.json", "run.log"]
+    assert found == [
+        ".lock",
+        "history.jsonl",
+        "job.json",
+        "log.jsonl",
+        "plan.json",
+        "run.json",
+        "run.log",
+    ]
     assert len(list(run.rglob("checkpoint-last.json"))) == 1
 
     single = outside.hatbus("run", job, "-o", "run.run_dir=single", "-p", "no:checkpoint")
@@ -132,7 +142,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_on_the_same_global_batche
     parts = (outside.torchrun, 4, 4), (outside.hatbus, 7, 8), (outside.torchrun, 9, 4)
     grads, said = [], []
     for start, steps, batch_size in parts:
-        options = {"resume": "auto", "run_dir": "out", "num_steps": steps}
+        options = {"resume": "auto", "name": "out", "num_steps": steps}
         given = [o for k, v in options.items() for o in ("-o", f"run.{k}={v}")]
         done = start("run", job, *given, "-o", f"run.args.batch_size={batch_size}")
         assert done.code == 0, done.err
@@ -147,7 +157,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_on_the_same_global_batche
     assert len(expected) == 9
     torch.testing.assert_close(torch.tensor(grads), torch.tensor(expected))
 
-    other = outside.torchrun("run", job, "-o", "run.resume=auto", "-o", "run.run_dir=out")
+    other = outside.torchrun("run", job, "-o", "run.resume=auto", "-o", "run.name=out")
     assert other.code != 0
     assert "data.global_batch_size: 8 -> 16" in other.err
 

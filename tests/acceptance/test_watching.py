@@ -18,6 +18,8 @@ import pytest
 from stranger import install
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hatbus.runs import run_folder
+
 KINDS = ("scalars", "images", "histograms", "tensors")
 
 
@@ -96,22 +98,20 @@ def test_a_tensorboard_server_shows_the_examples(outside, checkout, server) -> N
     assert (digits.code, tasks.code) == (0, 0), digits.err + tasks.err
 
     page = (checkout / "docs/watching.md").read_text("utf-8")
-    assert "\n".join(["runs/digits/", *tree(outside.cwd / "runs/digits"), ""]) in page
+    folder = run_folder(outside.cwd / "runs/digits")
+    assert "\n".join(["runs/digits/2026-11-30_14-05-59/", *tree(folder), ""]) in page
 
     ask = server()
-    run, of_tasks = "digits/tensorboard", "multitask/tensorboard"
+    folders = folder, run_folder(outside.cwd / "runs/multitask")
+    run, of_tasks = (f"{f.parent.name}/{f.name}/tensorboard" for f in folders)
     tags = json.loads(ask("plugin/scalars/tags"))
     assert {"loss", "lr/0", "train/accuracy", "val/accuracy"} <= set(tags[run])
     assert {"digit/loss", "turn/loss", "train/digit/accuracy", "lr/0"} <= set(tags[of_tasks])
     points = json.loads(ask("plugin/scalars/scalars", run=run, tag="lr/0"))
-    rates = [
-        (row["step"], pytest.approx(row["lr/0"]))
-        for row in rows(outside.cwd / "runs/digits")
-        if "lr/0" in row
-    ]
+    rates = [(row["step"], pytest.approx(row["lr/0"])) for row in rows(folder) if "lr/0" in row]
     assert [(step, value) for _, step, value in points] == rates
     assert [step for step, _ in rates] == list(range(45))
-    assert curve(outside.cwd / "runs/digits/tensorboard", "lr/0") == rates
+    assert curve(folder / "tensorboard", "lr/0") == rates
 
     image = {"run": run, "tag": "batch/images", "sample": 0}
     assert len(json.loads(ask("plugin/images/images", **image))) == 4
@@ -161,7 +161,8 @@ JOB = """
     [run]
     entry = "build.py:build"
     num_epochs = 3
-    run_dir = "{folder}"
+    run_dir = "."
+    name = "{folder}"
 
     [plugins.dies]
     [plugins.cos_lr]

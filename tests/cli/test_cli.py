@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from stranger import hatbus, install, install_recorder, write_job
 from hatbus.cli import COMMANDS, main
 from hatbus.errors import JobError
 from hatbus.jobs.jobrun import prepare
+from hatbus.runs import run_folder
 
 
 @pytest.fixture
@@ -40,8 +42,8 @@ def test_a_job_with_a_strangers_plugin_trains_and_shows_metrics_and_files(
     assert [line.split()[0] for line in lines] == ["0", "1", "2", "3"]
     assert "train/loss" in done.stdout
     assert "after 4 steps" in done.stdout
-    assert "files: runs/job" in done.stdout
-    written = json.loads((tmp_path / "runs" / "job" / "job.json").read_text())
+    assert re.search(r"files: runs/job/\d{4}-\d\d-\d\d_", done.stdout)
+    written = json.loads((run_folder(tmp_path / "runs" / "job") / "job.json").read_text())
     assert written["plugins"]["recorder"]["digits"] == 5
     assert written["hatbus"]["distributions"] == {"recorder": "acme-hats 1.0"}
 
@@ -50,7 +52,13 @@ def test_a_run_folders_job_runs_again_as_it_ran(tmp_path: Path, site: Path) -> N
     job = write_job(tmp_path / "job", '[plugins.recorder]\npath = "losses.txt"\n')
     assert hatbus("run", str(job), site=site, cwd=tmp_path).returncode == 0
     first = (tmp_path / "losses.txt").read_text()
-    again = hatbus("run", "runs/job/job.json", "--quiet", site=site, cwd=tmp_path)
+    again = hatbus(
+        "run",
+        str(run_folder(tmp_path / "runs/job") / "job.json"),
+        "--quiet",
+        site=site,
+        cwd=tmp_path,
+    )
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert (tmp_path / "losses.txt").read_text() == first * 2
 

@@ -31,7 +31,8 @@ entry = "train.py:build"
 num_epochs = 2
 resume = "auto"
 args = {{ folder = "elsewhere" }}
-run_dir = "{0}/run"
+run_dir = "{0}"
+name = "run"
 [plugins.checkpoint]
 [plugins.jsonl_log]
 [plugins.csv_log]
@@ -93,7 +94,7 @@ def test_every_plugin_writes_in_one_place_whatever_the_run_makes_of_the_folder(
     }
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loss = nn.functional.mse_loss
-    trainer = Trainer(model, optimizer, data, loss, plugins, run_dir=f"{place}/run")
+    trainer = Trainer(model, optimizer, data, loss, plugins, run_dir=place, run_name="run")
     trainer.fit(num_epochs=2)
     os.chdir(folder)
     found = written(folder / "w")

@@ -61,7 +61,16 @@ def run(folder: Path, *, kill: int = -1, loaders: Any = None, **options: Any) ->
     plugins = [validation, saving, JsonlLog(), CsvLog(), Dies(kill)]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     loss = nn.functional.mse_loss
-    trainer = Trainer(model, optimizer, data, loss, plugins, run_dir=folder, **options)
+    trainer = Trainer(
+        model,
+        optimizer,
+        data,
+        loss,
+        plugins,
+        run_dir=folder.parent,
+        run_name=folder.name,
+        **options,
+    )
     try:
         trainer.fit(num_steps=STEPS)
     except KeyboardInterrupt:
@@ -151,19 +160,18 @@ def fit(plugins: Any, folder: Path) -> None:
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     data = [(torch.ones(4, 3), torch.ones(4, 1))] * 2
-    Trainer(model, optimizer, data, nn.functional.mse_loss, plugins, run_dir=folder).fit(
-        num_epochs=1
-    )
+    place = {"run_dir": folder, "run_name": "one"}
+    Trainer(model, optimizer, data, nn.functional.mse_loss, plugins, **place).fit(num_epochs=1)
 
 
 @pytest.mark.parametrize("kind", [CsvLog, JsonlLog])
 def test_two_logs_without_a_path_write_two_files(tmp_path, kind) -> None:
     name = "log.csv" if kind is CsvLog else "log.jsonl"
     fit({"first": kind(), "second": kind(), "says": Says()}, tmp_path)
-    other = (tmp_path / name).with_stem("second")
-    assert lines(tmp_path / name) == lines(other)
+    other = (tmp_path / "one" / name).with_stem("second")
+    assert lines(tmp_path / "one" / name) == lines(other)
     assert len(lines(other)) == 3
-    assert not list(tmp_path.glob("*.bak"))
+    assert not list(tmp_path.rglob("*.bak"))
 
 
 @pytest.mark.parametrize(

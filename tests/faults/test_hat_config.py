@@ -190,7 +190,8 @@ def test_a_stage_runs_by_its_short_name_and_takes_changes(here: Path) -> None:
     path = config(here)
     words = ["-p", "ema", "-p", "no:stats_monitor", "-o", "run.num_epochs=1", "-o", "ema.decay=0.5"]
     assert main(["run", path, "--stage", "float", *words]) == 0
-    told = json.loads((here / f"runs/{here.name}/float_trainer/job.json").read_text())
+    (run,) = (here / f"runs/{here.name}/float_trainer").glob("2*")
+    told = json.loads((run / "job.json").read_text())
     assert told["run"]["num_epochs"] == 1
     assert told["hatbus"]["stage"] == "float_trainer"
     assert os.environ["HAT_TRAINING_STEP"] == "float"

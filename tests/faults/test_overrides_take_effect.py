@@ -176,7 +176,8 @@ def test_an_override_on_the_command_line_moves_the_lr(tmp_path: Path) -> None:
     )
     job = tmp_path / "job.toml"
     job.write_text(
-        f'[run]\nentry = "{tmp_path}/train.py:build"\nnum_steps = 5\nrun_dir = "{tmp_path}/run"\n'
+        f'[run]\nentry = "{tmp_path}/train.py:build"\nnum_steps = 5\n'
+        f'run_dir = "{tmp_path}"\nname = "run"\n'
         '[plugins.torch_lr]\nscheduler = "StepLR"\narguments = { step_size = 100 }\n'
         '[plugins.checkpoint]\nresume = "auto"\n'
     )

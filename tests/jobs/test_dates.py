@@ -27,7 +27,8 @@ JOB = """
 [run]
 entry = "entry.py:build"
 num_epochs = 2
-run_dir = "out"
+run_dir = "."
+name = "out"
 [run.args]
 day = 2024-02-29
 at = 2024-02-29T10:11:12.5

@@ -56,7 +56,7 @@ def test_a_job_is_read_with_defaults_filters_and_options_told_apart(tmp_path: Pa
     assert (metrics.use, metrics.options) == ("metric_updater", {"step_log_freq": 2})
     assert metrics.filters == {"tasks": ["det"], "every": "10 steps"}
     assert job.plugins["cos_lr"].use == "cos_lr"
-    assert job.run_dir == Path.cwd() / "runs" / tmp_path.name
+    assert job.place == Path.cwd() / "runs" / tmp_path.name
 
 
 def test_p_adds_enables_and_switches_off(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_o_sets_options_keys_and_nested_tables(tmp_path: Path) -> None:
     job = read_job(write(tmp_path, GOOD), (), (*words, "det_metrics.tasks=['a','b']"))
     assert job.plugins["cos_lr"].options == {"warmup_len": 7}
     assert (job.run.num_epochs, job.run.args) == (2, {"width": 8, "lr": 1e-3})
-    assert job.run_dir == Path.cwd() / "here/x y"
+    assert job.place == Path.cwd() / "here/x y"
     assert job.plugins["det_metrics"].filters["tasks"] == ["a", "b"]
 
 

@@ -23,7 +23,8 @@ JOB = """
 [run]
 entry = "entry.py:build"
 num_epochs = 1
-run_dir = "out"
+run_dir = "."
+name = "out"
 [plugins.checkpoint]
 """
 

@@ -76,7 +76,7 @@ def test_the_run_folders_job_finds_the_class_again(
     monkeypatch.chdir(tmp_path)
     assert jobrun.run(prepared(tmp_path, "counts_steps.py:Counts"), quiet=True) == 0
     (tmp_path / "seen.txt").unlink()
-    written = next((tmp_path / "runs").glob("*/job.json"))
+    written = next((tmp_path / "runs").glob("*/2*/job.json"))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     done = hatbus("run", str(written), "--quiet", site=tmp_path / "site", cwd=elsewhere)

@@ -15,6 +15,7 @@ from stranger import write_job
 from hatbus.cli import main
 from hatbus.jobs.run_log import logged
 from hatbus.log import log
+from hatbus.runs import run_folder
 
 
 @pytest.fixture(autouse=True)
@@ -32,20 +33,20 @@ def lines(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("quiet", [(), ("--quiet",)])
-def test_a_run_writes_what_it_logs_quiet_or_not_and_a_second_run_goes_on(
+def test_a_run_writes_what_it_logs_quiet_or_not_and_a_run_that_goes_on_adds_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quiet
 ) -> None:
     job = write_job(tmp_path, "[plugins.stats_monitor]\n")
     monkeypatch.chdir(tmp_path)
-    words = ["run", str(job), "-o", "run.run_dir=here", *quiet]
-    assert main(words) == main(words) == 0
+    words = ["run", str(job), "-o", "run.run_dir=.", "-o", "run.name=here", *quiet]
+    assert main(words) == main([*words, "-o", "run.resume=auto"]) == 0
     found = lines(tmp_path / "here")
     assert found[0].startswith("INFO    job.toml with hatbus 0.1.0 begins")
     assert "INFO    epoch 1/2 begins" in found
     assert [line.endswith("with hatbus 0.1.0 ends") for line in found].count(True) == 2
     printed = capsys.readouterr()
     assert ("epoch 1/2 begins" in printed.err) == (not quiet)
-    assert ("job.json  plan.json  run.log" in printed.out) == (not quiet)
+    assert ("history.jsonl  job.json  plan.json  run.json  run.log" in printed.out) == (not quiet)
     assert not any(isinstance(handler, logging.FileHandler) for handler in log.handlers)
 
 
@@ -138,7 +139,7 @@ def shell(tmp_path: Path):
 
 
 def folder_of(tmp_path: Path) -> Path:
-    return tmp_path / "run[1] [/2] :smile:"
+    return run_folder(tmp_path / "run[1] [/2] :smile:")
 
 
 @pytest.mark.parametrize("more", ["", " -o run.args.log=true"])

@@ -18,6 +18,7 @@ sys.path.pop(0)
 
 from hatbus.cli import main
 from hatbus.errors import CheckpointError
+from hatbus.runs import run_folder
 from hatbus_checkpoint.exchange import read_hat
 from hatbus_checkpoint.folder import CheckpointFolder
 
@@ -189,17 +190,19 @@ def test_a_run_is_resumed_from_its_folder(
     assert "resumed from" in capsys.readouterr().err
     steps = sorted(p.name for p in Path("checkpoints").glob("checkpoint-epoch-*"))
     assert steps == ["checkpoint-epoch-0001", "checkpoint-epoch-0002", "checkpoint-epoch-0003"]
-    before = Path("here/job.json").read_text()
+    job = run_folder(Path("here")) / "job.json"
+    before = job.read_text()
     change = ["-o", "run.num_epochs=4", "-o", "run.args.lr=0.2"]
     assert main(["resume", "here", *change]) == 4
     assert "optimizer.lr: 0.1 -> 0.2" in capsys.readouterr().err
-    assert Path("here/job.json").read_text() == before
+    assert job.read_text() == before
     assert main(["resume", "here", *change, "--override", "optimizer.lr"]) == 0
     told = [line for line in capsys.readouterr().err.splitlines() if "since the check" in line]
     assert told == ["since the checkpoint: run.args.lr: its default -> 0.2"]
     assert main(["resume", "here", "-o", "run.num_epochs=5", "-o", "run.args.lr=0.2"]) == 0
     assert "since the checkpoint" not in capsys.readouterr().err
-    assert json.loads(Path("here/job.json").read_text())["run"]["num_epochs"] == 5
+    assert json.loads(job.read_text())["run"]["num_epochs"] == 5
+    assert len(list(Path("here").glob("2*"))) == 1
 
 
 def test_an_option_that_was_not_given_is_shown_as_its_default(
@@ -227,8 +230,9 @@ def test_a_run_that_resumes_takes_what_a_refusal_recommends(
     (tmp_path / "train.py").write_text(ENTRY + COUNTING)
     job = JOB.replace("[plugins.checkpoint]", '[plugins.safe]\nuse = "checkpoint"')
     (tmp_path / "job.toml").write_text(job + '[plugins.counting]\nuse = "train.py:Counting"\n')
-    assert main(["run", "job.toml"]) == 0
+    assert main(["run", "job.toml", "-o", "run.run_dir=.", "-o", "run.name=here"]) == 0
     again = ["run", "job.toml", "-o", "run.num_epochs=2", "-p", "no:counting"]
+    again += ["-o", "run.run_dir=.", "-o", "run.name=here"]
     faster = ["-o", "run.args.lr=0.2", "--override", "optimizer.lr"]
     assert main([*again, *faster]) == 2
     assert "for a resume, and the job starts anew; add -o run.resume" in capsys.readouterr().err
@@ -252,15 +256,18 @@ def test_a_run_goes_on_in_another_folder_and_leaves_its_own_as_it_is(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.py").write_text(ENTRY)
     (tmp_path / "job.toml").write_text(JOB.replace('save_dir = "checkpoints"\n', ""))
-    assert main(["run", "job.toml", "-o", "run.run_dir=here"]) == 0
+    assert main(["run", "job.toml", "-o", "run.run_dir=.", "-o", "run.name=here"]) == 0
     before = {path: path.stat().st_mtime_ns for path in Path("here/checkpoint").rglob("*")}
     assert main(["resume", "here", "-o", "run.num_epochs=2", "-o", moved]) == 0
     assert "resumed from 'here/checkpoint/checkpoint-epoch-0001'" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in Path("here/checkpoint").rglob("*")} == before
-    assert [p.name for p in Path("there/checkpoint").glob("*-0*")] == ["checkpoint-epoch-0002"]
+    (there,) = (
+        Path("there").glob("here/checkpoint") if "run_dir" in moved else [Path("there/checkpoint")]
+    )
+    assert [p.name for p in there.glob("*-0*")] == ["checkpoint-epoch-0002"]
     if moved.startswith("run."):
         assert main(["resume", "there", "-o", "run.num_epochs=3"]) == 0
-        assert "resumed from 'there/checkpoint/checkpoint-epoch-0002'" in capsys.readouterr().err
+        assert f"resumed from '{there}/checkpoint-epoch-0002'" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_in_its_own_folder_however_that_is_written(
@@ -270,9 +277,12 @@ def test_a_run_goes_on_in_its_own_folder_however_that_is_written(
     (tmp_path / "train.py").write_text(ENTRY)
     (tmp_path / "job.toml").write_text(JOB.replace('save_dir = "checkpoints"\n', ""))
     assert main(["run", "job.toml", "-o", "run.run_dir=here"]) == 0
-    same = ["-o", f"run.run_dir={tmp_path / 'here'}"]
-    assert main(["resume", "here", "-o", "run.num_epochs=2", *same]) == 0
-    assert json.loads(Path("here/job.json").read_text())["run"]["resume"] == "auto"
+    (own,) = Path("here").glob("2*")
+    for number, way in enumerate(["here", "here/latest", str(own), str(own.absolute())]):
+        assert main(["resume", way, "-o", f"run.num_epochs={number + 2}"]) == 0
+        assert len(list(own.glob("checkpoint/*-0*"))) == number + 2
+        assert json.loads((own / "job.json").read_text())["run"]["resume"] == "auto"
+    assert list(Path("here").glob("2*")) == [own]
     assert main(["resume", "here", "-p", "no:checkpoint"]) == 2
     assert "has no plugin 'checkpoint', so nothing was saved" in capsys.readouterr().err
 
@@ -306,7 +316,7 @@ def ended(model_outs, target):
     (tmp_path / "stops.py").write_text(entry + stops)
     (tmp_path / "job.toml").write_text(JOB.replace("train.py", "stops.py"))
     with pytest.raises(SystemExit) as caught:
-        main(["run", "job.toml", "-o", "run.run_dir=here"])
+        main(["run", "job.toml", "-o", "run.run_dir=.", "-o", "run.name=here"])
     assert caught.value.code == 75
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "stopped by SIGTERM, state saved; go on with `hatbus resume here`"

@@ -39,7 +39,8 @@ JOB = """
 [run]
 entry = "train.py:build"
 num_epochs = 3
-run_dir = "runs/it"
+run_dir = "runs"
+name = "it"
 
 [plugins.ema]
 decay = 0.7
@@ -146,7 +147,7 @@ def test_a_run_a_folder_of_checkpoints_a_checkpoint_and_a_job_are_targets(
 
 def test_of_a_folder_with_runs_the_newest_is_taken(place: Path, capsys: Any) -> None:
     shutil.copytree("runs/it", "runs/older")
-    more = ["-o", "run.run_dir=runs/newer", "-o", "run.num_epochs=1", "--quiet"]
+    more = ["-o", "run.name=newer", "-o", "run.num_epochs=1", "--quiet"]
     assert main(["run", "job.toml", *more]) == 0
     assert evaluated(capsys, "runs")["metrics"] == own_values(place, 1)
 
@@ -225,7 +226,7 @@ def test_a_name_that_no_checkpoint_has_is_told_with_the_nearest(place: Path, cap
 
 def test_a_job_that_was_not_trained_or_saves_nothing_is_told(place: Path, capsys: Any) -> None:
     line = refused(capsys, "job.toml", "-o", "run.run_dir=runs/not_yet", code=4)
-    told = "no checkpoint in 'runs/not_yet/checkpoint'; was it trained yet?"
+    told = "no checkpoint in 'runs/not_yet/it/checkpoint'; was it trained yet?"
     assert line == f"hatbus: error: {told}"
     line = refused(capsys, "job.toml", "-p", "no:checkpoint")
     assert line.endswith("job.toml has no plugin 'checkpoint', so nothing was saved of its runs")

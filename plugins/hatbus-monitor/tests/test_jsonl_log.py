@@ -66,8 +66,8 @@ def of(path: Path, name: str) -> list[tuple[int, Any]]:
 
 
 def test_lines_hold_what_was_published(trainer, tmp_path) -> None:
-    trainer([Publishes(), JsonlLog()], run_dir=tmp_path).fit(num_epochs=2)
-    found = rows(tmp_path / "log.jsonl")
+    ctx = trainer([Publishes(), JsonlLog()], run_dir=tmp_path).fit(num_epochs=2)
+    found = rows(ctx.run_dir / "log.jsonl")
     assert [row["a"] for row in found if "a" in row] == [n / 2 for n in range(12)]
     assert [row["end"] for row in found if "end" in row] == [0.25, "nan"]
     assert found[1] | {"time": 0} == {

@@ -225,7 +225,7 @@ def test_the_profiler_writes_a_trace_that_perfetto_can_read(tmp_path: Path) -> N
     options = {"wait": 0, "warmup": 1, "active": 2, "activities": ["cpu"]}
     run = trainer(Validation(batches(6), profiler=options), run_dir=tmp_path)
     run.fit(num_epochs=2)
-    (trace,) = (tmp_path / "profile").iterdir()
+    (trace,) = (run.ctx.run_dir / "profile").iterdir()
     assert trace.name.endswith(".pt.trace.json")
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert "aten::mse_loss" in names

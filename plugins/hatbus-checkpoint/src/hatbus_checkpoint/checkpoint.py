@@ -26,7 +26,7 @@ from hatbus_checkpoint.exchange import start_from_hat, write_weights
 from hatbus_checkpoint.folder import CheckpointFolder, Entry
 from hatbus_checkpoint.judged import check_key
 from hatbus_checkpoint.loading import load
-from hatbus_checkpoint.locate import AUTO, locate, wanted_place
+from hatbus_checkpoint.locate import AUTO, locate, wanted_first, wanted_place
 from hatbus_checkpoint.lock import FolderLock
 from hatbus_checkpoint.options import check_options
 from hatbus_checkpoint.restore import ClassSource, Saved
@@ -45,7 +45,7 @@ class Checkpoint:
     """Saves and resumes a run.
 
     Args:
-        save_dir: folder of the checkpoints; in a job by default ``<run_dir>/<instance name>``.
+        save_dir: folder of the checkpoints; in a job by default in the run's, under its name.
         name_prefix: of their names; runs with different prefixes may share a folder.
         save_interval: save every so many epochs or steps; None: not by interval.
         interval_by: ``"epoch"`` or ``"step"``.
@@ -150,7 +150,7 @@ class Checkpoint:
         self._writer = Writer(in_background=self.async_save and ctx.world_size == 1)
         self._saved_at = ctx.position.global_step
         as_built(ctx)
-        wanted = ctx.storage.get("resume") or self.resume
+        wanted = wanted_first(ctx.storage.get("resume"), self.resume)
         if wanted and ctx.position.global_step == 0 and Path(wanted).is_file():
             start_from_hat(
                 ctx,

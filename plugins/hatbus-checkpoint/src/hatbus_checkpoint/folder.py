@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from hatbus.errors import CheckpointError, SaveError
 from hatbus.log import log
+from hatbus.runs import run_folder
 from hatbus_checkpoint import durable, finite_file, manifest
 
 MARKS: Final = ("last", "best")
@@ -209,9 +210,12 @@ def prefixes_in(path: Path) -> list[str]:
 def save_dir_in(path: Path) -> Path:
     """The folder itself; or the one folder in it that holds checkpoints, when it holds none.
 
+    Of a folder with runs that is the newest's.
+
     Raises:
         CheckpointError: there are several.
     """
+    path = run_folder(path)
     if prefixes_in(path):
         return path
     below = [p for p in sorted(path.iterdir()) if p.is_dir() and prefixes_in(p)]

@@ -8,10 +8,13 @@ from typing import Final
 
 from hatbus import option_values
 from hatbus.errors import CheckpointError, did_you_mean
+from hatbus.runs import run_folder
 from hatbus_checkpoint import finite_file, manifest
 from hatbus_checkpoint.folder import MARKS, CheckpointFolder, Entry, prefixes_in, save_dir_in
 
 AUTO: Final = "auto"
+NEW: Final = "new"
+"""What ``resume`` of the run is when it begins anew, whatever the plugin's own says."""
 
 
 def locate(wanted: str | Path, own: CheckpointFolder) -> Entry | None:
@@ -59,7 +62,15 @@ def wanted_place(name: str, wanted: str | Path) -> str:
     Raises:
         JobError: it is neither.
     """
-    return str(wanted if wanted in (AUTO, *MARKS) else option_values.path(name, wanted))
+    if wanted in (AUTO, *MARKS):
+        return str(wanted)
+    return str(run_folder(option_values.path(name, wanted)))
+
+
+def wanted_first(of_run: str | None, own: str | None) -> str | None:
+    """What to resume from: as the run says, which may be to begin anew; else the plugin's own."""
+    wanted = of_run or own
+    return None if wanted == NEW else wanted
 
 
 def _marked(kind: str, folder: CheckpointFolder) -> Path:
@@ -82,6 +93,7 @@ def _beside(path: Path) -> list[str]:
 
 def _has_checkpoints(path: Path) -> bool:
     with suppress(OSError):
+        path = run_folder(path)
         inner = [p for p in path.iterdir() if p.is_dir()]
         return (path / manifest.NAME).exists() or any(map(prefixes_in, [path, *inner]))
     return False

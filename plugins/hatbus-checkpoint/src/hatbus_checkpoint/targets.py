@@ -11,6 +11,7 @@ from hatbus.errors import CheckpointError, JobError, did_you_mean
 from hatbus.jobs import read_job
 from hatbus.option_values import path as path_value
 from hatbus.option_values import short
+from hatbus.runs import run_folder
 from hatbus_checkpoint import listing, manifest
 from hatbus_checkpoint.folder import (
     JOB_FILE,
@@ -91,13 +92,14 @@ def target_of(
         JobError: it is none of these, or the job cannot be used.
         CheckpointError: there are several folders of checkpoints.
     """
-    path = path_value("TARGET", given)
+    path = run_folder(path_value("TARGET", given))
     if path.name in MARKS and not path.exists():
         path, name = path.parent, name or path.name
     if path.is_file():
         job = read_job(path, plugins, options)
-        run = path.parent if path.name == JOB_FILE else newest_run(job.run_dir)
-        return _of_run(path, job, run or job.run_dir, name)
+        place = job.run_dir if job.run.name else job.place
+        run = path.parent if path.name == JOB_FILE else newest_run(place)
+        return _of_run(path, job, run or place, name)
     if not path.is_dir():
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, [n for n in near if not n.startswith(".")])

@@ -35,7 +35,7 @@ class SaveTraced:
     writes at any other time. Source: ``hat.callbacks.SaveTraced``.
 
     Args:
-        save_dir: folder of the file; in a job by default ``<run_dir>/<instance name>``.
+        save_dir: folder of the file; in a job by default in the run's, under its name.
         trace_inputs: example inputs: a tuple is unpacked; a dict is passed as keywords where its
             keys are arguments of the model's forward, else whole, as its one argument.
         name_prefix: beginning of the file's name.

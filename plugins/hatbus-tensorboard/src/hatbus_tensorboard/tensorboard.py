@@ -46,7 +46,7 @@ class TensorBoard:
     that it has in the training (``val/loss``). All validations of a run are in one file.
 
     Args:
-        save_dir: folder of the event files; in a job by default ``<run_dir>/<instance name>``.
+        save_dir: folder of the event files; in a job by default in the run's, under its name.
         overwrite: delete event files of earlier runs in this folder (nothing else, and not when
             the run is resumed). Otherwise TensorBoard shows the newest run in place of them.
         loss_name_reg: which names are losses; matched from the start, ignoring case, against the

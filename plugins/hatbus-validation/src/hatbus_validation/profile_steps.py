@@ -36,7 +36,7 @@ class ProfileSteps:
     """Writes ``<trace_dir>/validation-step-<n>.<m>.pt.trace.json``, for Perfetto or TensorBoard.
 
     Args:
-        options: ``trace_dir`` (``<run_dir>/profile`` by default); ``wait``, ``warmup``,
+        options: ``trace_dir`` (by default ``profile`` in the run's folder); ``wait``, ``warmup``,
             ``active``, ``repeat``, ``skip_first``: steps, as for ``torch.profiler.schedule``;
             ``activities`` as a list of ``"cpu"``, ``"cuda"``; anything else that
             ``torch.profiler.profile`` takes, such as ``record_shapes`` or ``with_stack``.
