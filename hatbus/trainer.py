@@ -23,6 +23,7 @@ from hatbus.data.steps import Steps
 from hatbus.errors import JobError
 from hatbus.evaluation.aside import validated
 from hatbus.evaluation.numbers import scalars_of
+from hatbus.evaluation.predicting import predictions
 from hatbus.foreign_arguments import explained
 from hatbus.initial_weights import initialise
 from hatbus.loop.beside import modules_beside, warn_of_strangers
@@ -242,6 +243,32 @@ class Trainer:
         """
         with self._alone("validate()"):
             return dict(scalars_of(validated(self.bus, self.ctx, weights)))
+
+    def predict(
+        self, loader: Any, weights: str | None = None, task: str | None = None
+    ) -> Iterator[Any]:
+        """Gives the model's outputs for every batch of a loader, one after the other.
+
+        The model is in eval mode and gets no gradients; plugins around ``forward`` take part, and
+        the same others as in ``validate``. The training does not notice. Until the last output was
+        taken, or the iterator closed, nothing else can be done with the trainer.
+
+        Over several processes each gets the outputs of its own part of the samples; with a
+        ``hatbus.data.loader`` each sample is in one part only.
+
+        Args:
+            loader: of batches as the training has them; the target may be left out, and is passed
+                over. ``hatbus.data.loader(..., shuffle=False)`` keeps the order of the data set.
+            weights: the weight view, such as ``"raw"``; None: EMA if there is one, else raw.
+            task: whose batches they are, in a trainer with tasks.
+
+        Raises:
+            DataError: no loader, or one that gives no batch.
+            JobError: no such task, or a fit is under way.
+            PluginError: there are no such weights.
+        """
+        with self._alone("predict()"):
+            yield from predictions(self.bus, self.ctx, loader, weights, task)
 
     @contextmanager
     def _alone(self, what: str) -> Iterator[None]:

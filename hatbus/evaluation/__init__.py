@@ -1,4 +1,4 @@
-"""What a trainer does beside training, with the model as it is: validating.
+"""What a trainer does beside training, with the model as it is: validating, predicting.
 
 Public: which numbers a run has published.
 """

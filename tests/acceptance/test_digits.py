@@ -52,6 +52,10 @@ def test_the_digits_job_learns_and_its_table_says_what_its_files_say(outside, ch
     names = {path.name for path in run.rglob("checkpoint-*.json")}
     assert names == {"checkpoint-best.json", "checkpoint-last.json"}
     assert {p.name for p in outside.cwd.iterdir()} == {"runs"}
+    evaluated = outside.hatbus("evaluate", run, "--json")
+    assert evaluated.code == 0, evaluated.err
+    again = json.loads(evaluated.out)["metrics"]
+    assert again == {"val/accuracy": published["val/accuracy"]}  # to the last bit
 
 
 @pytest.mark.timeout(300)

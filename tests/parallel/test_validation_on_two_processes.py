@@ -52,7 +52,13 @@ for size in (1, 2, 4):
     fitted = list(sees.rows)
     sees.rows.clear()
     aside = trainer.validate()
+    given = TensorDataset(inputs)
+    predicted = torch.cat(list(trainer.predict(loader(given, size, shuffle=False)))).tolist()
+    own = torch.nn.Linear(3, 1)
+    own.load_state_dict(trainer.ctx.model.state_dict())
     seen[size] = {
+        "predicted": predicted,
+        "by torch": own(inputs).tolist(),
         "aside": aside,
         "rows aside": sees.rows,
         "rows": fitted,
@@ -96,6 +102,13 @@ def test_every_sample_is_validated_once_over_both_ranks(ranks: Any, size: str) -
     assert (len(first["rows"]), len(second["rows"])) == (6, 5)
     if size != "1":
         assert len(first["sizes"]) == len(second["sizes"])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_sample_is_predicted_once_over_both_ranks(ranks: Any, size: str) -> None:
+    first, second = (seen[size] for seen in ranks)
+    both = sorted(one for (one,) in first["predicted"] + second["predicted"])
+    assert both == pytest.approx(sorted(one for (one,) in first["by torch"]), rel=1e-5)
 
 
 @pytest.mark.parametrize("size", SIZES)
