@@ -45,6 +45,7 @@ from hatbus.discovery import first_party
 from hatbus.discovery.first_party import FIRST_PARTY
 from hatbus.events.training import EVENTS, MOMENT
 from hatbus.jobs.job import PLUGIN_KEYS, RUN_KEYS, parse_job
+from hatbus.jobs.jobrun import with_place
 from hatbus.jobs.options import check
 
 SHORT = ["-o", "run.num_epochs=1", "-o", "run.args.batch_size=512"]
@@ -134,7 +135,8 @@ def test_the_jobs_of_a_page_are_accepted(page: Path, tmp_path: Path) -> None:
         for name, plugin in parsed.plugins.items():
             cls = discovery.lookup(plugin.use).load()
             where = f"{page.name} line {block.line} [plugins.{name}]"
-            problems += check(cls, plugin.options, where, lambda _: len, also=PLUGIN_KEYS)[1]
+            options = with_place(name, cls, plugin.options, parsed.run_dir)
+            problems += check(cls, options, where, lambda _: len, also=PLUGIN_KEYS)[1]
         assert not problems
 
 

@@ -163,6 +163,21 @@ def test_a_run_goes_on_with_other_numbers_of_processes_on_the_same_global_batche
 
 
 @pytest.mark.timeout(240)
+def test_both_processes_share_one_folder_and_are_refused_one_that_is_taken(outside, job) -> None:
+    place = ("-o", "run.run_dir=place")
+    job.write_text(JOB.replace("num_epochs = 3", "num_steps = 3"))
+    assert outside.torchrun("run", job, *place).code == 0
+    (folder,) = (path for path in (outside.cwd / "place").iterdir() if path.is_dir())
+    assert json.loads((folder / "run.json").read_text())["state"] == "finished"
+    named = (*place, "-o", f"run.name={folder.name}")
+    refused = outside.torchrun("run", job, *named)
+    line = f"hatbus: error: there is a run in 'place/{folder.name}' already; go on with it"
+    assert sum(one.startswith(line) for one in refused.err.splitlines()) >= 1
+    assert refused.code != 0
+    assert "after 3 steps" not in refused.out
+
+
+@pytest.mark.timeout(240)
 def test_a_stop_that_one_rank_asks_for_stops_both_after_the_same_step(outside, job) -> None:
     done = outside.torchrun("run", job, "-o", "probe.stop_at=3")
     assert done.code == 0, done.err
