@@ -210,6 +210,16 @@ def test_a_checkpoint_is_loaded_without_a_trainer(run: Any) -> None:
     assert is_same(model, {**state, **averages})
 
 
+def test_of_a_place_with_runs_the_newest_is_taken(jobs: Path) -> None:
+    first = weights_of("runs/first")
+    again = ["-o", "run.args.lr=0.5", "-o", "run.seed=3", "--quiet"]
+    assert main(["run", "job.toml", *again]) == 0
+    second = weights_of("runs/first")
+    assert not torch.equal(first["0.weight"], second["0.weight"])
+    for path in ("runs/first/latest", "runs/first/last"):
+        assert torch.equal(weights_of(path)["0.weight"], second["0.weight"]), path
+
+
 TRAIN = """
 import torch
 from hatbus.data import loader

@@ -229,11 +229,11 @@ def save_dir_in(path: Path) -> Path:
 
 def newest_run(place: Path) -> Path | None:
     """The folder itself when it is a run's; of a folder with runs in it, the newest one's."""
-    found = [place / JOB_FILE]
-    if not found[0].is_file():
-        found = [*place.glob(f"*/{JOB_FILE}")]
+    newest = run_folder(place)
+    if (newest / JOB_FILE).is_file():
+        return newest
     dated: list[tuple[int, Path]] = []
-    for file in found:
+    for file in place.glob(f"*/{JOB_FILE}"):
         with suppress(OSError):
             dated.append((file.stat().st_mtime_ns, file.parent))
     return max(dated)[1] if dated else None

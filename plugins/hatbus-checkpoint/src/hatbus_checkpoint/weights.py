@@ -10,6 +10,7 @@ import torch
 
 from hatbus.errors import CheckpointError
 from hatbus.loop import RAW
+from hatbus.runs import run_folder
 from hatbus_checkpoint import manifest, tensor_file
 from hatbus_checkpoint.exchange import averages_of, state_in
 from hatbus_checkpoint.folder import CheckpointFolder, Entry, newest_run, prefixes_in, save_dir_in
@@ -45,7 +46,7 @@ def entry_at(path: Path | str) -> Entry | None:
     Raises:
         CheckpointError: there is nothing of the kind, or it is damaged.
     """
-    found = Path(path)
+    found = run_folder(Path(path))
     if not found.exists():
         found = _marked(found)
     if found.is_file():
