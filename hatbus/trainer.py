@@ -290,8 +290,10 @@ class Trainer:
         ctx.data.adopt_seed(ctx.seed)  # another trainer may have the same loader
         if ctx.world_size > 1 and ctx.rank == 0 and ctx.position.global_step == 0:
             ctx.data.warn_of_copies(ctx.world_size)
-        if ctx.rank == 0 and ctx.position.global_step == 0 and saves(self.bus):
-            ctx.data.warn_of_limits()
+        if ctx.rank == 0 and ctx.position.global_step == 0:
+            ctx.data.warn_of_samples()
+            if saves(self.bus):
+                ctx.data.warn_of_limits()
         forget_files(ctx)
         ctx.weights = Weights()  # a view of a plugin that was taken off the bus must not stay
         ctx.control = (AgreedControl if ctx.world_size > 1 else Control)(self.bus.callers)

@@ -16,6 +16,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from torch.utils.data import Subset, TensorDataset
+
 from hatbus import rng
 from hatbus.data.feed import Feed, gives_all_to_each
 from hatbus.data.limits import limits_of
@@ -250,6 +252,17 @@ class Steps:
                     "or a DistributedSampler, unless its data set is this process's part already",
                     feed.name,
                     world,
+                )
+
+    def warn_of_samples(self) -> None:
+        """Says which loaders are data sets of torch's, whose samples would be the batches."""
+        for feed in self.feeds.values():
+            if type(feed.loader) in (TensorDataset, Subset):
+                log.warning(
+                    "%s is a %s, and each of its samples is taken as a batch; "
+                    "hatbus.data.loader(dataset, batch_size) makes batches",
+                    feed.name,
+                    type(feed.loader).__name__,
                 )
 
     def warn_of_limits(self) -> None:

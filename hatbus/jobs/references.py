@@ -50,8 +50,15 @@ class References:
         file = next((place for place in places if place.is_file()), None)
         if file is None:
             looked = ", ".join(str(place) for place in places)
-            raise JobError(f"no file {name!r} (looked for {looked})")
+            raise JobError(f"no file {name!r} (looked for {looked}){_closest_file(places)}")
         return load_file(file.resolve())
+
+
+def _closest_file(places: Sequence[Path]) -> str:
+    """End of a message about a file that is in none of its places: one there of almost its name."""
+    there = [file.name for place in places for file in place.parent.glob("*.py")]
+    hint = did_you_mean(places[0].name, set(there))
+    return hint if "did you mean" in hint else ""
 
 
 def is_reference(text: str) -> bool:

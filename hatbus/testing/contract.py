@@ -228,10 +228,12 @@ class PluginContract(Subject):
         with Reads(note):
             trial.fit(self.num_steps)
         if found:
+            n = self.reads_every
+            allowed = f" = {n}: in steps {n - 1}, {2 * n - 1}, ... by global_step_id" if n else ""
             fail(
                 f"{self.name} reads values from tensors: {found[0]} ({len(found)} in "
                 f"{self.num_steps} steps), which makes the host wait for a GPU; keep tensors on "
-                "the device and read them at an interval (reads_every)"
+                f"the device and read them at an interval (reads_every{allowed})"
             )
 
     # ---- in company ---------------------------------------------------------------------------

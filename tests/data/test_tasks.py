@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import batches, hearing, tiny_trainer
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from hatbus import Trainer
 from hatbus.data.steps import Steps
@@ -285,3 +285,15 @@ def test_weights_that_choose_no_task_are_explained(weight: float) -> None:
     sampler = WeightedTasks({"det": weight, "seg": 0})
     with pytest.raises(JobError, match="accepted: finite, and not 0 for all"):
         tiny_trainer(data=data, task_sampler=sampler)
+
+
+def test_a_data_set_in_the_place_of_a_loader_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    samples = TensorDataset(torch.ones(4, 2), torch.ones(4, 1))
+    for data in (samples, {"a": Subset(samples, [0, 1]), "b": DataLoader(samples)}, [*samples]):
+        model = torch.nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        Trainer(model, optimizer, data, torch.nn.functional.mse_loss).fit(num_steps=1)
+    told = "is a %s, and each of its samples is taken as a batch"
+    found = [record for record in caplog.records if told in str(record.msg)]
+    expected = [("the loader", "TensorDataset"), ("the loader of task 'a'", "Subset")]
+    assert [record.args for record in found] == expected

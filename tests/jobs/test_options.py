@@ -174,6 +174,8 @@ def test_an_object_that_is_not_there_is_said_with_the_nearest_name(tmp_path: Pat
         look("things_of_mine.py:make_metric")
     with pytest.raises(JobError, match=r"no file 'other.py' \(looked for"):
         look("other.py:make")
+    with pytest.raises(JobError, match=r"no file 'thing_of_mine.py' .*mean 'things_of_mine.py'"):
+        look("thing_of_mine.py:make_metrics")
     with pytest.raises(JobError, match="no module 'no_such_package'"):
         look("no_such_package.module:make")
 

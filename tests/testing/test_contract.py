@@ -182,3 +182,15 @@ def test_a_plugin_that_fails_on_two_processes_fails_with_its_own_words() -> None
 def test_a_contract_without_make_says_what_to_define() -> None:
     with pytest.raises(NotImplementedError, match=r"define make\(self\)"):
         PluginContract().test_registers()
+
+
+def test_a_plugin_that_reads_in_other_steps_is_told_which_are_meant() -> None:
+    class ReadsTheFirst(MeanLoss):
+        @hookimpl
+        def on_step_end(self, losses: dict[str, torch.Tensor], global_step_id: int) -> None:
+            if global_step_id % 5 == 0:
+                self.last = losses["loss"].item()
+
+    kit = contract(ReadsTheFirst, reads_every=5)
+    with pytest.raises(ContractFailure, match=r"reads_every = 5: in steps 4, 9, \.\.\."):
+        kit.test_reads_no_values_between_intervals()

@@ -353,3 +353,9 @@ def test_the_list_has_a_column_for_the_metric_that_decides_on_best(
 def test_a_folder_that_is_no_run_is_told(tmp_path: Path, capsys: Any) -> None:
     assert main(["resume", str(tmp_path)]) == 2
     assert "no job.json in" in capsys.readouterr().err
+
+
+def test_of_many_checkpoints_five_are_named(tmp_path: Path, capsys: Any) -> None:
+    run(tmp_path / "many", 7, save_interval=1, save_hash=False)
+    assert main(["export", str(tmp_path / "many"), "--name", "best", "--single", "x"]) == 4
+    assert capsys.readouterr().err.endswith("'checkpoint-step-3' and 2 more\n")

@@ -25,6 +25,8 @@ class ItsDefault:
 
 
 ITS_DEFAULT: Final = ItsDefault()
+_SHOWN: Final = 5
+"""Names in a message; a run may hold hundreds."""
 
 
 def all_of(folder: Path) -> list[Entry]:
@@ -141,9 +143,11 @@ def _marked(kind: str, entries: list[Entry]) -> Entry:
     found = [e for e in entries if kind in row_of(e, verified=False)["marks"]]
     if len(found) == 1:
         return found[0]
-    names = ", ".join(repr(e.path.name) for e in found or entries)
+    several = found or entries
+    names = ", ".join(repr(e.path.name) for e in several[:_SHOWN])
+    more = f" and {len(several) - _SHOWN} more" if len(several) > _SHOWN else ""
     raise CheckpointError(
-        f"{len(found) or 'no'} checkpoints are marked {kind!r}; give one by its name: {names}"
+        f"{len(found) or 'no'} checkpoints are marked {kind!r}; give one by its name: {names}{more}"
     )
 
 
