@@ -48,7 +48,7 @@ FIRST_PARTY: Final[dict[str, FirstParty]] = {
 
 COMMANDS: Final[dict[str, str]] = {
     **dict.fromkeys(("run", "resume", "explain", "preview", "plugins", "events"), "hatbus"),
-    **dict.fromkeys(("new-plugin", "schema"), "hatbus"),
+    **dict.fromkeys(("new-plugin", "runs", "schema"), "hatbus"),
     "checkpoints": "hatbus-checkpoint",
     "evaluate": "hatbus-checkpoint",
     "export": "hatbus-checkpoint",
