@@ -136,6 +136,15 @@ def test_one_file_of_weights_loads_strictly(saved: Path, tmp_path: Path) -> None
     Net().load_state_dict(load_file(tmp_path / "out.safetensors"), strict=True)
 
 
+def test_a_file_of_weights_that_nobody_would_read_as_one_is_refused(
+    saved: Path, tmp_path: Path, capsys: Any
+) -> None:
+    target = tmp_path / "out.pt"
+    assert main(["export", str(saved), "--single", str(target)]) == 2
+    assert "accepted: a name that ends in .safetensors" in capsys.readouterr().err
+    assert not target.exists()
+
+
 def test_hats_file_round_trips_and_starts_a_run(saved: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.pth.tar"
     assert main(["export", str(saved), "--name", "checkpoint-step-3", "--hat", str(target)]) == 0
@@ -357,5 +366,6 @@ def test_a_folder_that_is_no_run_is_told(tmp_path: Path, capsys: Any) -> None:
 
 def test_of_many_checkpoints_five_are_named(tmp_path: Path, capsys: Any) -> None:
     run(tmp_path / "many", 7, save_interval=1, save_hash=False)
-    assert main(["export", str(tmp_path / "many"), "--name", "best", "--single", "x"]) == 4
+    target = str(tmp_path / "x.safetensors")
+    assert main(["export", str(tmp_path / "many"), "--name", "best", "--single", target]) == 4
     assert capsys.readouterr().err.endswith("'checkpoint-step-3' and 2 more\n")

@@ -45,6 +45,8 @@ def export(words: Sequence[str]) -> int:
         raise JobError("--weights goes with --single; HAT's file holds the raw weights")
     if args.hat and args.only:
         raise JobError("--only goes with --single; HAT's file holds the whole model")
+    if args.single and Path(args.single).suffix not in ("", ".safetensors"):
+        raise JobError(f"--single is {args.single!r}; accepted: a name that ends in .safetensors")
     entry = listing.one_of(Path(args.dir), args.name)
     fault = listing.fault_of(entry)
     if fault:
