@@ -17,12 +17,11 @@ from hatbus.discovery.entry_points import SOURCE
 from hatbus.errors import HatbusError, JobError, PluginError
 from hatbus.initial_weights import begin_with
 from hatbus.insight.profile import Profile
-from hatbus.jobs.files import JobFiles
 from hatbus.jobs.job import PLUGIN_KEYS, parse_job
 from hatbus.jobs.options import check, schema_of, taken_keys
 from hatbus.jobs.references import References, finish, is_reference
 from hatbus.jobs.results import places_of, show, show_profile, show_results
-from hatbus.jobs.run_log import RunLog, logged
+from hatbus.jobs.run_log import JobFiles, RunLog, logged
 from hatbus.log import log
 from hatbus.parallel.processes import rank_and_world
 from hatbus.rng import seed_all

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.errors import JobError
@@ -30,7 +29,7 @@ def claim_for_all(wanted: Wanted) -> RunFolder:
     if rank == 0:
         try:
             folder = claim(wanted)
-            told = {"path": str(folder.path)}
+            told = {"name": folder.path.name}
         except Exception as error:  # noqa: BLE001 - raised below, when the others know
             failed, told = error, {"error": str(error)}
     heard: dict[str, Any] = json.loads(told_by_first(f"folder {next(_claims)}", json.dumps(told)))
@@ -38,4 +37,5 @@ def claim_for_all(wanted: Wanted) -> RunFolder:
         raise failed
     if folder is None and "error" in heard:
         raise JobError(heard["error"])
-    return folder or RunFolder(Path(heard["path"]), wanted)
+    # each in its own place: another machine may have the same folder under another path
+    return folder or RunFolder(wanted.folder or wanted.place / heard["name"], wanted)

@@ -66,11 +66,11 @@ def run(args: argparse.Namespace) -> int:
     if verb == "compare":
         return compare(args, words)
     if verb == "plot":
-        from hatbus.cli.runs_plot import plot
+        from hatbus.cli.runs.plot import plot
 
         return plot(args, words)
     if verb == "clean":
-        from hatbus.cli.runs_clean import clean
+        from hatbus.cli.runs.clean import clean
 
         return clean(args, words)
     if words:
