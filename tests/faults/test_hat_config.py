@@ -131,11 +131,15 @@ def test_the_exported_int_model_is_that_of_torchs_own_convert(whole: tuple[Path,
 
     folder, _ = whole
     sys.path.insert(0, str(folder))
+    other = sys.modules.pop("train", None)  # another example's, if one was loaded here
     try:
         stage, _ = read_stage(folder / "config.py", "int_infer_trainer")
         make, tool = stage.parts["model"]["type"], torch.ao.quantization
     finally:
         sys.path.remove(str(folder))
+        sys.modules.pop("train", None)
+        if other is not None:
+            sys.modules["train"] = other
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = make(width=16).eval()

