@@ -47,7 +47,7 @@ from hatbus.parallel.processes import (
     wrapped_in_ddp,
 )
 from hatbus.runs.of_trainer import ScriptRun
-from hatbus.trainer_arguments import check_arguments, check_closure, check_plan
+from hatbus.trainer_arguments import check_arguments, check_closure, check_losses, check_plan
 
 if TYPE_CHECKING:
     from hatbus.data.task_sampler import TaskSampler
@@ -139,7 +139,7 @@ class Trainer:
         steps = Steps(data, task_sampler, accumulate, place)
         steps.adopt_seed(seed, anew=False)  # the loader may be in use elsewhere
         self._signals, self._modes = Signals(), TrainModes()
-        processor = batch_processor or BatchProcessor(loss)
+        processor = self._processor = batch_processor or BatchProcessor(loss)
         self.bus = Bus(rank=rank)
         self._register_core(processor, steps, nan, world, place)
         for name, instance in named_instances(plugins):
@@ -198,6 +198,7 @@ class Trainer:
         if num_epochs is not None and per_epoch is not None:
             ctx.total_steps = num_epochs * per_epoch
         self.bus.set_tasks(ctx.data.tasks)
+        check_losses(self._processor, ctx.data.tasks, self.bus)
         ctx.exception = None
         held = self._run.held(ctx, self.bus)
         with self._alone("fit()"), held, joined(ctx.device):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from operator import index
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from hatbus.batches.batch_processor import BatchProcessor
-from hatbus.errors import JobError
+from hatbus.bus.member import is_core
+from hatbus.errors import JobError, did_you_mean
 
 if TYPE_CHECKING:
     from hatbus.bus.bus import Bus
@@ -38,6 +39,24 @@ def check_arguments(model: Any, optimizer: Any, loss: Any, batch_processor: Any)
             _refuse(name, one, "loss(model_outs, target), as torch.nn.functional.mse_loss; or None")
     if batch_processor is None or type(batch_processor) is BatchProcessor:
         _check_overlap(model, optimizer.param_groups)
+
+
+def check_losses(processor: BatchProcessor, tasks: Sequence[str], bus: Bus) -> None:
+    """Refuses losses per task of which one task has none, unless somebody else reckons them.
+
+    Raises:
+        JobError: the task, and the closest name that has a loss.
+    """
+    losses: Any = processor.loss if type(processor) is BatchProcessor else None
+    if not isinstance(losses, Mapping):
+        return
+    spans = ("run_batch", "compute_loss")
+    own = (i for span in spans for i in bus.implementations(span) if not i.wrapper)
+    if any(not is_core(i.plugin_name) for i in own):
+        return
+    for task in tasks:
+        if task not in losses:
+            raise JobError(f"no loss for task {task!r}{did_you_mean(task, losses)}")
 
 
 def check_plan(num_epochs: Any, num_steps: Any) -> None:

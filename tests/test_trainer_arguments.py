@@ -215,3 +215,21 @@ def test_a_model_in_torchscript_trains_as_the_model_it_was_made_of(make: Any) ->
     for one in (plain, model):
         made(model=one, optimizer=torch.optim.SGD(one.parameters(), lr=0.05)).fit(num_epochs=2)
     assert torch.equal(model.weight, plain.weight)
+
+
+def test_a_task_without_a_loss_is_refused_before_the_first_step() -> None:
+    tasks = {"det": batches(3), "seg": batches(3)}
+    trainer = made(data=tasks, loss={"det": mse_loss, "sge": mse_loss})
+    with pytest.raises(JobError, match=r"no loss for task 'seg'; did you mean 'sge'\?"):
+        trainer.fit(num_steps=1)
+    assert trainer.ctx.position.global_step == 0
+
+
+def test_a_plugin_may_reckon_the_losses_of_a_task_that_has_none() -> None:
+    class Reckons:
+        @hookimpl
+        def compute_loss(self, model_outs: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": model_outs.square().mean()}
+
+    tasks = {"det": batches(3), "seg": batches(3)}
+    made(data=tasks, loss={"det": mse_loss}, plugins=[Reckons()]).fit(num_steps=1)

@@ -1,4 +1,4 @@
-"""Keeps a run's summary and curves: at its begin, at ends of epochs and validations, at its end."""
+"""Keeps a run's summary and curves: at its begin, at ends of epochs, at validations and saves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -69,6 +69,15 @@ class RunRecord:
         """Notes the metrics."""
         if ctx.exception is None:
             self._note(ctx)
+
+    @hookimpl(trylast=True)
+    def on_checkpoint_saved(self, ctx: Context) -> None:
+        """Notes how far a run has come that may be killed before its epoch ends."""
+        if ctx.rank == 0:
+            self._summary.epochs = ctx.position.epoch
+            self._summary.steps = ctx.position.global_step
+            with suppress(OSError):  # the next note says it
+                self._write(time.time())
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 from stranger import CHECKOUT
+from tiny import batches, tiny_trainer
 from torch import nn
 
-from hatbus import Trainer, hookimpl
+from hatbus import Context, Trainer, hookimpl
 from hatbus.callbacks import Checkpoint, JsonlLog
 from hatbus.cli import main
 from hatbus.errors import JobError
@@ -307,3 +308,24 @@ def test_folders_of_one_second_sort_as_they_were_claimed(
     names = [one.path.name for one in held]
     assert names == sorted(names)
     assert len(set(names)) == 12
+
+
+class Looks:
+    """Reads the run's summary after every step, as somebody does after a kill."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    @hookimpl
+    def on_step_begin(self, ctx: Context) -> None:
+        assert ctx.run_dir is not None
+        self.seen.append((ctx.global_step_id, summary(ctx.run_dir)["steps"]))
+
+
+def test_the_summary_of_a_run_knows_its_newest_checkpoint_in_the_middle_of_an_epoch(
+    tmp_path: Path,
+) -> None:
+    looks = Looks()
+    saves = Checkpoint(str(tmp_path / "saved"), save_interval=2, interval_by="step")
+    tiny_trainer([looks, saves], data=batches(6), run_dir=tmp_path).fit(num_epochs=1)
+    assert looks.seen[:5] == [(0, 0), (1, 0), (2, 2), (3, 2), (4, 4)]
