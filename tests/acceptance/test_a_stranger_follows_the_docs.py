@@ -28,7 +28,7 @@ NAME = "hatbus-loss-watch"
 def clone(tmp_path: Path) -> Path:
     """What somebody has who cloned the repository."""
     folder = tmp_path / "clone"
-    ignored = shutil.ignore_patterns("__pycache__", "runs", "dist", "*.egg-info")
+    ignored = shutil.ignore_patterns("__pycache__", "dist", "*.egg-info")
     for name in CLONED:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -36,6 +36,8 @@ def clone(tmp_path: Path) -> Path:
             shutil.copytree(CHECKOUT / name, target, ignore=ignored)
         else:
             shutil.copy(CHECKOUT / name, target)
+    for left in folder.glob("docs/**/runs"):  # of somebody who tried the examples in place
+        shutil.rmtree(left)
     return folder
 
 
