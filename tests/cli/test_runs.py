@@ -255,3 +255,20 @@ def test_five_hundred_runs_are_listed_without_torch_in_150_ms(tmp_path: Path) ->
         seconds.append(spent.ru_utime - begun.ru_utime + spent.ru_stime - begun.ru_stime)
     assert len(done.stdout.splitlines()) == 501
     assert statistics.median(seconds) < 0.15
+
+
+@pytest.mark.usefixtures("job")
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_the_list_stays_inside_a_terminal_and_says_what_it_has_no_room_for(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = {f"val/{task}/accuracy": METRICS["val/loss"] for task in ("digit", "turn")}
+    written("2026-11-30_14-05-59", replace(SEEN, metrics=metrics, changes=["-o cos_lr.lr=0.1"] * 4))
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["runs", "runs"]) == 0
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= columns
+    assert "2026-11-30_14-05-59" in told
+    assert "cos_lr.lr=0.1" in told
+    assert "no room here for when" in told

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -99,8 +102,25 @@ def show_list(args: argparse.Namespace, runs: list[Run]) -> int:
     heads = [f"{part} {name}" for name in metrics for part in ("best", "last")]
     rows = [("run", "when", "state", "steps", *heads, "job", "changes")]
     rows += [_row(run, metrics) for run in runs]
+    rows, left_out = fitting(rows) if sys.stdout.isatty() else (rows, [])
     show_rows(rows)
+    if left_out:
+        note = f"no room here for {', '.join(left_out)}; --json has all"
+        print(textwrap.fill(note, shutil.get_terminal_size().columns))
     return 0
+
+
+def fitting(rows: list[tuple[str, ...]]) -> tuple[list[tuple[str, ...]], list[str]]:
+    """The rows with the columns that the terminal has room for, and the names of the others."""
+    room, heads = shutil.get_terminal_size().columns, rows[0]
+    widths = {head: max(len(row[i]) for row in rows) + 2 for i, head in enumerate(heads[:-1])}
+    left_out: list[str] = []
+    for head in ("when", "job", *reversed(heads[4:-2])):
+        if sum(widths.values()) > room:
+            left_out.append(head)
+            del widths[head]
+    kept = [i for i, head in enumerate(heads) if head not in left_out]
+    return [tuple(row[i] for i in kept) for row in rows], left_out
 
 
 def usual_metrics(runs: Sequence[Run]) -> list[str]:
