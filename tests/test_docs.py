@@ -54,8 +54,12 @@ SHORT = ["-o", "run.num_epochs=1", "-o", "run.args.batch_size=512"]
 @pytest.fixture
 def workplace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("TERM", "dumb")
+    others = sys.modules.pop("train", None)  # another example's, if a test has left one
     with one_thread(), refresh.workplace() as folder:
         yield folder
+    sys.modules.pop("train", None)
+    if others is not None:
+        sys.modules["train"] = others
 
 
 @pytest.fixture
