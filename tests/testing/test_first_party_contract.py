@@ -144,7 +144,8 @@ SAID: dict[str, tuple[Callable[[Any], dict[str, Any]], dict[str, Any]]] = {
     "grad_scale": (lambda c: {"module_and_scale": halves_of(TinyNet())}, {}),
     "grad_monitor": (lambda c: {"log_freq": 4}, {**WATCHES, "reads_every": 4}),
     "metric_updater": (
-        lambda c: {"metric_update_func": update, "metrics": [Mean()], "step_log_freq": 4}, WATCHES,
+        lambda c: {"metric_update_func": update, "metrics": [Mean()], "step_log_freq": 4},
+        {**WATCHES, "reads_every": 4},  # it writes a line then, where lines are shown
     ),
     "nan_guard": (lambda c: {"check_every": 4}, {**WATCHES, "reads_every": 4}),
     "progress": (lambda c: {"display": "plain"}, {**WATCHES, **LOGGED}),
