@@ -143,7 +143,7 @@ def made(name: str, folder: str, options: dict[str, dict[str, Any]]) -> object:
     """A plugin of the set."""
     more = options.get(name, {})
     makers: dict[str, Callable[[], object]] = {
-        "own update": OnlyTheMetric,
+        "own_update": OnlyTheMetric,
         "idle": Idle,
         "metrics": lambda: MetricUpdater(usual, ["loss"], **more),
         "lr": lambda: CosLrUpdater(warmup_len=100, **more),
@@ -159,7 +159,7 @@ def main(rounds: int) -> None:
     torch.set_num_threads(1)
     runs = {
         "no plugin": Measured(()),
-        "the metric's own update": Measured(("own update",)),
+        "the metric's own update": Measured(("own_update",)),
         "the events by themselves": Measured(("idle",)),
         **{f"only {name}": Measured((name,)) for name in SET},
         "the default set": Measured(SET),
