@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 guilty = f"command {command.name!r} ({command.source})"
             code = of_plugins.run(command, words[1:])
         else:
-            of_plugins.warn_of_another(words[:1])
+            if words and words[0] in COMMANDS:
+                of_plugins.warn_of_another(words[:1])
             args = parser_of(words).parse_args(words)
             code = import_module(COMMANDS[args.command][1]).run(args)
         lost = lost_output()

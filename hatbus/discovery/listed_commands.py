@@ -43,8 +43,9 @@ def listed() -> list[Listed]:
     found: dict[str, list[Listed]] = {}
     for place in sys.path:
         for name, info in _metadata_in(place or os.curdir):
-            if normalized(name) not in found:  # else Python imports the other one
-                found[normalized(name)] = [Listed(*entry, name, info) for entry in _entries(info)]
+            key = normalized(name)
+            if key not in found:  # else Python imports the other one
+                found[key] = [Listed(*entry, name, info) for entry in _entries(info)]
     return sorted(one for commands in found.values() for one in commands)
 
 
