@@ -208,8 +208,9 @@ class Hunt:
             return True
         phase = self.lives.phase
         code = hit(child, signal.SIGTERM if self.terminate else signal.SIGKILL)
-        if code == 0 or (self.terminate and code == -signal.SIGTERM and phase == "end"):
-            return True  # the run was over already, or its handlers were gone
+        is_gone = self.terminate and code == -signal.SIGTERM  # handlers go with the loop
+        if code == 0 or (is_gone and self.lives.end_of(name)[0] == self.step):
+            return True  # the run was over already: its last step was saved
         self.phases[phase] += 1
         if code != (SAVED_AND_STOPPED if self.terminate else -signal.SIGKILL):
             self.bad.append(f"ended with {code} when it was hit in {phase!r}")
