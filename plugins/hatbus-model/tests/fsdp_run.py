@@ -110,3 +110,4 @@ def main(how: str, path: str, device: str = "cpu") -> None:
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     main(*sys.argv[1:])
+    os._exit(0)  # threads of a group that something still holds may be aborted at the end
