@@ -24,6 +24,7 @@ from hatbus.errors import JobError
 from hatbus.evaluation.aside import validated
 from hatbus.evaluation.numbers import scalars_of
 from hatbus.evaluation.predicting import predictions
+from hatbus.evaluation.schedule_free import ScheduleFree, has_modes
 from hatbus.foreign_arguments import explained
 from hatbus.initial_weights import initialise
 from hatbus.loop.beside import modules_beside, warn_of_strangers
@@ -141,6 +142,7 @@ class Trainer:
         self._signals, self._modes = Signals(), TrainModes()
         processor = self._processor = batch_processor or BatchProcessor(loss)
         self.bus = Bus(rank=rank)
+        self._has_modes = has_modes(optimizer)
         self._register_core(processor, steps, nan, world, place)
         for name, instance in named_instances(plugins):
             self.bus.register(instance, name)
@@ -317,6 +319,8 @@ class Trainer:
     ) -> None:
         """Registers hatbus's own parts, wrappers outermost first."""
         parts: dict[str, object] = {"signals": self._signals}
+        if self._has_modes:
+            parts["schedule_free"] = ScheduleFree()
         if steps.tasks:
             parts["task_scope"] = TaskScope()
         parts["moments"] = Moments()

@@ -29,7 +29,12 @@ STAGES: Final = ("setup", "train", "average")
 """Whose plugins change the model, or offer other weights of it."""
 SPANS: Final = ("validate", "forward", "compute_loss")
 """Whoever implements or surrounds one of these takes part too, of whatever stage."""
-_CORE: Final = ("core.task_scope", "core.autocast", "core.batch_processor")
+_CORE: Final = (
+    "core.task_scope",
+    "core.schedule_free",
+    "core.autocast",
+    "core.batch_processor",
+)
 _SAME: Final = (
     "model",
     "modules",

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from optimizers import Closure, TrainMode, matrices, trial
+from optimizers import Closure, matrices, trial
 
 sys.path.pop(0)
 
@@ -112,7 +112,7 @@ def test_schedulefree_goes_on_twice(tmp_path: Path, name: str) -> None:
         more = {} if name.startswith("R") else {"warmup_steps": 5}
         return getattr(schedulefree, name)(model.parameters(), lr=0.01, **more)
 
-    trial(tmp_path, make, TrainMode())
+    trial(tmp_path, make)
 
 
 PRODIGY: list[dict[str, Any]] = [{}, {"slice_p": 11}, {"beta3": 0.9, "growth_rate": 1.02}]

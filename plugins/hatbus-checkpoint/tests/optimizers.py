@@ -61,14 +61,6 @@ class Sparse:
             parameter.grad = parameter.grad.to_sparse()
 
 
-class TrainMode:
-    """Calls the ``train()`` of an optimizer that wants it, before a checkpoint gives its state."""
-
-    @hookimpl
-    def on_loop_begin(self, optimizer: Any) -> None:
-        optimizer.train()
-
-
 def hidden() -> nn.Module:
     """A model with matrices of some size and vectors."""
     torch.manual_seed(0)
