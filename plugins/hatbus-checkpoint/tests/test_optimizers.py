@@ -244,3 +244,34 @@ def test_a_tensor_shown_in_an_older_way_is_the_same_setting() -> None:
     assert not is_same({"w": older}, {"b": now})
     assert not is_same("tensor(x)", now)
     assert not is_same("0.1", "0.10")
+
+
+def test_an_lr_tensor_that_groups_share_is_one_tensor_after_a_resume_too(tmp_path: Path) -> None:
+    def run(steps: int) -> Any:
+        model = nn.Linear(3, 1)
+        groups = [{"params": [one]} for one in model.parameters()]
+        optimizer = O.SGD(groups, lr=torch.tensor(0.1))
+        checkpoint = Checkpoint(str(tmp_path), resume="auto")
+        Trainer(model, optimizer, DATA, nn.functional.mse_loss, [checkpoint]).fit(num_steps=steps)
+        return optimizer
+
+    first, again = run(1), run(2)
+    for optimizer in (first, again):
+        one, other = optimizer.param_groups
+        assert one["lr"] is other["lr"]
+
+
+def test_lr_tensors_of_their_own_stay_so(tmp_path: Path) -> None:
+    def run(steps: int, lrs: tuple[float, float]) -> list[float]:
+        model = nn.Linear(3, 1)
+        given = zip(model.parameters(), lrs, strict=True)
+        groups = [{"params": [one], "lr": torch.tensor(lr)} for one, lr in given]
+        optimizer = O.SGD(groups, lr=0.5)
+        checkpoint = Checkpoint(str(tmp_path), resume="auto")
+        Trainer(model, optimizer, DATA, nn.functional.mse_loss, [checkpoint]).fit(num_steps=steps)
+        one, other = optimizer.param_groups
+        assert one["lr"] is not other["lr"]
+        return [float(one["lr"]), float(other["lr"])]
+
+    run(1, (0.1, 0.1))
+    assert run(2, (0.1, 0.1)) == pytest.approx([0.1, 0.1])

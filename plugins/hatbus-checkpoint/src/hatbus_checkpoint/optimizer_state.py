@@ -79,7 +79,7 @@ def give(
         return fresh
     state: dict[Any, Any] = dict(saved["other"])
     groups, index = [], 0
-    live = optimizer.param_groups
+    live, shared = optimizer.param_groups, shared_options(optimizer)
     for group, mine, now in zip(saved["groups"], names, live, strict=True):
         built = {key: value for key, value in now.items() if _is_as_built(value)}
         groups.append({**built, **group, "params": list(range(index, index + len(mine)))})
@@ -87,11 +87,34 @@ def give(
         index += len(mine)
     optimizer.load_state_dict({**saved["more"], "state": state, "param_groups": groups})
     _keep_types(optimizer, state)
+    share(optimizer, shared)
     changed = differing(state, optimizer.state_dict()["state"])
     if changed is not None:
         what = "optimizer %s does not give back the state that it is given (%s); not bit-exact"
         log.warning(what, kind, changed)
     return fresh
+
+
+def shared_options(optimizer: torch.optim.Optimizer) -> list[list[tuple[int, str]]]:
+    """Where several param groups have one tensor as an option, such as a learning rate."""
+    found: dict[int, list[tuple[int, str]]] = {}
+    for index, group in enumerate(optimizer.param_groups):
+        for key, value in group.items():
+            if isinstance(value, torch.Tensor):
+                found.setdefault(id(value), []).append((index, key))
+    return [places for places in found.values() if len(places) > 1]
+
+
+def share(optimizer: torch.optim.Optimizer, shared: list[list[tuple[int, str]]]) -> None:
+    """Makes options one tensor again that were one when the optimizer was built, if still equal."""
+    groups = optimizer.param_groups
+    for (first, key), *others in shared:
+        one: Any = groups[first].get(key)
+        for index, name in others:
+            other: Any = groups[index].get(name)
+            are_tensors = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
+            if are_tensors and one.equal(other):
+                groups[index][name] = one
 
 
 def _data_of(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from hatbus_lr.remaking import (
     with_history,
 )
 from hatbus_lr.scheduler_kinds import Followed, Kind, check_kind, check_length, kind_of
+from hatbus_lr.self_tuning import warn_of_low_lr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,6 +113,7 @@ class TorchLr:
             self._kind = kind_of(self.scheduler, name)
             check_kind(self.scheduler, self._kind, name, self.metric, self.update_by)
             self._built = self._starts = starts_of(optimizer.param_groups)
+            warn_of_low_lr(name, optimizer, highest_known)
         planned = ctx.total_steps if self.update_by == "step" else ctx.num_epochs
         check_length(self.scheduler, name, planned, self.update_by)
         if self._restored is not None:
@@ -290,6 +292,12 @@ def scheduler_class(name: str) -> Callable[..., Any]:
         raise JobError(f"unknown scheduler {name!r}{did_you_mean(name, known)}")
     found: Callable[..., Any] = getattr(lr_scheduler, name)
     return found
+
+
+def highest_known(group: Mapping[str, Any]) -> float:
+    """The greater of what the lr of a group begins with, and its peak if the schedule has one."""
+    known = (group.get(key) for key in ("lr", "initial_lr", "max_lr"))
+    return max(float(value) for value in known if value is not None)
 
 
 def plain(value: Any) -> Any:

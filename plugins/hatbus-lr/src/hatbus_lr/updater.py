@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus import hookimpl, plugin
@@ -12,6 +13,7 @@ from hatbus.log import log
 from hatbus.option_values import UNITS, one_of, text, whole
 from hatbus_lr.field import Field, Group, labels
 from hatbus_lr.plan import Plan
+from hatbus_lr.self_tuning import warn_of_low_lr
 from hatbus_lr.warmup import Warmup
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ Curve = Callable[[float, int], float]
 Line = tuple[float, float]
 """``(share, rest)``: every group's value is ``initial * share + rest``."""
 CLAIM: Final = "optimizer.{}"
+_LOOKS: Final = 200
 
 
 @plugin(stage="schedule", writes="optimizer.lr")
@@ -147,6 +150,8 @@ class Updater:
         self.warmup_steps = self.warmup.steps(plan, type(self).__name__)
         self.prepare(plan)
         self._adopt(optimizer.param_groups)
+        if self.field.name == "lr":
+            warn_of_low_lr(type(self).__name__, optimizer, partial(self._highest, plan))
 
     @hookimpl
     def on_epoch_begin(self, ctx: Context, optimizer: torch.optim.Optimizer) -> None:
@@ -188,6 +193,14 @@ class Updater:
         for group in optimizer.param_groups:
             end = self.field.remember(group) * self.warmup.lr_ratio
             self.field.write(group, self.get_warmup_lr(end, num_update))
+
+    def _highest(self, plan: Plan, group: Group) -> float:
+        """The highest value of a group in the run, as a look at some of its steps shows it."""
+        per_epoch = plan.steps_per_epoch or 1
+        total = plan.num_steps or (plan.num_epochs or 1) * per_epoch
+        steps = {*range(0, total, max(1, total // _LOOKS)), math.ceil(self.warmup_steps), total - 1}
+        looked_at = (step for step in steps if step < total)
+        return max(self.lr_at(group[self._initial], g, *divmod(g, per_epoch)) for g in looked_at)
 
     def _phase(self, step: int, epoch: int, step_id: int) -> tuple[bool, int]:
         """Whether a step is part of the warmup, and the index of its value."""
