@@ -1,0 +1,121 @@
+"""Tensors that lie in memory: a batch is gathered by index, not collated sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from hatbus.errors import DataError
+
+_ACCEPTED: Final = "accepted: tensors that all have equally many rows"
+
+
+class TensorMapping(Dataset[dict[str, torch.Tensor]]):
+    """Tensors by name as a data set: sample ``i`` is a dict of each tensor's row ``i``.
+
+    Args:
+        tensors: each of shape ``[rows, ...]``, with the same number of rows.
+
+    Raises:
+        DataError: nothing in it, a value that is no tensor or has no rows, or unequal lengths.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.tensors = dict(tensors)
+        if not self.tensors:
+            raise DataError(f"the mapping of tensors is empty; {_ACCEPTED}")
+        for name, value in self.tensors.items():
+            _check_rows(name, value)
+        lengths = {name: len(value) for name, value in self.tensors.items()}
+        first, rows = next(iter(lengths.items()))
+        for name, found in lengths.items():
+            if found != rows:
+                raise DataError(f"{first!r} has {rows} rows and {name!r} has {found}; {_ACCEPTED}")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {name: value[index] for name, value in self.tensors.items()}
+
+
+class Gathered:
+    """Batches of a data set of tensors, as torch's collation would make them.
+
+    Args:
+        dataset: a ``TensorDataset`` or ``TensorMapping``, or a ``Subset`` of one.
+        pinned: batches in page-locked memory, from which a copy to the GPU does not wait.
+    """
+
+    def __init__(self, dataset: Any, *, pinned: bool = False) -> None:
+        self._dataset = dataset
+        self._pinned = pinned and torch.cuda.is_available()
+
+    def batches(self, order: torch.Tensor, sizes: Sequence[int]) -> Iterator[Any]:
+        """One batch after the other.
+
+        Args:
+            order: sample indices, ``[sum(sizes)]``, int64.
+            sizes: samples per batch.
+        """
+        whole, rows = _resolved(self._dataset, order)
+        if isinstance(whole, TensorMapping):
+            names = list(whole.tensors)
+            return self._gathered(
+                list(whole.tensors.values()),
+                rows,
+                sizes,
+                lambda found: dict(zip(names, found, strict=True)),
+            )
+        return self._gathered(list(whole.tensors), rows, sizes, None)
+
+    def _gathered(
+        self,
+        tensors: list[torch.Tensor],
+        rows: torch.Tensor,
+        sizes: Sequence[int],
+        shaped: Callable[[list[torch.Tensor]], Any] | None,
+    ) -> Iterator[Any]:
+        there = {one.device: torch.split(rows.to(one.device), list(sizes)) for one in tensors}
+        columns = [there[one.device] for one in tensors]
+        for each in zip(*columns, strict=True):
+            batch = [one.index_select(0, at) for one, at in zip(tensors, each, strict=True)]
+            if self._pinned:
+                batch = [one if one.is_cuda else one.pin_memory() for one in batch]
+            yield batch if shaped is None else shaped(batch)
+
+
+def can_be_gathered(dataset: Any) -> bool:
+    """Whether a data set is plain tensors in memory: nothing is computed per sample."""
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    if type(dataset) not in (TensorDataset, TensorMapping):
+        return False
+    tensors = dataset.tensors
+    values = tensors.values() if isinstance(tensors, Mapping) else tensors
+    return all(type(one) is torch.Tensor and one.layout == torch.strided for one in values)
+
+
+def with_names(dataset: Any) -> Any:
+    """A mapping from names to tensors as a data set; any other data set as it is."""
+    is_named = isinstance(dataset, Mapping) and all(isinstance(name, str) for name in dataset)
+    return TensorMapping(dataset) if is_named else dataset
+
+
+def _resolved(dataset: Any, order: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    """The tensors below subsets, and the rows of them that the indices mean."""
+    while type(dataset) is Subset:
+        order = torch.as_tensor(dataset.indices, dtype=torch.int64)[order]
+        dataset = dataset.dataset
+    return dataset, order
+
+
+def _check_rows(name: str, value: Any) -> None:
+    if not isinstance(value, torch.Tensor):
+        hint = "; torch.as_tensor makes one of it" if hasattr(value, "__array__") else ""
+        raise DataError(f"{name!r} is of type {type(value).__name__}; {_ACCEPTED}{hint}")
+    if not value.dim():
+        raise DataError(f"{name!r} is a tensor without rows; {_ACCEPTED}")
