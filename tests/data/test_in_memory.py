@@ -155,7 +155,7 @@ def test_what_computes_per_sample_is_asked_for_each() -> None:
     halves = loader(TensorDataset(rows), 2, shuffle=False, collate_fn=lambda found: len(found))
     assert list(halves) == [2, 2]
     sparse = TensorDataset(torch.eye(4).to_sparse())
-    stacked = loader(sparse, 2, shuffle=False, collate_fn=lambda r: torch.stack([x for x, in r]))
+    stacked = loader(sparse, 2, shuffle=False, collate_fn=lambda r: torch.stack([x for (x,) in r]))
     assert [batch.to_dense().shape for batch in stacked] == [(2, 4), (2, 4)]
 
 
