@@ -25,6 +25,7 @@ from hatbus.evaluation.aside import validated
 from hatbus.evaluation.numbers import scalars_of
 from hatbus.evaluation.predicting import predictions
 from hatbus.evaluation.schedule_free import ScheduleFree, has_modes
+from hatbus.evaluation.train_loss import EVERY, TrainLoss
 from hatbus.foreign_arguments import explained
 from hatbus.initial_weights import initialise
 from hatbus.loop.beside import modules_beside, warn_of_strangers
@@ -85,6 +86,8 @@ class Trainer:
             with the same arguments goes on in its folder.
         nan: ``"raise"``, ``"skip_step"`` or ``"ignore"``, when a loss is not finite; weights that
             are not are never saved.
+        log_every: steps between two points of ``train/<loss>_step``, the mean loss since the last
+            one; 0: none, only ``train/<loss>`` of every epoch.
         init_from: a run, a checkpoint or a file whose weights the model gets, and nothing else; or
             the options of ``hatbus_checkpoint.InitFrom`` as a mapping.
 
@@ -122,6 +125,7 @@ class Trainer:
         run_name: str | None = None,
         resume: str | Path | None = None,
         nan: str = "raise",
+        log_every: int = EVERY,
         init_from: str | Path | Mapping[str, Any] | None = None,
     ) -> None:
         self._run = ScriptRun(run_dir, run_name, resume)
@@ -140,6 +144,7 @@ class Trainer:
         steps = Steps(data, task_sampler, accumulate, place)
         steps.adopt_seed(seed, anew=False)  # the loader may be in use elsewhere
         self._signals, self._modes = Signals(), TrainModes()
+        self._train_loss = TrainLoss(log_every, only_finite=nan == "skip_step")
         processor = self._processor = batch_processor or BatchProcessor(loss)
         self.bus = Bus(rank=rank)
         self._has_modes = has_modes(optimizer)
@@ -205,6 +210,7 @@ class Trainer:
         held = self._run.held(ctx, self.bus)
         with self._alone("fit()"), held, joined(ctx.device):
             self._prepare()
+            self._train_loss.join(self.bus, ctx)
             ctx.emit = self.bus.emitter()
             try:
                 with structure_watched(ctx):

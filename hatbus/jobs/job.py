@@ -55,6 +55,8 @@ class Run:
         accumulate: batches per task and step.
         compile: ``true``, or a table of options for ``torch.compile``.
         nan: what a loss that is not finite does; weights that are not are never saved.
+        log_every: steps between two points of ``train/<loss>_step``, the mean loss since the last
+            one; 0: none, only ``train/<loss>`` of every epoch.
         run_dir: where runs get folders of their own; by default ``runs/<folder of the job>``.
         name: of the run's folder; by default the time of its start.
         resume: ``"auto"``, ``"last"``, ``"best"``: go on in the folder of the newest run of the
@@ -74,6 +76,7 @@ class Run:
     accumulate: int = 1
     compile: bool | dict[str, Any] = False
     nan: Literal["raise", "skip_step", "ignore"] = "raise"
+    log_every: int = 50
     run_dir: str | None = None
     name: str | None = None
     resume: str | None = None

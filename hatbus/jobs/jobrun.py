@@ -112,6 +112,7 @@ class Prepared:
             precision=run.precision,
             compile=run.compile,
             nan=run.nan,
+            log_every=run.log_every,
         )
         begin_with(trainer, self.job, self.started_in)
         trainer.ctx.run_dir = self.job.run_dir

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hatbus.evaluation.numbers import scalars_of
+from hatbus.evaluation.train_loss import STEP
 from hatbus.insight.terminal import terminal
 from hatbus.option_values import short
 
@@ -37,7 +38,7 @@ def show(book: RunLog, print_on: Callable[[Console], None], *, quiet: bool = Fal
 
 def show_results(console: Console, ctx: Context, places: list[Path]) -> None:
     """Prints the last published metrics and where the run's files are."""
-    metrics, steps = dict(scalars_of(ctx)), ctx.position.global_step
+    metrics, steps = without_twins(dict(scalars_of(ctx))), ctx.position.global_step
     if metrics:
         is_old = 0 < steps == ctx.began_at
         show_metrics(
@@ -48,6 +49,12 @@ def show_results(console: Console, ctx: Context, places: list[Path]) -> None:
     for place in places:
         console.print(f"files: {short(place)}", soft_wrap=True, highlight=False)
         console.print(f"       {contents(place)}", soft_wrap=True, highlight=False)
+
+
+def without_twins(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics without the losses of the last steps, where those of the epoch are there."""
+    twins = {f"{name}{STEP}" for name in metrics}
+    return {name: value for name, value in metrics.items() if name not in twins}
 
 
 def show_metrics(

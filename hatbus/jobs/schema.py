@@ -82,6 +82,7 @@ def run_schema() -> Json:
     found = table_schema(schema_of(Run), argument_docs(inspect.getdoc(Run) or ""), objects=False)
     for name in ("num_epochs", "num_steps", "accumulate"):
         found["properties"][name]["minimum"] = 1
+    found["properties"]["log_every"]["minimum"] = 0
     found["properties"]["args"]["type"] = "object"
     plans = [{"required": ["num_epochs"]}, {"required": ["num_steps"]}]
     return {**found, "description": "what is trained, and for how long", "oneOf": plans}

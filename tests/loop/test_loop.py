@@ -64,7 +64,7 @@ def test_published_values_reach_every_sink_and_the_last_is_kept() -> None:
     sink = hearing(["on_log"], lambda _, v: logs.append((v["kind"], list(v["logs"]))))
     trainer = tiny_trainer({"pub": Publishes(), "sink": sink})
     trainer.fit(num_steps=2)
-    assert logs == [("scalar", ["loss"])] * 2
+    assert logs == [*[("scalar", ["loss"])] * 2, ("scalar", ["train/loss"])]
     assert isinstance(trainer.ctx.latest["loss"], torch.Tensor)
 
 

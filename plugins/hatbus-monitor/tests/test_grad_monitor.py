@@ -64,7 +64,7 @@ def test_learning_rate_of_each_group_is_published(trainer, events) -> None:
 
 def test_chosen_modules_only(trainer, events) -> None:
     trainer([GradMonitor(log_freq=6, modules=["2"], lr=False), events]).fit(num_epochs=1)
-    assert [set(logs) for _, logs in events.logs] == [{"grad_norm", "grad_norm/2"}]
+    assert [set(logs) for _, logs in events.logs] == [{"grad_norm", "grad_norm/2"}, {"train/loss"}]
 
 
 def test_an_unknown_module_is_refused_at_loop_begin(trainer) -> None:

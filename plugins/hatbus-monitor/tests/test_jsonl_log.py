@@ -88,7 +88,7 @@ def test_table_has_a_column_per_name_and_grows(trainer, tmp_path) -> None:
     path = tmp_path / "deep" / "run.csv"
     trainer([Publishes(), CsvLog(path, flush_every=2)]).fit(num_epochs=2)
     header = path.read_text().splitlines()[0]
-    assert header == "step,epoch,event,time,begin,a,log/step,end"
+    assert header == "step,epoch,event,time,begin,a,log/step,train/loss,end"
     assert of(path, "a") == [(n, n / 2) for n in range(12)]
     assert [value for _, value in of(path, "begin")] == [0, 1]
 

@@ -146,8 +146,8 @@ def test_a_metric_that_nobody_publishes_is_an_error_with_the_known_names() -> No
     ("published", "counts", "said"),
     [
         ("train/accuracy", [1, 1, 1], "; did you mean 'train/accuracy'?"),
-        ("lr", [0, 0, 0], "; known: 'lr'"),
-        ("", [0, 0, 0], "; nothing was published"),
+        ("lr", [0, 0, 0], "; known: 'lr', 'train/loss'"),
+        ("", [0, 0, 0], "; known: 'train/loss'"),
     ],
 )
 def test_without_a_validation_a_metric_that_nobody_publishes_is_warned_of_once(

@@ -24,6 +24,7 @@ from hatbus_monitor.metric_prefix import free_prefix, usual_prefix
 from hatbus_monitor.metric_state import copied, restore, state_of
 from hatbus_monitor.metric_values import Shown, has_get, results
 from hatbus_monitor.metrics import Accuracy, LossShow, Mean
+from hatbus_monitor.update_functions import usual
 
 if TYPE_CHECKING:
     from hatbus import Context
@@ -47,7 +48,8 @@ class MetricUpdater:
 
     Args:
         metric_update_func: gets ``(metrics, batch, model_outs)`` and updates the metrics; by name
-            also ``losses``, ``task`` or ``ctx``. Ready ones: ``hatbus_monitor.update_functions``.
+            also ``losses``, ``task`` or ``ctx``. The default gives a mean the loss of its name, any
+            other metric outputs and target; more in ``hatbus_monitor.update_functions``.
         metrics: metric objects (``update``, ``reset`` and ``compute``, or ``get`` as HAT's;
             torchmetrics or any other), words such as ``"accuracy"`` or ``"loss"``, or tables with
             ``type``; a sequence, or a mapping from names. None: the trainer's ``train_metrics``.
@@ -83,7 +85,7 @@ class MetricUpdater:
 
     def __init__(
         self,
-        metric_update_func: Callable[..., Any],
+        metric_update_func: Callable[..., Any] = usual,
         metrics: Sequence[Any] | Mapping[str, Any] | None = None,
         filter_condition: Callable[..., Any] | None = None,
         step_log_freq: int | None = 1,

@@ -193,8 +193,10 @@ class Progress:
         values: dict[str, Any] = dict(sorted(self._losses.items()))
         if ctx.optimizer is not None:
             values["lr"] = ctx.optimizer.param_groups[0]["lr"]
+        twins = {f"train/{name}_step" for name in values}  # the losses themselves are newer
         for name, value in ctx.latest.items():
-            if any(fnmatchcase(name, pattern) for pattern in self.show) and is_single(value):
+            is_wanted = name not in twins and any(fnmatchcase(name, one) for one in self.show)
+            if is_wanted and is_single(value):
                 values.setdefault(name, value)
         return dict(zip(values, numbers(values.values()), strict=True))
 
