@@ -65,7 +65,8 @@ class Trainer:
         data: an iterable of batches, or ``{task: iterable}``. A batch is ``(inputs, target)``; of
             one with more parts the first is the inputs, and the tuple of the rest is the target.
         loss: ``loss(model_outs, target)`` giving a 0-d tensor or ``{name: 0-d tensor}``; or
-            ``{task: loss}``. Without it the model gets whole batches and returns its losses.
+            ``{task: loss}``. Without it the model gets whole batches, a mapping by keywords where
+            its forward takes them, and returns its losses; or a plugin has ``compute_loss``.
         plugins: instances, or ``{instance name: instance}``; one that keeps a state serves one
             trainer only. The second of a kind in a list is named ``<kind>_2``.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or a ``torch.device``.

@@ -7,7 +7,6 @@ from a plugin. Source: ``hat`` batch processors (``need_grad_update``, ``loss_co
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,9 +15,11 @@ import torch
 
 from hatbus.batches.counted_twice import counted_twice
 from hatbus.batches.loss_collectors import collect_losses, losses_if_any, named_losses
+from hatbus.batches.model_call import TAKES, ModelCall, split
 from hatbus.errors import JobError, did_you_mean
 from hatbus.events.declare import hookimpl
 from hatbus.log import log
+from hatbus.option_values import one_of
 
 if TYPE_CHECKING:
     from hatbus.loop.context import Context
@@ -33,12 +34,16 @@ class BatchProcessor:
     Args:
         loss: ``loss(model_outs, target)`` returning a 0-d tensor or ``{name: 0-d tensor}``; or one
             such function per task. Without it the model gets the whole batch and its outputs carry
-            the losses.
+            the losses, or a plugin computes them (``compute_loss``).
         need_grad_update: run backward and update; False for evaluation, which needs no loss: a
             model may return losses in training and predictions in eval mode.
         loss_collector: ``loss_collector(model_outs)`` returning the losses, when ``loss`` is None:
             a 0-d tensor, a list of them, or a mapping, nested or not. By default every entry whose
             name contains "loss" (``hatbus.batches.collect_losses``).
+        model_takes: how the model gets its inputs. None: a mapping by keywords where ``forward``
+            takes all its keys, anything else as one argument; of a pair the inputs, if there is a
+            ``loss`` or a plugin that computes losses. ``"keywords"``: a mapping always by keywords;
+            ``"argument"``: never; ``"batch"``: the whole batch as one argument.
     """
 
     def __init__(
@@ -47,13 +52,16 @@ class BatchProcessor:
         *,
         need_grad_update: bool = True,
         loss_collector: Callable[[Any], Any] | None = None,
+        model_takes: str | None = None,
     ) -> None:
+        if model_takes is not None:
+            one_of("batch_processor: model_takes", model_takes, TAKES)
         self.loss = loss
+        self.model_takes = model_takes
         self.need_grad_update = need_grad_update
         self.loss_collector = loss_collector or collect_losses
         self._per_task = isinstance(loss, Mapping)
-        self._asked: torch.nn.Module | None = None
-        self._wants_task = False
+        self._asked: dict[str | None, ModelCall] = {}
         self._looked_at: set[str | None] = set()
 
     @hookimpl(trylast=True)
@@ -71,16 +79,16 @@ class BatchProcessor:
 
     @hookimpl(trylast=True)
     def forward(self, ctx: Context) -> Any:
-        """``model(inputs)`` of an ``(inputs, target)`` batch; ``task=`` when the model takes it."""
-        model, inputs = ctx.model, ctx.batch
-        if self.loss is not None:
-            inputs = split(inputs)[0]
-        if self._asked is not model:
-            self._wants_task = "task" in arguments_of(model)
-            self._asked = model
-        if self._wants_task:
-            return ctx.wrapped_model(inputs, task=ctx.task)
-        return ctx.wrapped_model(inputs)
+        """``model(inputs)``, as ``model_takes`` says; ``task=`` when the model takes it."""
+        return self.call_of(ctx)(ctx)
+
+    def call_of(self, ctx: Context) -> ModelCall:
+        """How the model is called in the scope of the present task."""
+        call = self._asked.get(ctx.task)
+        if call is None or not call.is_for(ctx):
+            call = ModelCall(ctx, self.model_takes, has_loss=self.loss is not None)
+            self._asked = {**self._asked, ctx.task: call}
+        return call
 
     @hookimpl(trylast=True)
     def compute_loss(self, ctx: Context) -> dict[str, torch.Tensor]:
@@ -165,20 +173,6 @@ def clear_gradients(optimizer: Any) -> None:
             parameter.grad = None
 
 
-def split(batch: Any) -> tuple[Any, Any]:
-    """``(inputs, target)`` of a batch.
-
-    Raises:
-        JobError: the batch is no pair.
-    """
-    if isinstance(batch, (tuple, list)) and len(batch) >= 2:
-        return batch[0], batch[1] if len(batch) == 2 else batch[1:]
-    raise JobError(
-        f"a batch is a {type(batch).__name__}, not a pair (inputs, target); make the loader give "
-        "pairs, or give no loss and let the model take the whole batch and return its losses"
-    )
-
-
 def warn_of_twice(losses: dict[str, torch.Tensor], task: str | None) -> None:
     """Says which losses hold others, so that these count more than once in the sum."""
     where = "" if task is None else f"task {task!r}: "
@@ -196,18 +190,3 @@ def warn_of_twice(losses: dict[str, torch.Tensor], task: str | None) -> None:
 def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
     """The sum of a batch's losses."""
     return torch.stack(list(losses.values())).sum()
-
-
-def arguments_of(model: torch.nn.Module) -> set[str]:
-    """The names of what a model's ``forward`` takes; a compiled one takes what it was made of.
-
-    A traced one has no signature of Python's.
-    """
-    inner: Any = model
-    while (found := getattr(inner, "_orig_mod", None)) is not None:
-        inner = found
-    try:
-        return set(inspect.signature(inner.forward).parameters)
-    except ValueError:
-        forward: Any = inner.forward
-        return {argument.name for argument in forward.schema.arguments}

@@ -67,20 +67,24 @@ def _check(loader: Any, task: str | None, tasks: Any) -> None:
 def _outputs(ctx: Context, batches: Iterator[Any]) -> Iterator[tuple[Any]]:
     """Each batch's outputs; the step counts the batches."""
     processor: Any = ctx.bus.members["core.batch_processor"].plugin
-    is_split = getattr(processor, "loss", None) is not None
+    has_loss = getattr(processor, "loss", None) is not None
+    is_split = processor.call_of(ctx).splits if hasattr(processor, "call_of") else has_loss
     ctx.step_id = 0
     for batch in batches:
-        ctx.batch = to_device(_paired(batch) if is_split else batch, ctx.device)
+        ctx.batch = to_device(_paired(batch, has_loss) if is_split else batch, ctx.device)
         ctx.model_outs = None
         yield (ctx.emit.forward(ctx),)
         ctx.step_id += 1
 
 
-def _paired(batch: Any) -> Any:
-    """A batch of inputs and a target; of inputs alone the target is None."""
+def _paired(batch: Any, has_loss: bool) -> Any:
+    """A batch of inputs and a target; of inputs alone the target is None.
+
+    Where there is no loss, what is no tuple or list may be a whole batch, and is left as it is.
+    """
     if isinstance(batch, (tuple, list)) and batch:
         return batch if len(batch) > 1 else (batch[0], None)
-    return batch, None
+    return (batch, None) if has_loss else batch
 
 
 def _once(loader: Any, training: Context) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hatbus import Bus, Context, hookimpl
 from hatbus.bus import Moments, TaskScope
 from hatbus.errors import PluginError
+from hatbus.evaluation import inherit
 from hatbus.loop import (
     Control,
     Position,
@@ -132,8 +133,18 @@ def inner_bus(
     processor: object,
     outer: Context,
     tasks: Sequence[str],
+    *,
+    is_own: bool = False,
 ) -> Bus:
-    """A bus with the core's parts for evaluation and the given callbacks.
+    """A bus with the core's parts for evaluation, the callbacks, and the training's forward pass.
+
+    Args:
+        callbacks: of the validation.
+        processor: computes no gradients.
+        outer: the training run.
+        tasks: of the validation.
+        is_own: whether the processor is the validation's own, and nothing of the training's plugins
+            may take its place.
 
     Raises:
         PluginError: one that keeps a state is among the plugins of the training too.
@@ -155,6 +166,7 @@ def inner_bus(
             )
         bus.register(callback, name, overrides=overrides)
     bus.set_tasks(tasks)
+    inherit(bus, outer.bus, replacements=not is_own)
     bus.freeze()
     return bus
 

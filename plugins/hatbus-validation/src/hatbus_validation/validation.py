@@ -180,7 +180,8 @@ class Validation:
             if callbacks:
                 inner = [*callbacks, *self._own_callbacks(source)]
                 inner = without_writers(inner) if ctx.is_aside else inner
-                bus = inner_bus(inner, processor, ctx, data.tasks)
+                is_own = self.batch_processor is not None
+                bus = inner_bus(inner, processor, ctx, data.tasks, is_own=is_own)
                 self._runs.append((source, data, bus))
 
     @hookimpl
