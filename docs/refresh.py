@@ -29,6 +29,7 @@ def pages() -> list[Path]:
     root = DOCS.parent
     return [
         *sorted(DOCS.glob("*.md")),
+        *sorted(DOCS.glob("how-to/*.md")),
         *sorted(DOCS.glob("plugins/*.md")),
         root / "README.md",
         *sorted(root.glob("plugins/*/README.md")),

@@ -24,6 +24,7 @@ from hatbus.errors import JobError
 from hatbus.evaluation.aside import validated
 from hatbus.evaluation.numbers import scalars_of
 from hatbus.evaluation.predicting import predictions
+from hatbus.evaluation.rehearsal import rehearsed
 from hatbus.evaluation.schedule_free import ScheduleFree, has_modes
 from hatbus.evaluation.train_loss import EVERY, TrainLoss
 from hatbus.foreign_arguments import explained
@@ -38,6 +39,7 @@ from hatbus.loop.module_names import GIVEN
 from hatbus.loop.signals import Signals
 from hatbus.loop.structure import structure_changed, structure_watched
 from hatbus.loop.weights import Weights
+from hatbus.option_values import whole
 from hatbus.parallel.beside import ShareBeside, share_at_start
 from hatbus.parallel.processes import (
     AgreedControl,
@@ -279,6 +281,34 @@ class Trainer:
         """
         with self._alone("predict()"):
             yield from predictions(self.bus, self.ctx, loader, weights, task)
+
+    @explained("rehearse()")
+    def rehearse(
+        self, num_steps: int, plugins: Sequence[object] | Mapping[str, object] = ()
+    ) -> Context:
+        """Trains for some steps, and undoes it: for a look at what training does.
+
+        The data begins at the start of the present epoch. Of the trainer's plugins those take part
+        that change the model or its gradients; schedules, writers and validations do not. Weights,
+        buffers, modes, optimizer, plugins, random state and the place in the data are afterwards
+        as before, bit for bit, also when a step fails. Meanwhile there are two copies of the
+        weights and of the optimizer's state.
+
+        Args:
+            num_steps: at most; a plugin may stop earlier, by ``ctx.control.stop("run")``.
+            plugins: that take part too; only here, and they keep what they saw.
+
+        Returns:
+            The rehearsal's own context.
+
+        Raises:
+            JobError: no such number, or a fit is under way.
+        """
+        whole("rehearse: num_steps", num_steps, 1)
+        with self._alone("rehearse()"):
+            check_closure(self.ctx.optimizer, self.bus)
+            check_losses(self._processor, self.ctx.data.tasks, self.bus)
+            return rehearsed(self.bus, self.ctx, num_steps, plugins)
 
     @contextmanager
     def _alone(self, what: str) -> Iterator[None]:

@@ -247,6 +247,7 @@ def test_every_command_is_documented() -> None:
 def test_every_page_is_in_a_table_of_contents() -> None:
     listed = (DOCS / "index.md").read_text("utf-8")
     pages = [p.stem for p in DOCS.glob("*.md") if p.stem != "index"]
+    pages += [f"how-to/{page.stem}" for page in DOCS.glob("how-to/*.md")]
     assert [name for name in pages if not re.search(rf"^{name}$", listed, re.M)] == []
 
 

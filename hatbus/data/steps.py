@@ -11,6 +11,7 @@ that need more than a number keep that in ``state_dict``.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
@@ -74,6 +75,7 @@ class Steps:
         self.accumulate = accumulate
         each = each_its_own(loaders)
         self.feeds: dict[Any, Feed] = {t: Feed(d, t, device) for t, d in each.items()}
+        self._device = device
         self._sampler = sampler or AllTasks()
         self._sampler.bind(tuple(loaders))
         self.times_waits = False
@@ -82,6 +84,11 @@ class Steps:
         self._left: tuple[tuple[int, int], dict[str, Any]] | None = None
         self._before_look: tuple[tuple[int, int], dict[str, Any]] | None = None
         self._is_told = False
+
+    def over(self, loaders: Mapping[Any, Any]) -> Steps:
+        """Such steps over other loaders, or other iterations over the same; by task, or by None."""
+        data = dict(loaders) if self.tasks else loaders[None]
+        return Steps(data, copy.copy(self._sampler), self.accumulate, self._device)
 
     @property
     def steps_per_epoch(self) -> int | None:

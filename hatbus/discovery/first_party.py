@@ -52,6 +52,7 @@ COMMANDS: Final[dict[str, str]] = {
     "checkpoints": "hatbus-checkpoint",
     "evaluate": "hatbus-checkpoint",
     "export": "hatbus-checkpoint",
+    "lr-find": "hatbus-lr",
 }
 """Reserved command to the distribution that brings it."""
 

@@ -98,10 +98,8 @@ def aside(bus: Bus, training: Context, weights: str | None = None) -> Iterator[C
     """
     own = bus_beside(bus)
     own.set_tasks(training.data.tasks)
-    ctx = Context(own, **{name: getattr(training, name) for name in _SAME})
-    ctx.wrapped_model, at = ctx.model, training.position
-    ctx.position = Position(at.epoch, at.step, at.global_step)
-    ctx.weights.asked, ctx.is_aside = weights, True
+    ctx = context_beside(own, training)
+    ctx.weights.asked = weights
     with joined(ctx.device), _as_before(own):
         ctx.control = (AgreedControl if ctx.world_size > 1 else Control)(own.callers)
         try:
@@ -112,6 +110,19 @@ def aside(bus: Bus, training: Context, weights: str | None = None) -> Iterator[C
             locate(error, ctx)
             raise
         let_go(ctx)
+
+
+def context_beside(bus: Bus, training: Context) -> Context:
+    """A context that stands where a training's does, and whose counters are its own.
+
+    Args:
+        bus: the one beside the training's.
+        training: its context.
+    """
+    ctx = Context(bus, **{name: getattr(training, name) for name in _SAME})
+    ctx.wrapped_model, at = ctx.model, training.position
+    ctx.position, ctx.is_aside = Position(at.epoch, at.step, at.global_step), True
+    return ctx
 
 
 def bus_beside(bus: Bus) -> Bus:
@@ -126,13 +137,13 @@ def bus_beside(bus: Bus) -> Bus:
     surrounding = {impl.plugin_name for span in SPANS for impl in bus.implementations(span)}
     for member in sorted(bus.members.values(), key=lambda one: one.position):
         if not member.core and (member.declared.stage in STAGES or member.name in surrounding):
-            own.register(member.plugin, member.name, overrides=_place_of(member))
+            own.register(member.plugin, member.name, overrides=place_of(member) | {"every": ""})
     return own
 
 
-def _place_of(member: Member) -> dict[str, Any]:
-    """A plugin's place on its bus, as overrides for another; its interval is left out."""
-    return {name: getattr(member.declared, name) for name in OVERRIDABLE} | {"every": ""}
+def place_of(member: Member) -> dict[str, Any]:
+    """A plugin's place on its bus, as overrides for another."""
+    return {name: getattr(member.declared, name) for name in OVERRIDABLE}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Learning-rate schedules for hatbus: the seven updaters of HAT, and torch's own schedulers."""
+"""Learning rates for hatbus: the seven updaters of HAT, torch's own schedulers, a range test."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hatbus_lr.noam_lr import NoamLrUpdater
     from hatbus_lr.one_cycle_lr import OneCycleUpdater
     from hatbus_lr.poly_lr import PolyLrUpdater
+    from hatbus_lr.range_test import LrCurve, find_lr
     from hatbus_lr.step_decay_lr import StepDecayLrUpdater
     from hatbus_lr.torch_lr import TorchLr
 
@@ -20,11 +21,13 @@ __all__ = [
     "CosLrUpdater",
     "CosineAnnealingLrUpdater",
     "CyclicLrUpdater",
+    "LrCurve",
     "NoamLrUpdater",
     "OneCycleUpdater",
     "PolyLrUpdater",
     "StepDecayLrUpdater",
     "TorchLr",
+    "find_lr",
 ]
 
 __getattr__ = lazily(
@@ -32,6 +35,8 @@ __getattr__ = lazily(
     CosLrUpdater="cos_lr",
     CosineAnnealingLrUpdater="cosine_annealing_lr",
     CyclicLrUpdater="cyclic_lr",
+    LrCurve="range_test",
+    find_lr="range_test",
     NoamLrUpdater="noam_lr",
     OneCycleUpdater="one_cycle_lr",
     PolyLrUpdater="poly_lr",
