@@ -15,6 +15,7 @@ from hatbus.data.steps import Steps
 from hatbus.data.workers import own_iteration
 from hatbus.evaluation.aside import context_beside, place_of
 from hatbus.evaluation.kept import Kept
+from hatbus.events.declare import hookimpl
 from hatbus.loop.control import Control
 from hatbus.loop.loop import Loop, UnprovidedSpans, is_done
 from hatbus.loop.modes import TrainModes
@@ -33,7 +34,7 @@ _SPANS: Final = (
 """Whoever has a part in one of these takes part, of whatever stage; but no schedule does."""
 _CORE: Final = (
     *("task_scope", "moments", "share_gradients_once", "share_beside", "autocast"),
-    *("loss_scaling", "agreed_decisions", "batch_processor"),
+    *("schedule_free", "loss_scaling", "agreed_decisions", "batch_processor"),
 )
 
 
@@ -79,19 +80,29 @@ def _train(ctx: Context) -> None:
     share_at_start(ctx)
     many = len(ctx.data.tasks) > 1
     ctx.wrapped_model = wrapped_in_ddp(ctx.model, ctx.device, many_tasks=many)
-    with structure_watched(ctx), ctx.within("run_loop"):
-        ctx.began_at = ctx.position.global_step
+    ctx.emit = ctx.bus.emitter()
+    with structure_watched(ctx):
+        ctx.emit.run_loop(ctx)
+
+
+class _Loop(Loop):
+    """The loop, for plugins that are in another run too."""
+
+    @hookimpl(trylast=True)
+    def run_loop(self, ctx: Context) -> int:
+        """Runs epochs until there were enough steps, or a plugin stopped it."""
         while not is_done(ctx):
             ctx.epoch_id = ctx.position.epoch
             ctx.emit.run_epoch(ctx)
             ctx.control.withdraw("stop epoch")
             ctx.control.leave_epoch()
+        return ctx.position.global_step
 
 
 def _bus(bus: Bus, plugins: Sequence[object] | Mapping[str, object]) -> Bus:
     own = Bus(rank=bus.rank)
     parts = {name: bus.members[f"core.{name}"].plugin for name in _CORE if _has(bus, name)}
-    for name, part in {**parts, "loop": Loop(), "nobody": UnprovidedSpans()}.items():
+    for name, part in {**parts, "loop": _Loop(), "nobody": UnprovidedSpans()}.items():
         own.register(part, f"core.{name}", core=True)
     training = {impl.plugin_name for span in _SPANS for impl in bus.implementations(span)}
     for member in sorted(bus.members.values(), key=lambda one: one.position):

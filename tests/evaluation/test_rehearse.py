@@ -195,6 +195,20 @@ def test_those_that_write_or_schedule_hear_nothing() -> None:
     assert seen == [0.05] * 3
 
 
+def test_a_plugin_of_its_own_keeps_what_it_saw() -> None:
+    class Counts:
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        @hookimpl
+        def on_step_end(self, global_step_id: int) -> None:
+            self.seen.append(global_step_id)
+
+    counts = Counts()
+    tiny_trainer().rehearse(3, {"counts": counts})
+    assert counts.seen == [0, 1, 2]
+
+
 def test_a_plugin_ends_it() -> None:
     class Stops:
         @hookimpl
@@ -210,6 +224,33 @@ def test_tasks_and_accumulation_are_rehearsed_too() -> None:
     trainer = tiny_trainer(data=data, loss=losses, task_sampler=OneTask(), accumulate=2)
     before = everything(trainer)
     assert trainer.rehearse(4).position.global_step == 4
+    assert_same(before, everything(trainer))
+
+
+class ModesOptimizer(torch.optim.SGD):
+    """Refuses steps in eval mode, as schedule-free optimizers do."""
+
+    is_training = False
+
+    def train(self) -> None:
+        self.is_training = True
+
+    def eval(self) -> None:
+        self.is_training = False
+
+    def step(self, closure: Any = None) -> Any:
+        assert self.is_training
+        return super().step(closure)
+
+
+def test_an_optimizer_with_modes_is_in_train_mode_meanwhile() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = ModesOptimizer(model.parameters(), lr=0.1)
+    trainer = Trainer(model, optimizer, batches(3), nn.functional.mse_loss)
+    before = everything(trainer)
+    assert trainer.rehearse(4).position.global_step == 4
+    assert not optimizer.is_training
     assert_same(before, everything(trainer))
 
 
