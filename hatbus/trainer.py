@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +40,7 @@ from hatbus.loop.structure import structure_changed, structure_watched
 from hatbus.loop.weights import Weights
 from hatbus.option_values import whole
 from hatbus.parallel.beside import ShareBeside, share_at_start
+from hatbus.parallel.device import follow, own_device, placed
 from hatbus.parallel.processes import (
     AgreedControl,
     AgreedDecisions,
@@ -51,7 +51,13 @@ from hatbus.parallel.processes import (
     wrapped_in_ddp,
 )
 from hatbus.runs.of_trainer import ScriptRun
-from hatbus.trainer_arguments import check_arguments, check_closure, check_losses, check_plan
+from hatbus.trainer_arguments import (
+    check_arguments,
+    check_closure,
+    check_losses,
+    check_plan,
+    check_resume,
+)
 
 if TYPE_CHECKING:
     from hatbus.data.task_sampler import TaskSampler
@@ -71,7 +77,8 @@ class Trainer:
             its forward takes them, and returns its losses; or a plugin has ``compute_loss``.
         plugins: instances, or ``{instance name: instance}``; one that keeps a state serves one
             trainer only. The second of a kind in a list is named ``<kind>_2``.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or a ``torch.device``.
+        device: ``"auto"``: where the model is if that is an accelerator, else a GPU if CUDA has one,
+            else the CPU; ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or a ``torch.device``.
         seed: of the run's own choices (task sampler, data order); plugins may use it too.
         task_sampler: which tasks a step holds (``hatbus.data.OneTask`` ...); all by default.
         accumulate: batches per task and step (gradient accumulation).
@@ -114,7 +121,7 @@ class Trainer:
         loss: Any = None,
         plugins: Sequence[object] | Mapping[str, object] = (),
         *,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "auto",
         seed: int = 0,
         task_sampler: TaskSampler | None = None,
         accumulate: int = 1,
@@ -143,7 +150,7 @@ class Trainer:
         self._compiled: Any = model if plain is not model else None
         self._precision = check_precision(precision)
         rank, world = rank_and_world()
-        place = own_device(device, rank)
+        place = own_device(device, plain, rank, world)
         steps = Steps(data, task_sampler, accumulate, place)
         steps.adopt_seed(seed, anew=False)  # the loader may be in use elsewhere
         self._signals, self._modes = Signals(), TrainModes()
@@ -156,7 +163,7 @@ class Trainer:
             self.bus.register(instance, name)
         self.ctx = Context(
             self.bus,
-            model=plain.to(place),
+            model=placed(plain, place, device),
             optimizer=optimizer,
             data=steps,
             data_loader=data,
@@ -170,7 +177,8 @@ class Trainer:
         )
         self.ctx.storage["resume"] = self._run.resume
         beside = modules_beside(model, processor, optimizer, more["modules"])
-        self.ctx.modules = {name: module.to(place) for name, module in beside.items()}
+        self.ctx.modules = {n: placed(module, place, device) for n, module in beside.items()}
+        follow(optimizer)
         if rank == 0:
             warn_of_strangers(optimizer, self.ctx.all_modules)
         if init_from is not None:
@@ -200,6 +208,7 @@ class Trainer:
         ctx, plans = self.ctx, (num_epochs, num_steps)
         check_plan(num_epochs, num_steps)
         check_closure(ctx.optimizer, self.bus)
+        check_resume(ctx.storage["resume"], self.bus)
         if num_epochs is not None:
             ctx.data.check_epochs_end()
         ctx.num_epochs, ctx.num_steps = plans
@@ -383,22 +392,3 @@ def saves(bus: Bus) -> bool:
     """Whether a plugin writes checkpoints, so that the run may be resumed."""
     found = bus.implementations("save_checkpoint")
     return any(not one.wrapper and not one.plugin_name.startswith(CORE) for one in found)
-
-
-def own_device(device: Any, rank: int) -> torch.device:
-    """The device of this process: under torchrun each rank takes a GPU of its own.
-
-    Raises:
-        JobError: there is no such device here.
-    """
-    try:
-        place = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise JobError(f"unknown device {device!r}; accepted: 'cpu', 'cuda', 'cuda:1'") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise JobError(f"device {str(device)!r} is not here: torch sees no GPU; accepted: 'cpu'")
-    if str(place) == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", rank))  # of this machine's processes
-        place = torch.device("cuda", local % torch.cuda.device_count())
-        torch.cuda.set_device(place)
-    return place

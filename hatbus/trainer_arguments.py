@@ -12,12 +12,17 @@ import torch
 from hatbus.batches.batch_processor import BatchProcessor
 from hatbus.bus.member import is_core
 from hatbus.errors import JobError, did_you_mean
+from hatbus.runs.folders import NEW
 
 if TYPE_CHECKING:
     from hatbus.bus.bus import Bus
 
 _OPTIMIZER: Final = ("step", "zero_grad", "param_groups")
 """What makes an optimizer, be it torch's or one that wraps torch's."""
+NOBODY_LOADS: Final = (
+    "no plugin of this run loads checkpoints; add the plugin 'checkpoint' (in a job -p checkpoint, in "
+    "Python Checkpoint(...)), or leave resume out"
+)
 
 
 def check_arguments(model: Any, optimizer: Any, loss: Any, batch_processor: Any) -> None:
@@ -78,6 +83,17 @@ def check_plan(num_epochs: Any, num_steps: Any) -> None:
             is_data = hasattr(value, "__iter__") and not isinstance(value, str)
             hint = "; data is given to Trainer()" if is_data else ""
             _refuse(name, value, f"a whole number of at least 1{hint}")
+
+
+def check_resume(wanted: Any, bus: Bus) -> None:
+    """Refuses a run that is to go on from a checkpoint that nobody in it can load.
+
+    Raises:
+        JobError: what was asked for, and what to add.
+    """
+    loads = (one.plugin_name for one in bus.implementations("load_checkpoint") if not one.wrapper)
+    if wanted not in (None, NEW) and all(map(is_core, loads)):
+        raise JobError(f"resume is {str(wanted)!r}, and {NOBODY_LOADS}")
 
 
 def check_closure(optimizer: Any, bus: Bus) -> None:

@@ -66,7 +66,7 @@ def test_what_is_no_list_of_plugins_is_refused_with_what_is_one(plugins: Any, st
         ("optimizer", {"a": SGD}, "optimizer is a dict of 1; accepted: one instance, as torch.opt"),
         ("accumulate", "2", "accumulate is '2'; accepted: a whole number of at least 1"),
         ("precision", torch.bfloat16, "unknown precision torch.bfloat16; known: 'bf16', 'fp16'"),
-        ("device", None, "unknown device None; accepted: 'cpu', 'cuda', 'cuda:1'"),
+        ("device", None, "unknown device None; accepted: 'auto', 'cpu', 'cuda', 'cuda:1'"),
         ("run_dir", 3, "run_dir is 3; accepted: a path"),
         ("task_sampler", "one", "task_sampler is 'one'; accepted: a sampler, as OneTask() of"),
         ("max_epochs", 3, "Trainer() has no argument 'max_epochs'; give num_epochs= to fit()"),

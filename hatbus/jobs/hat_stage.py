@@ -16,7 +16,7 @@ from hatbus.discovery.configs import Builder, is_config
 from hatbus.errors import JobError
 from hatbus.events.declare import declaration_of, hookimpl
 from hatbus.jobs.hat_config import Stage, processor_of, read_stage
-from hatbus.jobs.jobrun import Own, Prepared, own_device, seed_everything
+from hatbus.jobs.jobrun import Own, Prepared, seed_everything
 from hatbus.log import log
 from hatbus.parallel.processes import rank_and_world
 from hatbus.trainer import Trainer
@@ -67,12 +67,13 @@ class PreparedStage(Prepared):
             **self._learning(config, model, builder),
             train_metrics=_listed(builder.build(config.get("train_metrics"))),
             val_metrics=_listed(builder.build(metrics)),
-            device=own_device(run.device),
+            device=run.device,
             seed=run.seed,
             accumulate=run.accumulate,
             precision=run.precision,
             compile=run.compile,
             nan=run.nan,
+            log_every=run.log_every,
         )
         trainer.ctx.run_dir = self.job.run_dir
         self._register(trainer, builder, model)

@@ -36,6 +36,7 @@ _TOML: Final = "$toml"
 _NOT_YET: Final = "new"
 """Stands for the folder of a run that is not to begin: a job is only looked at."""
 _WHERE: Final = ("-o run.resume", "-o run.run_dir", "-o run.name")
+_NOT_EMPTY: Final = ("run_dir", "resume", "init_from", "device")
 _META: Final = "hatbus"
 """The table that hatbus adds to ``job.json``; ignored when it is read again."""
 
@@ -50,7 +51,8 @@ class Run:
         num_epochs: how many epochs; or ``num_steps``.
         num_steps: how many steps; or ``num_epochs``.
         seed: torch, numpy and random are seeded with it before the entry function is called.
-        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        device: ``"auto"`` (where the entry function put the model, else a GPU if CUDA has one),
+            ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         precision: of forward and loss.
         accumulate: batches per task and step.
         compile: ``true``, or a table of options for ``torch.compile``.
@@ -305,6 +307,8 @@ def _run(table: dict[str, Any], where: str, problems: list[str]) -> Run | None:
     for name in (*plans, "accumulate"):
         if name in values and isinstance(values[name], int) and values[name] < 1:
             found.append(f"key {name!r} is {values[name]!r} {where}; accepted: 1 or more")
+    empty = [name for name in _NOT_EMPTY if values.get(name) == ""]
+    found += [f"key {n!r} is empty {where}; give it a value, or leave it out" for n in empty]
     problems += found
     folder = values.get("name")
     if isinstance(folder, str) and not is_folder_name(folder):

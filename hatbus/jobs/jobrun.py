@@ -29,6 +29,7 @@ from hatbus.runs.claim import claim_for_all
 from hatbus.runs.folders import NEW, SAME, run_folder
 from hatbus.runs.record import RunRecord
 from hatbus.trainer import Trainer
+from hatbus.trainer_arguments import NOBODY_LOADS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +84,11 @@ class Prepared:
         self._entry, self._arguments = self._prepare_entry(problems)
         for name, plugin in job.enabled.items():
             self._prepare_plugin(name, plugin, problems)
+        is_loaded = any(hasattr(cls, "load_checkpoint") for cls, _ in self._plugins.values())
+        if self._resume not in (None, NEW) and not is_loaded and not problems:
+            problems.append(
+                f"key 'resume' is {job.run.resume!r} in {job.name} [run]: {NOBODY_LOADS}"
+            )
         if problems:
             raise JobError("\n".join(problems))
 
@@ -106,7 +112,7 @@ class Prepared:
             instances = self._instances(built)
         trainer = Trainer(
             **{name: built[name] for name in _TAKEN if name in built},
-            device=own_device(run.device),
+            device=run.device,
             seed=run.seed,
             accumulate=run.accumulate,
             precision=run.precision,
@@ -310,13 +316,6 @@ def seed_everything(seed: int) -> None:
     """Seeds python, numpy, and torch on every device."""
     seed_all(seed)
     torch.manual_seed(seed)
-
-
-def own_device(device: str) -> str:
-    """``"auto"`` as ``"cuda"`` if there is one, else ``"cpu"``."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def things_of(returned: Any, entry: str) -> dict[str, Any]:

@@ -192,7 +192,7 @@ def test_every_problem_of_a_job_is_told_at_once_also_those_of_its_run_table(outs
             "optimizer.lr",
         ),
         (["-o", "tells.tasks=['dett']", "-p", "tells", "-o", "run.args.what=tasks"], 2, "'det'"),
-        (["-o", "run.device=cupu"], 2, "unknown device 'cupu'; accepted: 'cpu'"),
+        (["-o", "run.device=cupu"], 2, "unknown device 'cupu'; accepted: 'auto', 'cpu'"),
         (["-o", "run.args.what=empty"], 5, "the loader gave no batch"),
         (["-o", "run.args.what=empty task"], 5, "the loader of task 'seg' has length 0"),
         (["-o", "run.args.what=no pair"], 2, "a batch is a Tensor, not a pair (inputs, target)"),
