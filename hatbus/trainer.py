@@ -77,8 +77,8 @@ class Trainer:
             its forward takes them, and returns its losses; or a plugin has ``compute_loss``.
         plugins: instances, or ``{instance name: instance}``; one that keeps a state serves one
             trainer only. The second of a kind in a list is named ``<kind>_2``.
-        device: ``"auto"``: where the model is if that is an accelerator, else a GPU if CUDA has one,
-            else the CPU; ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or a ``torch.device``.
+        device: ``"auto"``: where the model is if that is an accelerator, else a GPU if CUDA has
+            one, else the CPU; ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or a ``torch.device``.
         seed: of the run's own choices (task sampler, data order); plugins may use it too.
         task_sampler: which tasks a step holds (``hatbus.data.OneTask`` ...); all by default.
         accumulate: batches per task and step (gradient accumulation).
@@ -222,7 +222,6 @@ class Trainer:
         held = self._run.held(ctx, self.bus)
         with self._alone("fit()"), held, joined(ctx.device):
             self._prepare()
-            self._train_loss.join(self.bus, ctx)
             ctx.emit = self.bus.emitter()
             try:
                 with structure_watched(ctx):
@@ -358,6 +357,7 @@ class Trainer:
             options = self._compile if isinstance(self._compile, Mapping) else {}
             model = torch.compile(model, **options)
         share_at_start(ctx)
+        self._train_loss.join(self.bus, ctx)
         ctx.wrapped_model = wrapped_in_ddp(model, ctx.device, many_tasks=len(ctx.data.tasks) > 1)
 
     def _register_core(

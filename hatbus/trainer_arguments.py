@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _OPTIMIZER: Final = ("step", "zero_grad", "param_groups")
 """What makes an optimizer, be it torch's or one that wraps torch's."""
 NOBODY_LOADS: Final = (
-    "no plugin of this run loads checkpoints; add the plugin 'checkpoint' (in a job -p checkpoint, in "
-    "Python Checkpoint(...)), or leave resume out"
+    "no plugin of this run loads checkpoints; add the plugin 'checkpoint' (in a job -p checkpoint, "
+    "in Python Checkpoint(...)), or leave resume out"
 )
 
 
