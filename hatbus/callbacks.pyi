@@ -8,6 +8,9 @@ from hatbus_checkpoint.checkpoint import Checkpoint as Checkpoint
 from hatbus_export.save_traced import SaveTraced as SaveTraced
 from hatbus_grad.grad_clip import GradClip as GradClip
 from hatbus_grad.grad_scale import GradScale as GradScale
+from hatbus_hosts.lightning_callback import LightningCallback as LightningCallback
+from hatbus_hosts.orchard_hooks import OrchardHooks as OrchardHooks
+from hatbus_hosts.transformers_callback import TransformersCallback as TransformersCallback
 from hatbus_lr.cos_lr import CosLrUpdater as CosLrUpdater
 from hatbus_lr.cosine_annealing_lr import CosineAnnealingLrUpdater as CosineAnnealingLrUpdater
 from hatbus_lr.cyclic_lr import CyclicLrUpdater as CyclicLrUpdater

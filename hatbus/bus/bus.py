@@ -68,6 +68,7 @@ class Bus:
             (``hatbus.insight.Profile``); set it before the first event.
         scopes: task (None: no task) to its frozen events.
         gates: name to gate, of the plugins with an interval.
+        freezes: how often the events were frozen, for whoever keeps something of that.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Bus:
         self._prefixes: dict[int, str] = {}
         self._order: list[str] = []
         self._manager = _new_manager()
-        self._is_frozen = False
+        self._is_frozen, self.freezes = False, 0
         self.asks_batches = False
         self.instrument: Callable[..., Any] | None = None
         for name, instance in named_instances(plugins):
@@ -213,7 +214,7 @@ class Bus:
                 else:
                     setattr(emitter, event.name, getattr(shared, event.name))
         self.asks_batches = any(e.skip_batch is not None for e in self.scopes.values())
-        self._is_frozen = True
+        self._is_frozen, self.freezes = True, self.freezes + 1
 
     def order(self) -> list[Placed]:
         """The plugins (not hatbus's own) in order, each with the reasons for its place."""

@@ -55,7 +55,7 @@ def admit(plugin: object, name: str) -> None:
     marked = 0
     methods = list(_methods(plugin))
     if all(options is None for _, options in methods):
-        _refuse_part_of_torch(plugin, name)
+        _refuse_part_of_others(plugin, name)
     for method, options in methods:
         if options is None:
             unmarked.append(method)
@@ -69,24 +69,29 @@ def admit(plugin: object, name: str) -> None:
         raise PluginError(f"{who} {without_event(unmarked, is_mixin=is_mixin)}")
 
 
-_OF_TORCH: Final = {
+_GIVE: Final = "wrap it in hatbus_hosts."
+_OF_OTHERS: Final = {
     "torch.optim.lr_scheduler": "is a scheduler; give TorchLr in its place, as "
     "TorchLr(lambda optimizer: {name}(optimizer, ...))",
     "torch.optim.optimizer": "is an optimizer; give it as optimizer=",
     "torch.nn.modules.module": "is a module; a loss is given as loss=, a model as model=, a metric "
     "to the plugin MetricUpdater",
+    "transformers.trainer_callback": f"is a callback of Transformers; {_GIVE}TransformersCallback",
+    "lightning.pytorch.callbacks.callback": f"is a callback of Lightning; {_GIVE}LightningCallback",
+    "pytorch_lightning.callbacks.callback": f"is a callback of Lightning; {_GIVE}LightningCallback",
+    "robo_orchard_lab.pipeline.hooks.mixin": f"is a hook of RoboOrchardLab; {_GIVE}OrchardHooks",
     "torch.utils.data.dataloader": "is a loader; give it as data=, or to the plugin Validation",
 }
 
 
-def _refuse_part_of_torch(plugin: object, name: str) -> None:
-    """Says where something of torch's belongs that is no plugin; by name: nothing is imported.
+def _refuse_part_of_others(plugin: object, name: str) -> None:
+    """Says what to do with another library's; by name, so that nothing is imported.
 
     Raises:
         PluginError: it is such.
     """
     bases = [base.__module__ for base in type(plugin).__mro__]
-    for module, what in _OF_TORCH.items():
+    for module, what in _OF_OTHERS.items():
         if module in bases:
             said = what.format(name=type(plugin).__name__)
             raise PluginError(f"plugin {name!r} is no plugin: a {type(plugin).__name__} {said}")

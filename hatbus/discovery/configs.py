@@ -22,6 +22,9 @@ from hatbus.events.declare import DECLARATION, OVERRIDABLE, PROJECT, declaration
 
 TYPES: Final = "hatbus.types"
 """Entry-point group of the names that ``type`` may have besides those of plugins."""
+ADAPTERS: Final = "hatbus.adapters"
+"""Entry-point group of what makes plugins of other libraries' callbacks: the dotted name of a class
+of theirs, and a function from a subclass of it to a plugin class."""
 TORCH: Final = ("torch.optim", "torch.nn", "torch.utils.data")
 """Modules whose public names ``type`` may have."""
 ACCEPTED: Final = (
@@ -171,6 +174,29 @@ def is_plugin_class(maker: Any) -> bool:
     return issubclass(maker, CallbackMixin) or any(
         hasattr(method, f"{PROJECT}_impl") for method in marked
     )
+
+
+def adapted(cls: type[Any]) -> type[Any]:
+    """The plugin class that stands for another library's class of callbacks; any other as it is.
+
+    Raises:
+        PluginError: what an installed distribution offers for it cannot be loaded.
+    """
+    if is_plugin_class(cls):
+        return cls
+    offered = {entry.name: entry for entry in entries_of(ADAPTERS)}
+    for base in cls.__mro__:
+        entry = offered.get(f"{base.__module__}.{base.__qualname__}")
+        if entry is not None:
+            try:
+                make: Callable[[type[Any]], type[Any]] = entry.load()
+            except Exception as error:
+                raise PluginError(
+                    f"what makes a plugin of a {entry.name} cannot be loaded from "
+                    f"{entry.value!r}: {type(error).__name__}: {error}"
+                ) from error
+            return make(cls)
+    return cls
 
 
 def _plugin(name: str) -> Any:

@@ -29,12 +29,14 @@ FIRST_PARTY: Final[dict[str, FirstParty]] = {
     "grad_monitor": FirstParty("hatbus-monitor", "GradMonitor"),
     "grad_scale": FirstParty("hatbus-grad", "GradScale"),
     "jsonl_log": FirstParty("hatbus-monitor", "JsonlLog"),
+    "lightning_callback": FirstParty("hatbus-hosts", "LightningCallback"),
     "mean_teacher": FirstParty("hatbus-model", "MeanTeacher"),
     "mean_teacher_validation": FirstParty("hatbus-validation", "MeanTeacherValidation"),
     "metric_updater": FirstParty("hatbus-monitor", "MetricUpdater"),
     "nan_guard": FirstParty("hatbus-monitor", "NanGuard"),
     "noam_lr": FirstParty("hatbus-lr", "NoamLrUpdater"),
     "one_cycle_lr": FirstParty("hatbus-lr", "OneCycleUpdater"),
+    "orchard_hooks": FirstParty("hatbus-hosts", "OrchardHooks"),
     "poly_lr": FirstParty("hatbus-lr", "PolyLrUpdater"),
     "progress": FirstParty("hatbus-monitor", "Progress"),
     "save_traced": FirstParty("hatbus-export", "SaveTraced"),
@@ -42,6 +44,7 @@ FIRST_PARTY: Final[dict[str, FirstParty]] = {
     "step_decay_lr": FirstParty("hatbus-lr", "StepDecayLrUpdater"),
     "tensorboard": FirstParty("hatbus-tensorboard", "TensorBoard"),
     "torch_lr": FirstParty("hatbus-lr", "TorchLr"),
+    "transformers_callback": FirstParty("hatbus-hosts", "TransformersCallback"),
     "validation": FirstParty("hatbus-validation", "Validation"),
 }
 """Reserved plugin name to its home."""

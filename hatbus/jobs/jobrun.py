@@ -13,6 +13,7 @@ import torch
 
 from hatbus import __version__, discovery, option_values
 from hatbus.discovery.before_after import strangers
+from hatbus.discovery.configs import adapted
 from hatbus.discovery.entry_points import SOURCE
 from hatbus.errors import HatbusError, JobError, PluginError
 from hatbus.initial_weights import begin_with
@@ -201,6 +202,7 @@ class Prepared:
             raise JobError(f"key 'use' is {use!r} {where}: {error}") from error
         if not isinstance(cls, type):
             raise JobError(f"key 'use' is {use!r} {where}: it is no class")
+        cls = adapted(cls)
         own = Own(use, use.rpartition(":")[0])
         if SOURCE not in vars(cls):
             setattr(cls, SOURCE, own.source)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from hatbus.loop.modes import eval_mode
     from hatbus.loop.module_names import find_module, has_module, plain_name, unwrapped
+    from hatbus.loop.open_spans import OpenSpans
     from hatbus.loop.signals import stop_wanted
     from hatbus.loop.structure import structure_changed, structure_of
     from hatbus.loop.weights import RAW, Weights
@@ -36,6 +37,7 @@ __all__ = [
     "Context",
     "Control",
     "Loop",
+    "OpenSpans",
     "Position",
     "Request",
     "UnprovidedSpans",
@@ -78,6 +80,7 @@ __getattr__ = lazily(
     losses_of_task="loop",
     serve_requests="loop",
     eval_mode="modes",
+    OpenSpans="open_spans",
     find_module="module_names",
     has_module="module_names",
     structure_changed="structure",

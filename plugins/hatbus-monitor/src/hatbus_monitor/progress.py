@@ -78,7 +78,7 @@ class Progress:
         self._began = self._window_began = self._now()
         self._first, self._samples, self._speed, self._nested = None, 0, 0.0, None
         self._losses = {}
-        self._keeps_losses = len(ctx.data.tasks) > 1
+        self._keeps_losses = len(getattr(ctx.data, "tasks", ())) > 1
         ctx.storage["progress"] = lambda title, number, total=None: self._show_nested(
             ctx, title, number, total
         )

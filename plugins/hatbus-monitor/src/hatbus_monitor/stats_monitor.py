@@ -85,7 +85,8 @@ class StatsMonitor:
         self._began, self._first_step = self._now(), ctx.position.global_step
         self._window, self._pauses = Window(self._began), 0
         self._prefix = ctx.bus.log_prefix(self)
-        ctx.data.times_waits = True
+        if ctx.data is not None:  # a loop of somebody else's says itself how long it waited
+            ctx.data.times_waits = True
 
     @hookimpl
     def on_epoch_begin(self, ctx: Context) -> None:

@@ -1,0 +1,292 @@
+"""``AccelerateHost``: plugins in a loop that is written with an ``Accelerator``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hatbus import hookimpl
+from hatbus_hosts.host import Host
+from hatbus_hosts.needs import Capabilities, rows
+from hatbus_hosts.versions import check_version
+from hatbus_hosts.work import Work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
+    import torch
+
+    from hatbus import Bus, Context
+
+_NEVER = (
+    "run_loop replaced",
+    "run_epoch replaced",
+    "run_step replaced",
+    "run_batch replaced",
+    "skip_batch",
+    "save_checkpoint replaced",
+    "load_checkpoint replaced",
+    "load_checkpoint wrapped",
+    "request save",
+    "request validate",
+)
+
+
+class _Calls(Work):
+    """The work of the spans that the loop does through the host."""
+
+    now: Callable[[], Any] | None = None
+
+    @hookimpl(trylast=True)
+    def forward(self, ctx: Context) -> Any:
+        """What the loop gave to do; a plugin that asks by itself gets a forward pass."""
+        return super().forward(ctx) if self.now is None else self._take()
+
+    @hookimpl(trylast=True)
+    def compute_loss(self, ctx: Context) -> Any:
+        """What the loop gave to do."""
+        return super().compute_loss(ctx) if self.now is None else self._take()
+
+    @hookimpl(trylast=True)
+    def backward(self, ctx: Context) -> Any:
+        """What the loop gave to do."""
+        return super().backward(ctx) if self.now is None else self._take()
+
+    @hookimpl(trylast=True)
+    def optimizer_step(self, ctx: Context) -> Any:
+        """What the loop gave to do."""
+        return super().optimizer_step(ctx) if self.now is None else self._take()
+
+    def _take(self) -> Any:
+        now, self.now = self.now, None
+        return now() if now is not None else False
+
+
+class AccelerateHost(Host):
+    """Plugins in a loop with an ``Accelerator``, as a context around that loop.
+
+    The loop's parts run through it: ``epochs``, ``batches``, ``forward``, ``compute_loss``,
+    ``backward``, ``step``. ``accelerator.save_state`` and ``load_state`` keep what plugins keep.
+
+    Args:
+        accelerator: the ``accelerate.Accelerator``.
+        plugins: as for ``Host``.
+        model: as ``prepare`` gave it; plugins see the raw one inside.
+        optimizer: as ``prepare`` gave it.
+        data_loader: as ``prepare`` gave it.
+        num_epochs: that are planned.
+        options: of ``Host``.
+
+    Raises:
+        PluginError: a plugin that cannot be used here.
+    """
+
+    name = "AccelerateHost"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        {
+            **{row: row not in _NEVER for row in rows()},
+            "on_checkpoint_saved": "when the loop saves by host.save(folder)",
+            "veto_checkpoint": "when the loop saves by host.save(folder)",
+            "on_validation_begin": "when the loop validates inside `with host.validation():`",
+            "on_validation_end": "when the loop validates inside `with host.validation():`",
+            "validate wrapped": "when the loop validates inside `with host.validation():`",
+        }
+    )
+
+    def __init__(
+        self,
+        accelerator: Any,
+        plugins: Sequence[object] | Mapping[str, object] | Bus,
+        *,
+        model: torch.nn.Module,
+        optimizer: Any,
+        data_loader: Any = None,
+        num_epochs: int | None = None,
+        **options: Any,
+    ) -> None:
+        check_version("accelerate")
+        self._calls = _Calls(self, options.get("loss"))
+        super().__init__(plugins, work=self._calls, **options)
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.data_loader, self.num_epochs = data_loader, num_epochs
+        self._stopped = ""
+        accelerator.register_for_checkpointing(self)
+
+    def __enter__(self) -> AccelerateHost:
+        accelerator, size = self.accelerator, _length(self.data_loader)
+        steps = accelerator.gradient_accumulation_steps
+        per_epoch = None if size is None else -(-size // steps)
+        epochs = self.num_epochs
+        total = None if per_epoch is None or epochs is None else per_epoch * epochs
+        self._stopped = ""
+        self.begin(
+            model=accelerator.unwrap_model(self.model),
+            optimizer=getattr(self.optimizer, "optimizer", self.optimizer),
+            device=accelerator.device,
+            wrapped_model=self.model,
+            scaler=accelerator.scaler,
+            data_loader=self.data_loader,
+            num_epochs=epochs,
+            steps_per_epoch=per_epoch,
+            total_steps=total,
+            world_size=accelerator.num_processes,
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """The run is over, or ended with an error."""
+        if error is not None:
+            self.fail(error)
+        else:
+            self.end()
+
+    # ---- the loop's parts ---------------------------------------------------------------------
+
+    def epochs(self, count: int | None = None) -> Iterator[int]:
+        """The numbers of the epochs that are still to do.
+
+        Args:
+            count: of all epochs; by default ``num_epochs``.
+        """
+        ctx, _ = self._running()
+        last = count if count is not None else self.num_epochs
+        while self._stopped != "run" and (last is None or ctx.position.epoch < last):
+            self._stopped = ""
+            self.begin_epoch()
+            yield ctx.position.epoch
+            self.end_epoch(is_complete=self._stopped != "run")
+            self._serve()
+
+    def batches(self, loader: Iterable[Any] | None = None) -> Iterator[Any]:
+        """The batches of an epoch; in a resumed one those that are left.
+
+        Args:
+            loader: by default ``data_loader``.
+        """
+        ctx, accelerator = self._running()[0], self.accelerator
+        given: Any = self.data_loader if loader is None else loader
+        done = ctx.position.step * accelerator.gradient_accumulation_steps
+        if done:
+            given = accelerator.skip_first_batches(given, done)
+        weight = 1.0 / accelerator.gradient_accumulation_steps
+        for batch in given:
+            self.begin_batch(batch, weight)
+            yield batch
+            self.end_batch()
+            if accelerator.sync_gradients:
+                self.end_step()
+                self._serve()
+            if self._stopped:
+                break
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """``model(*args, **kwargs)``; plugins may stand around it or do it themselves."""
+        ctx, _ = self._running()
+        self._calls.now = lambda: self.model(*args, **kwargs)
+        ctx.model_outs = ctx.emit.forward(ctx)
+        return ctx.model_outs
+
+    def compute_loss(self, loss: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """``loss(*args, **kwargs)``, a 0-d tensor; plugins may stand around it."""
+        ctx, _ = self._running()
+        self._calls.now = lambda: {"loss": loss(*args, **kwargs)}
+        ctx.losses = ctx.emit.compute_loss(ctx)
+        found: Any = sum(ctx.losses.values()) if len(ctx.losses) > 1 else ctx.losses["loss"]
+        return found  # type: ignore[no-any-return]  # a tensor, as the loss gave it
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """``accelerator.backward(loss)``.
+
+        Args:
+            loss: 0-d, of the batch; of ``compute_loss`` or the loop's own.
+        """
+        ctx, _ = self._running()
+        ctx.losses = ctx.losses or {"loss": loss}
+        ctx.loss = loss
+        self._calls.now = lambda: bool((self.accelerator.backward(ctx.loss), True)[1])
+        ctx.emit.backward(ctx)
+
+    def step(self) -> bool:
+        """The update, where the accelerator's accumulation makes one.
+
+        Returns:
+            Whether it was committed.
+        """
+        ctx, _ = self._running()
+        if not self.accelerator.sync_gradients:
+            self.optimizer.step()  # which does nothing now
+            return False
+        self.end_batch()
+        ctx.losses = self._losses
+        if self.decided():
+            return False
+        self._calls.now = self._update
+        ctx.emit.optimizer_step(ctx)
+        return ctx.committed
+
+    def _update(self) -> bool:
+        self.optimizer.step()
+        return not self.accelerator.optimizer_step_was_skipped
+
+    # ---- the rest -----------------------------------------------------------------------------
+
+    def validation(self) -> _Validation:
+        """A context for the loop's own validation; ``.publish(metrics)`` in it."""
+        return _Validation(self)
+
+    def save(self, folder: str | Path, reason: str = "asked for by the loop") -> bool:
+        """``accelerator.save_state(folder)``, unless a plugin vetoes it.
+
+        Returns:
+            Whether it was saved.
+        """
+        ctx, _ = self._running()
+        vetoes = ctx.emit.veto_checkpoint and ctx.emit.veto_checkpoint(ctx, reason)
+        if vetoes:
+            return False
+        self.accelerator.save_state(str(folder))
+        self.checkpoint_saved(folder)
+        return True
+
+    def _serve(self) -> None:
+        self.serve({"stop epoch": self._stop("epoch"), "stop run": self._stop("run")})
+
+    def _stop(self, what: str) -> Callable[[str], None]:
+        def stop(_: str) -> None:
+            self._stopped = "run" if self._stopped == "run" else what
+
+        return stop
+
+
+class _Validation:
+    """What ``AccelerateHost.validation`` gives."""
+
+    def __init__(self, host: AccelerateHost) -> None:
+        self._host = host
+        self._metrics: dict[str, Any] = {}
+
+    def publish(self, metrics: Mapping[str, Any]) -> None:
+        """Publishes numbers when the validation is over."""
+        self._metrics.update(metrics)
+
+    def __enter__(self) -> _Validation:
+        self._host.begin_validation()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if error is None:
+            self._host.end_validation(self._metrics)
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        return len(loader)
+    except TypeError:
+        return None

@@ -1,0 +1,250 @@
+"""``Host``: drives a bus of plugins from a training loop that another library owns.
+
+The library says what is going on by its own callbacks; a subclass says the same to this class, by
+the methods from ``begin`` to ``end``. Here it becomes hatbus's events, in hatbus's order::
+
+    begin                               on_loop_begin, states of a checkpoint given back
+      begin_epoch                       on_epoch_begin
+        begin_step                      on_step_begin
+          begin_batch                   on_batch_begin
+            begin_forward, end_forward  on_forward_begin, on_forward_end
+            begin_backward, end_backward
+          end_batch                     on_batch_end
+          begin_update                  clip_gradients, skip_update, on_optimizer_step_begin
+          end_update                    on_optimizer_step_end
+        end_step                        on_step_end
+        serve                           requests are read
+      end_epoch                         on_epoch_end
+    end, or fail                        on_exception, on_loop_end
+
+What was left out is made up for: a batch opens its step and epoch, an update ends its batch.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import torch
+
+from hatbus import Bus, Context
+from hatbus.bus import Moments
+from hatbus.errors import HookError, PluginError
+from hatbus.log import log
+from hatbus.loop import OpenSpans, Position
+from hatbus_hosts.events import Events
+from hatbus_hosts.needs import Capabilities, check_needs, check_writes
+from hatbus_hosts.states import Resume, check_taken, saved_state
+from hatbus_hosts.work import Heard, Work, call_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
+    from hatbus.loop import Request
+
+RESUME: Final = "host"
+"""The name under which a host's own part stands among the plugins."""
+_ORDER: Final = ("validate", "stop epoch", "stop run", "save")
+
+
+class Host(Events):
+    """Plugins of hatbus in a loop of somebody else's.
+
+    Args:
+        plugins: instances, or ``{instance name: instance}``; or a ``Bus`` that holds them.
+        run_dir: folder for the files of plugins that are given no path of their own.
+        seed: for plugins that draw numbers.
+        loss: of the model, for plugins that compute it themselves, such as ``validation``.
+        drop_plugin_state: names whose states in a checkpoint are left out.
+        save: called with a reason, writes a checkpoint in the host's own way; for a host that
+            cannot be asked for one.
+        validate: called with a reason, validates in the host's own way.
+        work: for a subclass that does spans itself.
+
+    Attributes:
+        bus: holds the plugins.
+        ctx: the state of the run; None before it begins.
+        heard: hooks of torch's that last until the run is over.
+        capabilities: what this host can deliver.
+
+    Raises:
+        PluginError: a plugin that cannot be used, or that needs what this host cannot deliver.
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
+    def __init__(
+        self,
+        plugins: Sequence[object] | Mapping[str, object] | Bus,
+        *,
+        run_dir: str | Path | None = None,
+        seed: int = 0,
+        loss: Any = None,
+        drop_plugin_state: Sequence[str] = (),
+        save: Callable[[str], object] | None = None,
+        validate: Callable[[str], object] | None = None,
+        work: Work | None = None,
+    ) -> None:
+        self.bus = plugins if isinstance(plugins, Bus) else Bus(plugins)
+        super().__init__()
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.seed, self.drop_plugin_state = seed, tuple(drop_plugin_state)
+        self._save, self._validate = save, validate
+        self._resume, self.heard = Resume(self), Heard(self)
+        if RESUME in self.bus.members:
+            raise PluginError("this bus has a host already; give each host plugins of its own")
+        parts = {"moments": Moments(), "batch_processor": work or Work(self, loss)}
+        for name, part in parts.items():
+            if f"core.{name}" not in self.bus.members:
+                self.bus.register(part, f"core.{name}", core=True)
+        self.bus.register(self._resume, RESUME)
+        self.bus.set_tasks(())
+        check_needs(self.bus, self.name, self.can())
+
+    def can(self) -> Capabilities:
+        """What this host can deliver with its options."""
+        more = {}
+        if self._save is not None:
+            more["request save"] = True
+        if self._validate is not None:
+            more["request validate"] = True
+        return Capabilities({**self.capabilities, **more})
+
+    # ---- the run ------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        *,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        device: torch.device | None = None,
+        position: Position | None = None,
+        writes: Mapping[str, str] | None = None,
+        **values: Any,
+    ) -> Context:
+        """A run begins, or goes on from a checkpoint whose state was given to ``load_state_dict``.
+
+        Args:
+            model: the raw model.
+            optimizer: the one optimizer.
+            device: of the model; by default that of its first parameter.
+            position: where the run goes on when no saved state says so.
+            writes: what the host itself writes (``"optimizer.lr"``), and how to stop it from that.
+            values: more attributes of the context: ``num_epochs``, ``steps_per_epoch`` ...
+
+        Raises:
+            PluginError: a plugin writes what the host writes.
+        """
+        if self.is_running:  # a run that ended with an error, of which nobody was told
+            self.fail(HookError(f"the run in {self.name} before this one did not end"))
+        check_writes(self.bus, self.name, writes or {})
+        self.bus.check_states()
+        first = next(model.parameters(), torch.empty(0))
+        ctx = self.ctx = Context(
+            self.bus,
+            model=model,
+            optimizer=optimizer,
+            device=device or first.device,
+            run_dir=self.run_dir,
+            seed=self.seed,
+            **values,
+        )
+        ctx.position, ctx.updates = self._resume.place(position or Position())
+        ctx.epoch_id, ctx.step_id = ctx.position.epoch, ctx.position.step
+        ctx.global_step_id = ctx.position.global_step
+        self._spans = OpenSpans(ctx)
+        self._spans.enter("run_loop")
+        self._since = time.perf_counter()
+        return ctx
+
+    def end(self) -> None:
+        """The run is over."""
+        if self.is_running:
+            self.end_epoch(is_complete=False)
+            self._left("run_loop")
+            self._over()
+
+    def fail(self, error: BaseException) -> None:
+        """The run ended with an error, which is for the caller to raise: everything is closed."""
+        if self._spans is not None and self._spans.names:
+            self._spans.fail(error)
+            self._over()
+
+    def _over(self) -> None:
+        self.heard.remove()
+        self.bus.keep_states()
+
+    # ---- requests -----------------------------------------------------------------------------
+
+    def requests(self) -> list[Request]:
+        """What plugins asked for since the last time, in the order in which it is to be done."""
+        ctx, _ = self._running()
+        return sorted(ctx.control.take(), key=lambda one: _ORDER.index(one.wish))
+
+    def serve(self, do: Mapping[str, Callable[[str], object]]) -> None:
+        """Does what plugins asked for.
+
+        Args:
+            do: wish to what is called with the reason; of ``"validate"``, ``"stop epoch"``,
+                ``"stop run"`` and ``"save"``. False is: nothing was done.
+        """
+        ctx, _ = self._running()
+        if not ctx.control.pending:
+            return
+        own = {"save": self._save, "validate": self._validate}
+        for request in self.requests():
+            served: object = False
+            if request.wish == "validate":
+                served = ctx.emit.validate(ctx, request.reason)
+            how = own.get(request.wish) or do.get(request.wish)
+            if served is False and how is not None:
+                served = how(request.reason)
+            if served is False:
+                log.warning(
+                    "%s: asked for by %s, but %s cannot do it", request.wish, request.by, self.name
+                )
+
+    # ---- state --------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What plugins keep, and where the run is; ``save_checkpoint`` is wrapped around this."""
+        if self.ctx is None or self._spans is None:
+            return {}
+        return saved_state(self.ctx, self._spans, self.is_running)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes a state; plugins get theirs when the run begins.
+
+        Raises:
+            CheckpointError: there is a state of a plugin that is not here.
+        """
+        if state:
+            check_taken(self.bus, state["plugins"], self.drop_plugin_state)
+            self._resume.state = dict(state)
+
+    def checkpoint_saved(self, path: str | Path) -> None:
+        """A checkpoint of the host is durable."""
+        ctx, _ = self._running()
+        if ctx.emit.on_checkpoint_saved is not None:
+            ctx.emit.on_checkpoint_saved(ctx, Path(path))
+
+    def call_model(self, ctx: Context) -> Any:
+        """The model's outputs for ``ctx.batch``, for a plugin that asks for them."""
+        return call_model(ctx)
+
+    # ---- inside -------------------------------------------------------------------------------
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """An error that leaves the block ends the run, for hosts that tell nobody of errors."""
+        if error is not None:
+            self.fail(error)

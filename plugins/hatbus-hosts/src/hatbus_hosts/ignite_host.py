@@ -1,0 +1,239 @@
+"""``attach_ignite``: plugins on an engine of PyTorch-Ignite."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hatbus.errors import JobError, PluginError
+from hatbus.loop import Position
+from hatbus_hosts.host import Host
+from hatbus_hosts.needs import Capabilities
+from hatbus_hosts.versions import check_version
+from hatbus_hosts.work import named_losses
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+
+    from hatbus import Bus
+
+_LOSS = "with loss=<the loss module>; else losses come from the engine's output, after the update"
+_CALL = "around the model's call, found by a hook on the model"
+_HANDLER = "with attach_ignite(evaluator=...)"
+
+
+class IgniteHost(Host):
+    """What ``attach_ignite`` gives, to be saved by Ignite's ``Checkpoint``."""
+
+    name = "attach_ignite"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        {
+            "run_loop wrapped": True,
+            "on_loop_begin": True,
+            "on_loop_end": True,
+            "run_epoch wrapped": True,
+            "on_epoch_begin": True,
+            "on_epoch_end": True,
+            "run_step wrapped": True,
+            "on_step_begin": True,
+            "on_step_end": True,
+            "run_batch wrapped": True,
+            "on_batch_begin": "another batch in ctx.batch has no effect",
+            "on_batch_end": _LOSS,
+            "forward wrapped": _CALL,
+            "on_forward_begin": _CALL,
+            "on_forward_end": _CALL,
+            "clip_gradients wrapped": _LOSS,
+            "clip_gradients replaced": True,
+            "optimizer_step wrapped": "around the optimizer's own step, found by its hooks",
+            "on_optimizer_step_begin": True,
+            "on_optimizer_step_end": True,
+            "validate wrapped": _HANDLER,
+            "validate replaced": "on request only",
+            "on_validation_begin": _HANDLER,
+            "on_validation_end": _HANDLER,
+            "save_checkpoint wrapped": "around the saving of the plugins' states",
+            "export_model wrapped": True,
+            "export_model replaced": True,
+            "on_log": "what plugins publish, and the evaluator's metrics",
+            "on_exception": True,
+            "request stop run": True,
+            "request stop epoch": True,
+            "state saved": "with Checkpoint({'hatbus': host, ...})",
+        }
+    )
+
+    def __init__(
+        self,
+        engine: Any,
+        plugins: Sequence[object] | Mapping[str, object] | Bus,
+        *,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: torch.nn.Module | None,
+        evaluator: Any,
+        accumulate: int,
+        **options: Any,
+    ) -> None:
+        super().__init__(plugins, loss=loss, **options)
+        self.engine, self.model, self.optimizer = engine, model, optimizer
+        self._loss, self._accumulated, self._batches = loss, accumulate, 0
+        self.ends_batch_before_update = loss is not None
+        self._listen(evaluator)
+
+    def _listen(self, evaluator: Any) -> None:
+        from ignite.engine import Events
+
+        on = self.engine.add_event_handler
+        on(Events.STARTED, self._started)
+        on(Events.EPOCH_STARTED, lambda: self.begin_epoch())
+        on(Events.ITERATION_STARTED, self._iteration_started)
+        on(Events.ITERATION_COMPLETED, self._iteration_completed)
+        on(Events.EPOCH_COMPLETED, self._epoch_completed)
+        on(Events.COMPLETED, lambda: self.end())
+        on(Events.EXCEPTION_RAISED, self._raised)
+        if evaluator is not None:
+            evaluator.add_event_handler(Events.STARTED, self._evaluated, "begin")
+            evaluator.add_event_handler(Events.COMPLETED, self._evaluated, "end")
+
+    # ---- what the engine says -----------------------------------------------------------------
+
+    def _started(self) -> None:
+        state, accumulated = self.engine.state, self._accumulated
+        length = state.epoch_length
+        per_epoch = None if length is None else -(-length // accumulated)
+        epochs = state.max_epochs
+        total = None if per_epoch is None or epochs is None else per_epoch * epochs
+        done = 0 if not length else state.iteration % length
+        self._batches = done % accumulated
+        self.begin(
+            model=self.model,
+            optimizer=self.optimizer,
+            position=Position(state.epoch, done // accumulated, state.iteration // accumulated),
+            data_loader=state.dataloader,
+            num_epochs=epochs,
+            steps_per_epoch=per_epoch,
+            total_steps=total,
+        )
+        self.heard.model(self.model, lambda *_: self._in_batch())
+        if self._loss is not None:
+            self.heard.loss(self._loss)
+        self.heard.optimizer(self.optimizer, self._before_update, self._after_update)
+
+    def _iteration_started(self) -> None:
+        self.begin_batch(self.engine.state.batch, 1.0 / self._accumulated)
+        self._batches += 1
+
+    def _before_update(self) -> None:
+        if self._spans is not None and self._spans.is_open("run_step"):
+            self.begin_update()
+
+    def _after_update(self) -> None:
+        if self._spans is None or not self._spans.is_open("optimizer_step"):
+            return
+        self.end_update()
+        if self.ends_batch_before_update:
+            self._batches = 0
+            self.end_step()
+
+    def _iteration_completed(self) -> None:
+        ctx, spans = self._running()
+        if spans.is_open("run_batch"):
+            if not ctx.losses:
+                self.end_batch(named_losses(self.engine.state.output))
+            self.end_batch()
+        if spans.is_open("run_step") and (ctx.committed or self._batches >= self._accumulated):
+            self._batches = 0
+            self.end_step()
+        self._asked()
+
+    def _epoch_completed(self) -> None:
+        self.end_epoch()
+        self._asked()
+
+    def _evaluated(self, evaluator: Any, what: str) -> None:
+        if not self.is_running:
+            return
+        if what == "begin":
+            self.begin_validation()
+        else:
+            metrics = evaluator.state.metrics.items()
+            numbers = {n: v for n, v in metrics if _is_number(v)}
+            self.end_validation(numbers)
+
+    def _raised(self, error: BaseException) -> None:
+        """Ends the run; raises again unless others listen, whose affair the error then is.
+
+        An engine swallows errors as soon as anybody listens, so to listen must not be enough.
+        """
+        from ignite.engine import Events
+
+        self.fail(error)
+        if len(self.engine._event_handlers[Events.EXCEPTION_RAISED]) == 1:  # noqa: SLF001 - shown nowhere else
+            raise error
+
+    # ---- inside -------------------------------------------------------------------------------
+
+    def _in_batch(self) -> bool:
+        spans = self._spans
+        return spans is not None and spans.is_open("run_batch") and not spans.is_open("validate")
+
+    def _asked(self) -> None:
+        self.serve(
+            {
+                "stop epoch": lambda _: self.engine.terminate_epoch(),
+                "stop run": lambda _: self.engine.terminate(),
+            }
+        )
+
+
+def attach_ignite(
+    engine: Any,
+    plugins: Sequence[object] | Mapping[str, object] | Bus,
+    *,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: torch.nn.Module | None = None,
+    evaluator: Any = None,
+    accumulate: int = 1,
+    **options: Any,
+) -> IgniteHost:
+    """Puts plugins on a trainer engine of PyTorch-Ignite.
+
+    To save what plugins keep, give the result to Ignite's checkpoint:
+    ``Checkpoint({"hatbus": host, "model": model, ...}, ...)``.
+
+    Args:
+        engine: that trains.
+        plugins: as for ``Host``.
+        model: that the engine trains.
+        optimizer: of it.
+        loss: the loss module that the engine calls, by which losses are known before the update.
+        evaluator: an engine that validates; its metrics are published.
+        accumulate: batches per update, where the engine accumulates gradients.
+        options: of ``Host``.
+
+    Raises:
+        JobError: ``accumulate`` is no such number.
+        PluginError: a plugin that cannot be used here.
+    """
+    check_version("pytorch-ignite")
+    if accumulate < 1:
+        raise JobError(f"attach_ignite: accumulate is {accumulate!r}; accepted: 1 or more")
+    if not hasattr(engine, "add_event_handler"):
+        raise PluginError(f"attach_ignite: {engine!r:.80} is no engine of Ignite's")
+    return IgniteHost(
+        engine,
+        plugins,
+        model=model,
+        optimizer=optimizer,
+        loss=loss,
+        evaluator=evaluator,
+        accumulate=accumulate,
+        **options,
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or getattr(value, "ndim", 1) == 0

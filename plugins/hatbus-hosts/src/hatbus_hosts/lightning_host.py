@@ -1,0 +1,260 @@
+"""``LightningHost``: plugins in Lightning's ``Trainer``."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hatbus.errors import PluginError, did_you_mean
+from hatbus.log import log
+from hatbus.loop import Position
+from hatbus_hosts.host import Host
+from hatbus_hosts.needs import Capabilities
+from hatbus_hosts.versions import check_version
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from hatbus import Bus, Context
+
+    Callback: Any
+elif "lightning.pytorch" in sys.modules or "pytorch_lightning" not in sys.modules:
+    try:
+        from lightning.pytorch import Callback
+    except ImportError:
+        from pytorch_lightning import Callback
+else:
+    from pytorch_lightning import Callback
+
+_FORWARD = "from on_train_batch_start to the loss; with model='net', around that module's call"
+
+
+class LightningHost(Host, Callback):  # type: ignore[misc]  # typed as Any
+    """Plugins in Lightning's ``Trainer``: ``Trainer(callbacks=[LightningHost(plugins)])``.
+
+    What plugins keep is in Lightning's checkpoints as this callback's state.
+
+    Args:
+        plugins: as for ``Host``.
+        model: name of the submodule that plugins see as the model, such as ``"net"``; empty: the
+            ``LightningModule``.
+        options: of ``Host``.
+
+    Raises:
+        PluginError: a plugin that cannot be used here.
+    """
+
+    name: ClassVar[str] = "LightningHost"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        {
+            "run_loop wrapped": True,
+            "on_loop_begin": True,
+            "on_loop_end": True,
+            "run_epoch wrapped": True,
+            "on_epoch_begin": True,
+            "on_epoch_end": True,
+            "run_step wrapped": True,
+            "on_step_begin": True,
+            "on_step_end": True,
+            "run_batch wrapped": True,
+            "on_batch_begin": "another batch in ctx.batch has no effect",
+            "on_batch_end": True,
+            "forward wrapped": _FORWARD,
+            "on_forward_begin": _FORWARD,
+            "on_forward_end": _FORWARD,
+            "backward wrapped": True,
+            "on_backward_begin": "another loss in ctx.loss has no effect",
+            "on_backward_end": True,
+            "clip_gradients wrapped": True,
+            "clip_gradients replaced": True,
+            "optimizer_step wrapped": True,
+            "on_optimizer_step_begin": True,
+            "on_optimizer_step_end": True,
+            "validate wrapped": True,
+            "validate replaced": "on request only",
+            "on_validation_begin": True,
+            "on_validation_end": True,
+            "save_checkpoint wrapped": "around the saving of the plugins' states",
+            "export_model wrapped": True,
+            "export_model replaced": True,
+            "on_log": "what plugins publish, and Lightning's metrics at the end of a validation",
+            "on_exception": True,
+            "request stop run": True,
+            "request save": "into hatbus-step=<n>.ckpt in the trainer's default_root_dir",
+            "state saved": True,
+        }
+    )
+
+    def __init__(
+        self,
+        plugins: Sequence[object] | Mapping[str, object] | Bus,
+        *,
+        model: str = "",
+        **options: Any,
+    ) -> None:
+        check_version("lightning", "pytorch-lightning")
+        super().__init__(plugins, **options)
+        self._module = model
+        self._accumulated = 1
+
+    @property
+    def state_key(self) -> str:
+        """The name of its state in a checkpoint: two hosts in one trainer have two."""
+        names = [name for name, member in self.bus.members.items() if not member.core]
+        return f"{self.name}({', '.join(names)})"
+
+    # ---- what the trainer says ----------------------------------------------------------------
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """The run begins; states were given back before."""
+        if len(trainer.optimizers) != 1:
+            raise PluginError(
+                f"{self.name} is made for one optimizer, and the module has "
+                f"{len(trainer.optimizers)}"
+            )
+        self._accumulated = trainer.accumulate_grad_batches
+        batches = trainer.num_training_batches
+        is_known = batches != math.inf
+        per_epoch = math.ceil(batches / self._accumulated) if is_known else None
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        total = trainer.estimated_stepping_batches
+        model = self._model_in(pl_module)
+        max_steps = trainer.max_steps if trainer.max_steps >= 0 else None
+        self.begin(
+            model=model,
+            optimizer=trainer.optimizers[0],
+            device=pl_module.device,
+            position=Position(
+                trainer.current_epoch, done // self._accumulated, trainer.global_step
+            ),
+            writes=_writes(trainer),
+            data_loader=trainer.train_dataloader,
+            scaler=getattr(trainer.precision_plugin, "scaler", None),
+            num_epochs=trainer.max_epochs if max_steps is None else None,
+            num_steps=max_steps,
+            steps_per_epoch=per_epoch,
+            total_steps=int(total) if total != math.inf else None,
+            world_size=trainer.world_size,
+        )
+        if self._module:
+            self.heard.model(model, lambda *_: self._in_batch())
+        self.heard.optimizer(trainer.optimizers[0], None, self._updated)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """An epoch begins."""
+        self.begin_epoch()
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A batch begins."""
+        self.begin_batch(batch, 1.0 / self._accumulated)
+        if not self._module:
+            self.begin_forward()
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """The loss is there; Lightning has divided it by the number of batches of a step."""
+        _, spans = self._running()
+        if spans.is_open("forward"):
+            self.end_forward(loss)
+        whole = loss * self._accumulated if self._accumulated > 1 else loss
+        self.begin_backward({"loss": whole}, loss)
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        """The gradients are there."""
+        self.end_backward()
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """The update is about to be made."""
+        self.begin_update()
+
+    def _updated(self) -> None:
+        """The update was made; the step ends here, while the learning rate is still its own."""
+        _, spans = self._running()
+        if spans.is_open("optimizer_step"):
+            self.end_update()
+            self.end_step()
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A batch is behind the trainer; requests are read."""
+        _, spans = self._running()
+        if spans.is_open("optimizer_step"):  # a loss scaler left the update out
+            self.end_step()
+        self.end_batch()
+        self._asked(trainer)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """An epoch ends."""
+        ctx, _ = self._running()
+        known = ctx.steps_per_epoch
+        self.end_epoch(is_complete=known is None or ctx.position.step >= known)
+        self._asked(trainer)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """A validation begins."""
+        if self.is_running and not trainer.sanity_checking:
+            self.begin_validation()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """A validation is over; its metrics are published."""
+        if self.is_running and not trainer.sanity_checking:
+            self.end_validation(dict(trainer.callback_metrics))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """The run is over."""
+        self.end()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """The run ends with an error, which Lightning raises."""
+        self.fail(exception)
+
+    # ---- inside -------------------------------------------------------------------------------
+
+    def call_model(self, ctx: Context) -> Any:
+        """The model's outputs; a module that is called otherwise in ``training_step`` has none."""
+        try:
+            return super().call_model(ctx)
+        except Exception as error:  # noqa: BLE001 - nobody knows what the user's module takes
+            log.info("the model cannot be called with a batch alone (%s)", error)
+            return {}
+
+    def _in_batch(self) -> bool:
+        spans = self._spans
+        return spans is not None and spans.is_open("run_batch") and not spans.is_open("validate")
+
+    def _model_in(self, pl_module: Any) -> Any:
+        found = pl_module
+        for part in filter(None, self._module.split(".")):
+            if not hasattr(found, part):
+                names = [name for name, _ in pl_module.named_modules() if name]
+                raise PluginError(
+                    f"{self.name}: no module {self._module!r}{did_you_mean(self._module, names)}"
+                )
+            found = getattr(found, part)
+        return found
+
+    def _asked(self, trainer: Any) -> None:
+        def stop(_: str) -> None:
+            trainer.should_stop = True
+
+        def save(_: str) -> None:
+            folder = Path(trainer.default_root_dir)
+            trainer.save_checkpoint(folder / f"hatbus-step={trainer.global_step}.ckpt")
+
+        self.serve({"stop run": stop, "save": save})
+
+
+def _writes(trainer: Any) -> dict[str, str]:
+    """What the trainer writes itself."""
+    found = {}
+    if trainer.gradient_clip_val:
+        found["grad.clip"] = "leave Trainer(gradient_clip_val=...) out, or take the plugin off"
+    if trainer.lr_scheduler_configs:
+        found["optimizer.lr"] = (
+            "return no lr_scheduler from configure_optimizers, or take the plugin off"
+        )
+    return found

@@ -1,0 +1,328 @@
+"""``TransformersHost``: plugins in the ``Trainer`` of Transformers."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakSet
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from hatbus.errors import CheckpointError, PluginError
+from hatbus.loop import Position
+from hatbus_hosts.host import Host
+from hatbus_hosts.needs import Capabilities
+from hatbus_hosts.versions import check_version
+from hatbus_hosts.work import named_losses
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from hatbus import Bus
+
+FILE = "hatbus.pt"
+"""The plugins' states in a checkpoint's folder."""
+_LOST = "not after an error of the trainer's, unless it runs inside `with host:`"
+_CALL = "around the model's call, found by a hook on the model"
+_NEXT = "opened by the first batch that is evaluated"
+_living: WeakSet[TransformersHost] = WeakSet()
+
+
+class TransformersHost(TrainerCallback, ExportableState, Host):  # type: ignore[misc]  # typed as Any
+    """Plugins in Transformers' ``Trainer``: ``Trainer(callbacks=[TransformersHost(plugins)])``.
+
+    What plugins keep is in the file ``hatbus.pt`` of each ``checkpoint-<step>``, and is given back
+    by ``trainer.train(resume_from_checkpoint=...)``.
+
+    Args:
+        plugins: as for ``Host``.
+        logs: whether the trainer's own logs are published to the plugins.
+        states: path of a ``hatbus.pt`` to resume with, where the checkpoint was moved.
+        options: of ``Host``.
+
+    Raises:
+        PluginError: a plugin that cannot be used here.
+    """
+
+    name: ClassVar[str] = "TransformersHost"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        {
+            "run_loop wrapped": _LOST,
+            "on_loop_begin": True,
+            "on_loop_end": _LOST,
+            "run_epoch wrapped": True,
+            "on_epoch_begin": True,
+            "on_epoch_end": True,
+            "run_step wrapped": True,
+            "on_step_begin": True,
+            "on_step_end": True,
+            "run_batch wrapped": "from the model's call on",
+            "on_batch_begin": "at the model's call; another batch has no effect",
+            "on_batch_end": True,
+            "forward wrapped": _CALL,
+            "on_forward_begin": _CALL,
+            "on_forward_end": _CALL,
+            "clip_gradients wrapped": True,
+            "clip_gradients replaced": True,
+            "optimizer_step wrapped": True,
+            "on_optimizer_step_begin": True,
+            "on_optimizer_step_end": True,
+            "validate wrapped": _NEXT,
+            "validate replaced": "on request only",
+            "on_validation_begin": _NEXT,
+            "on_validation_end": True,
+            "save_checkpoint wrapped": "around the saving of the plugins' states",
+            "on_checkpoint_saved": True,
+            "export_model wrapped": True,
+            "export_model replaced": True,
+            "on_log": True,
+            "on_exception": "of plugins' errors; of the trainer's, inside `with host:`",
+            "request stop run": True,
+            "request stop epoch": True,
+            "request save": True,
+            "request validate": "where the trainer has an eval_dataset",
+            "state saved": True,
+        }
+    )
+
+    def __init__(
+        self,
+        plugins: Sequence[object] | Mapping[str, object] | Bus | None = None,
+        *,
+        logs: bool = True,
+        states: str | Path | None = None,
+        adopt: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        if adopt is not None:  # the trainer makes callbacks anew when it restores them
+            self._adopt(tuple(adopt))
+            return
+        check_version("transformers")
+        Host.__init__(self, plugins if plugins is not None else (), **options)
+        self._logs = logs
+        self._given = None if states is None else Path(states)
+        self._folder: Path | None = None
+        self._accumulated = 1
+        self._token = ""
+        _living.add(self)
+
+    def _adopt(self, names: tuple[str, ...]) -> None:
+        same = [one for one in _living if (*one.bus.members,) == names]
+        if len(same) != 1:
+            raise PluginError(
+                "restore_callback_states_from_checkpoint makes callbacks anew, which cannot be "
+                "done of plugins; leave it out: TransformersHost restores what it saved without it"
+            )
+        self.__dict__ = same[0].__dict__
+
+    # ---- what the trainer says ----------------------------------------------------------------
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """The run begins."""
+        optimizer, model = more["optimizer"], more["model"]
+        raw = getattr(optimizer, "optimizer", optimizer)
+        self._folder = _folder(args, state)
+        self._take(args, state)
+        loader = more.get("train_dataloader")
+        per_epoch = _steps_per_epoch(args, loader)
+        step = state.global_step
+        place = Position(step // per_epoch, step % per_epoch, step) if per_epoch else Position()
+        self._check_place(self._resume.place(place)[0].global_step, step)
+        self._accumulated = args.gradient_accumulation_steps
+        self.begin(
+            model=model,
+            optimizer=raw,
+            position=place,
+            writes=_writes(args),
+            data_loader=loader,
+            num_epochs=state.num_train_epochs if args.max_steps <= 0 else None,
+            num_steps=args.max_steps if args.max_steps > 0 else None,
+            steps_per_epoch=per_epoch,
+            total_steps=state.max_steps,
+            world_size=args.world_size,
+        )
+        self.heard.model(model, self._called)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """An epoch begins."""
+        self.begin_epoch()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """A step begins."""
+        self.begin_step()
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """A batch that is not the last of its step ends."""
+        self.end_batch()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """The update is about to be made."""
+        self.begin_update()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """The update was made; the step ends here, while the learning rate is still its own."""
+        skipped = getattr(more.get("optimizer"), "step_was_skipped", False)
+        self.end_update(committed=not skipped)
+        self.end_step()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> Any:
+        """Requests are read."""
+        return self._asked(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> Any:
+        """An epoch ends."""
+        ctx, _ = self._running()
+        at_end = ctx.steps_per_epoch is None or ctx.position.step >= ctx.steps_per_epoch
+        stopped_epoch = control.should_epoch_stop and not control.should_training_stop
+        self.end_epoch(is_complete=at_end or stopped_epoch)
+        return self._asked(control)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """A batch is evaluated."""
+        if self.is_running:
+            self.begin_validation()
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **more: Any
+    ) -> Any:
+        """An evaluation is over."""
+        if not self.is_running:
+            return control
+        self.end_validation(_numbers(metrics or {}))
+        return self._asked(control)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+        """The trainer's own numbers are published; those of an evaluation were before."""
+        if self._logs and self.is_running and self.ctx is not None:
+            found = {n: v for n, v in (logs or {}).items() if not n.startswith("eval_")}
+            if found:
+                self.ctx.log(_numbers(found))
+
+    def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """A checkpoint was saved."""
+        self.checkpoint_saved(_folder(args, state) / f"checkpoint-{state.global_step}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """The run is over."""
+        self.end()
+
+    # ---- its checkpoints ----------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Where the plugins' states are; called by the trainer inside a save, which writes them."""
+        if self.is_running and self.ctx is not None and self._folder is not None:
+            self._token = uuid.uuid4().hex
+            folder = self._folder / f"checkpoint-{self.ctx.position.global_step}"
+            _write({"token": self._token, **self.state_dict()}, folder / FILE)
+        names = list(self.bus.members)
+        return {"args": {"adopt": names}, "attributes": {"_token": self._token}}
+
+    def _take(self, args: Any, state: Any) -> None:
+        """Reads the states of the checkpoint that the trainer resumed from."""
+        entry = (state.stateful_callbacks or {}).get(type(self).__name__)
+        entry = entry[0] if isinstance(entry, list) and entry else entry
+        token = entry["attributes"].get("_token", "") if state.global_step and entry else ""
+        if not token:
+            return
+        own = _folder(args, state) / f"checkpoint-{state.global_step}" / FILE
+        resumed = args.resume_from_checkpoint
+        places = [self._given] if self._given else [own]
+        if isinstance(resumed, str):
+            places.insert(0, Path(resumed) / FILE)
+        for place in places:
+            if place.is_file():
+                found = torch.load(place, map_location="cpu", weights_only=True)
+                if found.pop("token") == token:
+                    self.load_state_dict(found)
+                    return
+        looked = ", ".join(map(str, places))
+        raise CheckpointError(
+            f"the plugins' states of step {state.global_step} are not here (looked for {looked}); "
+            f"give TransformersHost states='.../checkpoint-{state.global_step}/{FILE}'"
+        )
+
+    def _check_place(self, own: int, theirs: int) -> None:
+        if own != theirs:
+            raise CheckpointError(
+                f"the plugins' states are of step {own}, the trainer goes on from step {theirs}; "
+                "resume from a checkpoint that was saved with these plugins"
+            )
+
+    # ---- inside -------------------------------------------------------------------------------
+
+    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """The model is called: in a step, with the next batch of it."""
+        spans = self._spans
+        if spans is None or not spans.is_open("run_step") or spans.is_open("validate"):
+            return False
+        if not spans.is_open("run_batch"):
+            batch = kwargs or (args[0] if len(args) == 1 else args)
+            self.begin_batch(batch, 1.0 / self._accumulated)
+        return True
+
+    def end_forward(self, outputs: Any) -> Any:
+        """The forward pass is over; its outputs hold the loss."""
+        found = super().end_forward(outputs)
+        if self.ctx is not None:
+            self.ctx.losses = named_losses(found)
+        return found
+
+    def _asked(self, control: Any) -> Any:
+        def flag(name: str) -> Any:
+            return lambda _: setattr(control, name, True)
+
+        self.serve(
+            {
+                "validate": flag("should_evaluate"),
+                "stop epoch": flag("should_epoch_stop"),
+                "stop run": flag("should_training_stop"),
+                "save": flag("should_save"),
+            }
+        )
+        return control
+
+
+def _folder(args: Any, state: Any) -> Path:
+    """Where the trainer's checkpoints are; a trial of a search has a folder of its own."""
+    return Path(args.output_dir, state.trial_name or "")
+
+
+def _steps_per_epoch(args: Any, loader: Any) -> int | None:
+    try:
+        length = len(loader)
+    except TypeError:
+        return None
+    accumulated: int = args.gradient_accumulation_steps
+    return max(-(-length // accumulated), 1)
+
+
+def _writes(args: Any) -> dict[str, str]:
+    """What the trainer writes itself."""
+    found = {}
+    if args.max_grad_norm and args.max_grad_norm > 0:
+        found["grad.clip"] = "give TrainingArguments(max_grad_norm=0), or take the plugin off"
+    if str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) != "constant":
+        found["optimizer.lr"] = (
+            "give TrainingArguments(lr_scheduler_type='constant'), or take the plugin off"
+        )
+    return found
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = (int, float, torch.Tensor)
+    return {name: value for name, value in values.items() if isinstance(value, kinds)}
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    """Writes a file, all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

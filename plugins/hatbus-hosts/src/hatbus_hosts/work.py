@@ -1,0 +1,140 @@
+"""What plugins may call in a foreign loop, and where the calls of its model are heard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hatbus import BatchProcessor, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hatbus import Context
+    from hatbus_hosts.host import Host
+
+
+class Work(BatchProcessor):
+    """Does what a plugin asks of the bus outside the host's own steps, such as a forward pass.
+
+    Args:
+        host: which knows how its batches go into a model.
+        loss: as for ``BatchProcessor``.
+    """
+
+    def __init__(self, host: Host, loss: Any = None) -> None:
+        super().__init__(loss)
+        self._host = host
+
+    @hookimpl(trylast=True)
+    def forward(self, ctx: Context) -> Any:
+        """The model's outputs for ``ctx.batch``."""
+        return self._host.call_model(ctx)
+
+
+def call_model(ctx: Context) -> Any:
+    """``model(**batch)`` of a mapping, ``model(batch[0])`` of a pair, else ``model(batch)``."""
+    batch, model = ctx.batch, ctx.wrapped_model
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+
+def named_losses(outputs: Any) -> dict[str, torch.Tensor]:
+    """The loss in a model's outputs, under the name ``loss``; empty where there is none."""
+    if isinstance(outputs, Mapping):
+        found = outputs.get("loss")
+    elif isinstance(outputs, (tuple, list)) and outputs:
+        found = outputs[0]
+    else:
+        found = outputs
+    is_loss = isinstance(found, torch.Tensor) and found.ndim == 0
+    return {"loss": found} if is_loss and found is not None else {}
+
+
+def add_losses(
+    step: dict[str, torch.Tensor], batch: Mapping[str, torch.Tensor], weight: float
+) -> None:
+    """Adds a batch's losses to those of its step, in place.
+
+    Args:
+        step: name to 0-d loss.
+        batch: the same, of one batch.
+        weight: the batch's share.
+    """
+    if weight == 1.0 and step.keys().isdisjoint(batch):
+        step.update(batch)
+        return
+    for name, loss in batch.items():
+        share = loss.detach() * weight
+        step[name] = step[name] + share if name in step else share
+
+
+class Heard:
+    """Hooks of torch's on a model, a loss and an optimizer, until ``remove``."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._handles: list[Any] = []
+
+    def model(
+        self, model: torch.nn.Module, begin: Callable[[tuple[Any, ...], dict[str, Any]], bool]
+    ) -> None:
+        """Makes every call of a model a forward pass of the present batch.
+
+        Args:
+            model: whose ``forward`` is meant.
+            begin: given a call's arguments, says whether it is one of the training's.
+        """
+        inside: list[bool] = []
+
+        def before(_: torch.nn.Module, args: Any, kwargs: Any) -> None:
+            is_meant = not inside and not self._host.is_updating and begin(args, kwargs)
+            inside.append(is_meant)
+            if is_meant:
+                self._host.begin_forward()
+
+        def after(_: torch.nn.Module, _args: Any, outputs: Any) -> Any:
+            if inside and inside.pop():
+                return self._host.end_forward(outputs)
+            return outputs
+
+        self._handles += [
+            model.register_forward_pre_hook(before, with_kwargs=True),
+            model.register_forward_hook(after),
+        ]
+
+    def loss(self, loss: torch.nn.Module) -> None:
+        """Takes what a loss module returns as the present batch's loss."""
+
+        def after(_: torch.nn.Module, _args: Any, value: Any) -> None:
+            host = self._host
+            if host.is_running and host.ctx is not None and torch.is_grad_enabled():
+                host.ctx.losses = named_losses(value)
+
+        self._handles.append(loss.register_forward_hook(after))
+
+    def optimizer(
+        self,
+        optimizer: torch.optim.Optimizer,
+        before: Callable[[], object] | None,
+        after: Callable[[], object],
+    ) -> None:
+        """Calls something before and after every update."""
+        if before is not None:
+            first = before
+            self._handles.append(optimizer.register_step_pre_hook(lambda *_: void(first)))
+        self._handles.append(optimizer.register_step_post_hook(lambda *_: void(after)))
+
+    def remove(self) -> None:
+        """Takes all hooks off."""
+        handles, self._handles = self._handles, []
+        for handle in handles:
+            handle.remove()
+
+
+def void(function: Callable[[], object]) -> None:
+    """Calls a function and forgets what it returns."""
+    function()

@@ -1,0 +1,438 @@
+"""One small model and its data in the loops of five trainers, each with plugins of hatbus."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, SequentialSampler
+
+from hatbus import Context, Trainer, hookimpl, plugin
+from hatbus.bus import Moments
+from hatbus.loop import OpenSpans
+
+SIZE, BATCH = 32, 4
+STEPS = SIZE // BATCH
+
+
+class Net(nn.Module):
+    """A model that returns its loss; it takes a batch as one mapping or as keywords."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU())
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x: Any, y: Any = None) -> dict[str, torch.Tensor]:
+        if isinstance(x, Mapping):
+            x, y = x["x"], x["y"]
+        outs = self.head(self.body(x))
+        return {"loss": nn.functional.mse_loss(outs, y), "outs": outs}
+
+
+def new_model() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+def samples(size: int = SIZE) -> list[dict[str, torch.Tensor]]:
+    x = torch.randn(size, 3, generator=torch.Generator().manual_seed(1))
+    return [{"x": one, "y": one.sum(dim=0, keepdim=True)} for one in x]
+
+
+def new_loader(size: int = SIZE) -> DataLoader:
+    return DataLoader(samples(size), batch_size=BATCH)
+
+
+def new_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+@plugin(stage="report")
+class Stranger:
+    """What somebody wrote who never heard of hosts: a loss, a wrapper, a count."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.steps = 0
+
+    @hookimpl(wrapper=True)
+    def run_step(self) -> Any:
+        result = yield
+        self.steps += 1
+        return result
+
+    @hookimpl
+    def on_step_end(self, ctx: Context, losses: dict[str, torch.Tensor]) -> None:
+        value = sum(loss.item() for loss in losses.values())
+        self.losses.append(value)
+        ctx.log({"stranger/loss": value})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": list(self.losses), "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses, self.steps = list(state["losses"]), state["steps"]
+
+
+def nine(folder: Path) -> dict[str, object]:
+    """The nine plugins that all loops run with."""
+    from hatbus.callbacks import (
+        ExponentialMovingAverage,
+        FreezeModule,
+        GradClip,
+        GradMonitor,
+        JsonlLog,
+        NanGuard,
+        StatsMonitor,
+        TensorBoard,
+    )
+
+    return {
+        "ema": ExponentialMovingAverage(0.9, decay_base=0),
+        "grad_clip": GradClip(max_norm=0.5, log_interval=1),
+        "nan_guard": NanGuard(),
+        "grad_monitor": GradMonitor(log_freq=2, weights=True),
+        "stats_monitor": StatsMonitor(log_freq=4),
+        "tensorboard": TensorBoard(str(folder / "tb"), describe=False),
+        "jsonl_log": JsonlLog(folder / "log.jsonl"),
+        "freeze_module": FreezeModule([["body.0"]], [5], "step"),
+        "stranger": Stranger(),
+    }
+
+
+# ---- the loops -----------------------------------------------------------------------------------
+
+
+def in_hatbus(model: Net, plugins: Mapping[str, object], epochs: int, **_: Any) -> Any:
+    trainer = Trainer(model, new_optimizer(model), new_loader(), plugins=plugins)
+    trainer.fit(num_epochs=epochs)
+    return trainer
+
+
+def in_plain(model: Net, plugins: Mapping[str, object], epochs: int, **_: Any) -> Any:
+    """A loop of one's own around a bus, as docs/bus-alone.md has it."""
+    from hatbus import BatchProcessor, Bus
+    from hatbus.loop import Loop
+
+    loader = new_loader()
+    bus = Bus(plugins)
+    bus.register(Moments(), "core.moments", core=True)
+    bus.register(Loop(), "core.loop", core=True)
+    bus.register(BatchProcessor(), "core.batch_processor", core=True)
+    ctx = Context(bus, model=model, optimizer=new_optimizer(model), num_epochs=epochs)
+    ctx.device, ctx.steps_per_epoch = torch.device("cpu"), len(loader)
+    ctx.total_steps, spans, place = epochs * len(loader), OpenSpans(ctx), ctx.position
+    try:
+        spans.enter("run_loop")
+        for ctx.epoch_id in range(epochs):
+            ctx.step_id, ctx.global_step_id = 0, place.global_step
+            spans.enter("run_epoch")
+            for batch in loader:
+                ctx.step_id, ctx.global_step_id = place.step, place.global_step
+                place.step, place.global_step = place.step + 1, place.global_step + 1
+                ctx.committed, ctx.losses, ctx.batches = False, {}, [(None, batch, 1.0)]
+                ctx.emit.run_step(ctx)
+            place.epoch, place.step = place.epoch + 1, 0
+            spans.leave("run_epoch")
+        spans.leave("run_loop")
+    except BaseException as error:
+        spans.fail(error)
+        raise
+    return ctx
+
+
+def in_accelerate(
+    model: Net,
+    plugins: Mapping[str, object],
+    epochs: int,
+    *,
+    accumulate: int = 1,
+    each: Callable[[Any], None] | None = None,
+    resume: Path | None = None,
+    size: int = SIZE,
+    **options: Any,
+) -> Any:
+    from accelerate import Accelerator
+
+    from hatbus_hosts import AccelerateHost
+
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
+    model, optimizer, loader = accelerator.prepare(model, new_optimizer(model), new_loader(size))
+    host = AccelerateHost(
+        accelerator,
+        plugins,
+        model=model,
+        optimizer=optimizer,
+        data_loader=loader,
+        num_epochs=epochs,
+        **options,
+    )
+    if resume is not None:
+        accelerator.load_state(str(resume))
+    with host:
+        for _ in host.epochs():
+            for batch in host.batches():
+                with accelerator.accumulate(model):
+                    outs = host.forward(batch)
+                    host.backward(host.compute_loss(lambda found: found["loss"], outs))
+                    host.step()
+                    optimizer.zero_grad()
+                if each is not None:
+                    each(host)
+    return host
+
+
+def transformers_trainer(
+    model: Net,
+    callbacks: list[Any],
+    epochs: int,
+    *,
+    folder: Path,
+    arguments: Mapping[str, Any] | None = None,
+    size: int = SIZE,
+    evaluate: bool = False,
+) -> Any:
+    """Transformers' ``Trainer``, which does nothing beside the loop unless it is told to."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+
+    class InOrder(transformers.Trainer):
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return SequentialSampler(self.train_dataset)
+
+    given = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": BATCH,
+        "per_device_eval_batch_size": BATCH,
+        "num_train_epochs": epochs,
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "max_grad_norm": 0,
+        "lr_scheduler_type": "constant",
+        "remove_unused_columns": False,
+        "label_names": ["y"],
+        **(arguments or {}),
+    }
+    optimizer = new_optimizer(model)
+    return InOrder(
+        model=model,
+        args=transformers.TrainingArguments(**given),
+        train_dataset=samples(size),
+        eval_dataset=samples(8) if evaluate else None,
+        optimizers=(optimizer, None),
+        callbacks=callbacks,
+    )
+
+
+def in_transformers(
+    model: Net,
+    plugins: Mapping[str, object],
+    epochs: int,
+    *,
+    folder: Path,
+    resume: Path | bool | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    callbacks: list[Any] | None = None,
+    size: int = SIZE,
+    evaluate: bool = False,
+    **options: Any,
+) -> Any:
+    from hatbus_hosts import TransformersHost
+
+    host = TransformersHost(plugins, **{"logs": False, **options})
+    trainer = transformers_trainer(
+        model,
+        [host, *(callbacks or [])],
+        epochs,
+        folder=folder,
+        arguments=arguments,
+        size=size,
+        evaluate=evaluate,
+    )
+    with host:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    return host
+
+
+def lightning_module(model: Net) -> Any:
+    try:
+        from pytorch_lightning import LightningModule
+    except ImportError:
+        from lightning.pytorch import LightningModule
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            return self.net(batch)["loss"]
+
+        def validation_step(self, batch: Any, index: int) -> None:
+            self.log("val_loss", self.net(batch)["loss"])
+
+        def configure_optimizers(self) -> Any:
+            return new_optimizer(self.net)
+
+    return Module()
+
+
+def lightning_trainer(callbacks: list[Any], epochs: int, **options: Any) -> Any:
+    import pytorch_lightning
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    given = {
+        "max_epochs": epochs,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        "devices": 1,
+        "callbacks": callbacks,
+        "num_sanity_val_steps": 0,
+        **options,
+    }
+    return pytorch_lightning.Trainer(**given)
+
+
+def in_lightning(
+    model: Net,
+    plugins: Mapping[str, object],
+    epochs: int,
+    *,
+    trainer: Mapping[str, Any] | None = None,
+    callbacks: list[Any] | None = None,
+    resume: Path | None = None,
+    size: int = SIZE,
+    evaluate: bool = False,
+    **options: Any,
+) -> Any:
+    from hatbus_hosts import LightningHost
+
+    host = LightningHost(plugins, **{"model": "net", **options})
+    fitter = lightning_trainer([host, *(callbacks or [])], epochs, **(trainer or {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitter.fit(
+            lightning_module(model),
+            new_loader(size),
+            new_loader(8) if evaluate else None,
+            ckpt_path=resume,
+        )
+    return host
+
+
+def in_ignite(
+    model: Net,
+    plugins: Mapping[str, object],
+    epochs: int,
+    *,
+    prepare: Callable[[Any, Any, Any], None] | None = None,
+    with_loss: bool = True,
+    accumulate: int = 1,
+    size: int = SIZE,
+    **options: Any,
+) -> Any:
+    from ignite.engine import Engine
+
+    from hatbus_hosts import attach_ignite
+
+    optimizer, loss = new_optimizer(model), nn.MSELoss()
+
+    def update(engine: Any, batch: Any) -> torch.Tensor:
+        if (engine.state.iteration - 1) % accumulate == 0:
+            optimizer.zero_grad()
+        model.train()
+        value = loss(model(batch)["outs"], batch["y"])
+        (value / accumulate if accumulate > 1 else value).backward()
+        if engine.state.iteration % accumulate == 0:
+            optimizer.step()
+        return value
+
+    engine = Engine(update)
+    engine.logger.setLevel(logging.CRITICAL)
+    host = attach_ignite(
+        engine,
+        plugins,
+        model=model,
+        optimizer=optimizer,
+        loss=loss if with_loss else None,
+        accumulate=accumulate,
+        **options,
+    )
+    if prepare is not None:
+        prepare(engine, host, optimizer)
+    engine.run(new_loader(size), max_epochs=epochs)
+    return host
+
+
+HOSTS: dict[str, Callable[..., Any]] = {
+    "transformers": in_transformers,
+    "lightning": in_lightning,
+    "ignite": in_ignite,
+    "accelerate": in_accelerate,
+    "plain": in_plain,
+}
+
+
+# ---- what a run left -----------------------------------------------------------------------------
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a jsonl log, without what a clock says."""
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        {name: v for name, v in row.items() if not name.startswith("time")}
+        for row in found
+        if any(not n.startswith("time") for n in row.keys() - {"step", "epoch", "event"})
+    ]
+
+
+def curves_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The curves in a folder of TensorBoard's, without what a clock says."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder))
+    found.Reload()
+    return {
+        tag: [(one.step, one.value) for one in found.Scalars(tag)]
+        for tag in found.Tags()["scalars"]
+        if not tag.startswith("time")
+    }
+
+
+def what_is_left(model: Net, plugins: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Everything that two runs have to have in common."""
+    return {
+        "rows": rows_of(folder / "log.jsonl"),
+        "curves": curves_of(folder / "tb"),
+        "weights": {name: one.clone() for name, one in model.state_dict().items()},
+        "averages": plugins["ema"].averages(),
+        "losses": plugins["stranger"].losses,
+        "steps": plugins["stranger"].steps,
+        "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
+    }
+
+
+def assert_same(one: Any, other: Any, where: str = "") -> None:
+    """Bit for bit."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, Mapping):
+        assert list(one) == list(other), where
+        for name, value in one.items():
+            assert_same(value, other[name], f"{where} {name}")
+    else:
+        assert one == other, where
