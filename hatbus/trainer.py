@@ -10,21 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hatbus.batches.batch_processor import BatchProcessor
-from hatbus.batches.finite import finite_loss
-from hatbus.batches.finite_weights import FiniteWeights
 from hatbus.batches.parts import built_parts
-from hatbus.batches.precision import Autocast, LossScaling, check_precision
+from hatbus.batches.precision import check_precision
 from hatbus.bus.blame import locate
 from hatbus.bus.bus import Bus, named_instances
-from hatbus.bus.member import CORE
-from hatbus.bus.moments import Moments, TaskScope
+from hatbus.core_parts import core_parts, saves
 from hatbus.data.steps import Steps
 from hatbus.errors import JobError
 from hatbus.evaluation.aside import validated
 from hatbus.evaluation.numbers import scalars_of
 from hatbus.evaluation.predicting import predictions
 from hatbus.evaluation.rehearsal import rehearsed
-from hatbus.evaluation.schedule_free import ScheduleFree, has_modes
 from hatbus.evaluation.train_loss import EVERY, TrainLoss
 from hatbus.foreign_arguments import explained
 from hatbus.initial_weights import initialise
@@ -32,19 +28,16 @@ from hatbus.loop.beside import modules_beside, warn_of_strangers
 from hatbus.loop.context import Context
 from hatbus.loop.control import Control
 from hatbus.loop.files import forget_files
-from hatbus.loop.loop import Loop, UnprovidedSpans
 from hatbus.loop.modes import TrainModes, tell_of_eval
 from hatbus.loop.module_names import GIVEN
 from hatbus.loop.signals import Signals
 from hatbus.loop.structure import structure_changed, structure_watched
 from hatbus.loop.weights import Weights
 from hatbus.option_values import whole
-from hatbus.parallel.beside import ShareBeside, share_at_start
+from hatbus.parallel.beside import share_at_start
 from hatbus.parallel.device import follow, own_device, placed
 from hatbus.parallel.processes import (
     AgreedControl,
-    AgreedDecisions,
-    ShareGradientsOnce,
     joined,
     let_go,
     rank_and_world,
@@ -157,8 +150,9 @@ class Trainer:
         self._train_loss = TrainLoss(log_every, only_finite=nan == "skip_step")
         processor = self._processor = batch_processor or BatchProcessor(loss)
         self.bus = Bus(rank=rank)
-        self._has_modes = has_modes(optimizer)
-        self._register_core(processor, steps, nan, world, place)
+        self._register_core(
+            core_parts(processor, steps, place, nan, self._precision, self._signals, optimizer)
+        )
         for name, instance in named_instances(plugins):
             self.bus.register(instance, name)
         self.ctx = Context(
@@ -360,35 +354,7 @@ class Trainer:
         self._train_loss.join(self.bus, ctx)
         ctx.wrapped_model = wrapped_in_ddp(model, ctx.device, many_tasks=len(ctx.data.tasks) > 1)
 
-    def _register_core(
-        self, processor: BatchProcessor, steps: Steps, nan: str, world: int, place: torch.device
-    ) -> None:
-        """Registers hatbus's own parts, wrappers outermost first."""
-        parts: dict[str, object] = {"signals": self._signals}
-        if self._has_modes:
-            parts["schedule_free"] = ScheduleFree()
-        if steps.tasks:
-            parts["task_scope"] = TaskScope()
-        parts["moments"] = Moments()
-        if world > 1:
-            parts["share_gradients_once"] = ShareGradientsOnce()
-            parts["share_beside"] = ShareBeside()
-        if self._precision != "fp32":
-            parts["autocast"] = Autocast(self._precision)
-        if self._precision == "fp16":
-            parts["loss_scaling"] = LossScaling()
-        finite = finite_loss(nan, place)
-        if finite is not None:
-            parts["finite_loss"] = finite
-        parts["finite_weights"] = FiniteWeights(nan)
-        if world > 1:
-            parts["agreed_decisions"] = AgreedDecisions()
-        parts.update(loop=Loop(), batch_processor=processor, nobody=UnprovidedSpans())
+    def _register_core(self, parts: Mapping[str, object]) -> None:
+        """Registers hatbus's own parts."""
         for name, part in parts.items():
             self.bus.register(part, f"core.{name}", core=True)
-
-
-def saves(bus: Bus) -> bool:
-    """Whether a plugin writes checkpoints, so that the run may be resumed."""
-    found = bus.implementations("save_checkpoint")
-    return any(not one.wrapper and not one.plugin_name.startswith(CORE) for one in found)
