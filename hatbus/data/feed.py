@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from itertools import chain, islice
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,6 +20,13 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from hatbus import rng
 from hatbus.data.epochs import listeners, tell_epoch
 from hatbus.data.moving import to_device
+from hatbus.data.stateful import (
+    forget_restored,
+    gives_nothing_at_its_end,
+    new_pass,
+    recall_epoch,
+    rest_of_pass,
+)
 from hatbus.data.workers import iterated, keeps_workers, starts_workers
 from hatbus.errors import DataError
 from hatbus.log import log
@@ -72,6 +79,8 @@ class Feed:
             group: batches per group; a pass's last group may have been smaller.
         """
         self._left = self._is_left()
+        if self._left and self._stateful and self._resumed is None:
+            forget_restored(self.loader)
         self._epoch, self._pass, self.taken = epoch, 0, behind
         if self.length is not None:
             per_pass = -(-self.length // group)
@@ -278,33 +287,18 @@ class Feed:
         """What a stateful loader has still to give of the pass that a resumed run was in.
 
         Nothing, if the run was saved after its last batch: to many a loader that state means a new
-        pass (litdata). One that looks ahead for it (``torchdata.nodes``) is asked not to.
+        pass (litdata).
         """
         is_over = self.taken == self.length and not gives_nothing_at_its_end(self.loader)
         if is_over or (self._resumed or {}).get("ended"):
             self._rest = "over"
             return iter(())
-        if not getattr(self.loader, "restart_on_stop_iteration", False):
-            return iterated(self.loader)
-        self.loader.restart_on_stop_iteration = False
-        try:
-            return iterated(self.loader)
-        finally:
-            self.loader.restart_on_stop_iteration = True
+        return rest_of_pass(self.loader)
 
     def _new_pass(self) -> Iterator[Any]:
-        """A new pass of a loader whose loaded state is of the pass before.
-
-        A pass that was left early must not go on; one that was over may show as an empty one.
-        """
+        """A new pass of a loader whose loaded state is of the pass before."""
         rest, self._rest = self._rest, ""
-        if rest == "left":
-            with rng.fenced():
-                iterated(self.loader)
-            return iterated(self.loader)
-        iterator = iterated(self.loader)
-        first = list(islice(iterator, 1))
-        return chain(first, iterator) if first else iterated(self.loader)
+        return new_pass(self.loader, was_left=rest == "left")
 
     def _replayed(self, iterator: Iterator[Any]) -> Iterator[Any]:
         """The iterator, behind the batches that were taken already.
@@ -321,24 +315,6 @@ class Feed:
                     "them are behind the run; the data is not what it was: start a new run"
                 )
         return iterator
-
-
-def recall_epoch(loader: Any, state: Any) -> None:
-    """Tells a data set of mosaicml-streaming its epoch again: it drops a state older than that.
-
-    So it is in a second ``fit``, where the loader has counted on already.
-    """
-    dataset: Any = getattr(loader, "dataset", None)
-    if hasattr(type(dataset), "next_epoch") and isinstance(state, Mapping) and "epoch" in state:
-        dataset.next_epoch = state["epoch"]
-
-
-def gives_nothing_at_its_end(loader: Any) -> bool:
-    """Whether a loader that goes on after a pass's last batch gives an empty rest, as it should.
-
-    So its length may be an estimate: what it has beyond that is not lost.
-    """
-    return any(cls.__name__ == "StatefulDataLoader" for cls in type(loader).__mro__)
 
 
 def generators_of(loader: Any) -> list[torch.Generator]:

@@ -6,14 +6,21 @@ The library's limit is said once, at a run's start, with what to use in its plac
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from hatbus.data.epochs import listeners, parts_of
 from hatbus.data.workers import keeps_workers
 
-_INSTEAD = "hatbus.data.loader goes on exactly"
+_BY_CHANCE: Final = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+_INSTEAD: Final = "hatbus.data.loader goes on exactly"
 
 
 def limits_of(loader: Any) -> Iterator[str]:
@@ -30,6 +37,8 @@ def limits_of(loader: Any) -> Iterator[str]:
             "webdataset's shuffle has no seed, so it is another order each time; give it seed=, or "
             "use detshuffle"
         )
+    if is_stateful:
+        yield from map(_of_sampler, _unsaved_samplers(loader))
     if is_stateful and any(map(_has_shuffle_buffer, parts)):
         yield (
             "datasets does not save its shuffle buffer, so samples are lost and others repeated; "
@@ -54,6 +63,24 @@ def _of_workers(loader: DataLoader[Any], *, is_stateful: bool) -> Iterator[str]:
             f"from epoch to epoch, and begins anew after a resume; {_INSTEAD}, and so does "
             "persistent_workers=False"
         )
+
+
+def _of_sampler(sampler: Any) -> str:
+    return (
+        f"torchdata.nodes saves how many samples {type(sampler).__name__} gave, and not their "
+        "order; give it a sampler with set_epoch, such as torch's DistributedSampler with "
+        "num_replicas=1 and rank=0"
+    )
+
+
+def _unsaved_samplers(node: Any) -> Iterator[Any]:
+    """The samplers in a graph of ``torchdata.nodes`` whose order is drawn anew by every process."""
+    for part in list(getattr(node, "__dict__", {}).values()):
+        if isinstance(part, _BY_CHANCE):
+            if not hasattr(part, "set_epoch") and not hasattr(part, "state_dict"):
+                yield part
+        elif type(part).__module__.startswith("torchdata.nodes"):
+            yield from _unsaved_samplers(part)
 
 
 def _shuffles_unseeded(part: Any) -> bool:

@@ -10,7 +10,14 @@ import pytest
 import torch
 from samples import Drawing, Noisy
 from tiny import tiny_trainer
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+)
 
 from hatbus import hookimpl
 from hatbus.data.limits import limits_of
@@ -56,7 +63,23 @@ class Buffered(Pipeline):
         self._ex_iterable = SimpleNamespace(ex_iterable=BufferShuffledExamplesIterable())
 
 
+class Node:
+    """A node of torchdata's graphs."""
+
+    def __init__(self, **held: Any) -> None:
+        vars(self).update(held)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+Node.__module__ = "torchdata.nodes.loader"
+SAMPLER = RandomSampler(TENSORS, generator=torch.Generator())
+BY_EPOCH = DistributedSampler(TENSORS, num_replicas=1, rank=0)
 EXACT = {
+    "a node with a sampler by epoch": Node(root=Node(source=Node(sampler=BY_EPOCH))),
     "ours": loader(Noisy(), 2, **PERSISTENT),
     "torch's": DataLoader(Noisy(), 2),
     "workers": DataLoader(Noisy(), 2, **WORKERS),
@@ -70,6 +93,10 @@ INEXACT = {
     "workers that race": (DataLoader(Drawing(), 2, in_order=False, **WORKERS), "in_order=False"),
     "workers of a stateful one": (Stateful(Noisy(), 2, **WORKERS), "is not part of its state"),
     "an unseeded shuffle": (DataLoader(Pipeline(), 2), "webdataset's shuffle has no seed"),
+    "a node with a sampler by chance": (
+        Node(root=Node(source=Node(sampler=SAMPLER))),
+        "saves how many samples RandomSampler gave, and not their order",
+    ),
     "a shuffle buffer": (Stateful(Buffered(), 2), "datasets does not save its shuffle buffer"),
 }
 

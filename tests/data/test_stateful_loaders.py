@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
+from samples import seen_in_fits
+from torch.utils.data import DataLoader
 
 from hatbus.data.feed import Feed
 
@@ -173,3 +176,69 @@ def test_a_second_fit_goes_on_in_a_loader_that_drops_older_states() -> None:
     feed.open_again()
     expected = [[10.0 * epoch + n] for epoch in range(2) for n in range(1, 6)]
     assert two_epochs(feed, 1, behind, 0) == expected
+
+
+class Draws(DataLoader[Any]):
+    """As litdata's: a generator whose pass begins, and draws a seed, with its first batch."""
+
+    def __init__(self) -> None:
+        super().__init__(list(range(5)), batch_size=None)  # type: ignore[arg-type]
+        self.at, self.restore = 0, False
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.restore:
+            self.at = 0
+        first = self.at
+        for number, batch in enumerate(super().__iter__()):
+            if number >= first:
+                self.at = number + 1
+                yield batch
+        self.restore = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.at, self.restore = state["at"], True
+
+
+@pytest.mark.parametrize("stop", [3, 5, 8, 10])
+def test_a_pass_that_is_gone_on_with_draws_no_random_number_again(stop: int) -> None:
+    class Build(Draws):
+        """Its data is numbers."""
+
+        def __iter__(self) -> Iterator[Any]:
+            return (torch.tensor([float(batch)]) for batch in super().__iter__())
+
+    whole = seen_in_fits(Build, 12)
+    assert seen_in_fits(Build, stop, 12) == whole
+
+
+def test_a_pass_that_was_gone_on_with_and_left_is_not_gone_on_with_again() -> None:
+    feed = Feed(Draws(), None)
+    feed.start(0, 0, 1)
+    feed.group(2, endless=False)
+    again = Feed(Draws(), None)
+    again.load_state_dict(feed.state_dict(inside=True))
+    again.start(0, 2, 1)
+    again.open_again()
+    assert again.group(1, endless=False) == [2]
+    again.start(1, 0, 1)
+    assert again.group(9, endless=False) == [0, 1, 2, 3, 4]
+
+
+def test_a_pass_that_shows_as_empty_after_a_resume_draws_no_random_number() -> None:
+    feed = Feed(Draws(), None)
+    feed.start(0, 0, 1)
+    for _ in range(6):
+        feed.group(1, endless=False)
+    again = Feed(Draws(), None)
+    again.load_state_dict(feed.state_dict(inside=False))
+    drawn = []
+    for one in (feed, again):
+        torch.manual_seed(3)
+        one.start(1, 0, 1)
+        one.open_again()
+        assert one.group(1, endless=False) == [0]
+        drawn.append(float(torch.rand(())))
+    assert drawn[0] == drawn[1]
