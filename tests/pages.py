@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import refresh
 import torch
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+STAND_INS = Path(__file__).resolve().parent / "standins"
 FENCE = re.compile(r"^(`{3,})([^\n`]*)\n(.*?)^\1\s*?$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"^# ([\w./-]+\.\w+)\n")
 
@@ -116,8 +118,17 @@ def done(*words: object, site: Path | None = None) -> str:
     return ran.stdout
 
 
+def stand_in(page: Path, folder: Path) -> None:
+    """Puts into a folder what stands for the packages that a page imports and that are not here."""
+    for made in sorted(STAND_INS.glob("*.py")):
+        used = re.search(rf"^from {made.stem} import", page.read_text("utf-8"), re.M)
+        if used and importlib.util.find_spec(made.stem) is None:
+            shutil.copy(made, folder)
+
+
 def write_files(page: Path, folder: Path) -> list[Path]:
-    """The blocks of a page that are files, written."""
+    """The blocks of a page that are files, written; beside them what stands in for a package."""
+    stand_in(page, folder)
     written = []
     for block in blocks(page, "python", "toml"):
         if named := _FILE.match(block.text):

@@ -66,6 +66,7 @@ def workplace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A current folder whose ``src`` can be imported from; what was imported is forgotten."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.syspath_prepend(tmp_path / "src")
     before = set(sys.modules)
     with one_thread(), refresh.kept_log():
