@@ -1,7 +1,7 @@
 """What a trainer does beside training, with the model as it is: validating, predicting.
 
-Public: which numbers a run has published, the means of losses over samples and ranks, and what a
-validation has of the training's forward pass.
+Public: which numbers a run has published, and which names it will; the means of losses over samples
+and ranks; and what a validation has of the training's forward pass.
 """
 
 from __future__ import annotations
@@ -14,7 +14,23 @@ if TYPE_CHECKING:
     from hatbus.evaluation.inherited import inherit
     from hatbus.evaluation.loss_means import LossMeans
     from hatbus.evaluation.numbers import scalars_of
+    from hatbus.evaluation.watched import check_published, expected_losses, published_names
 
-__all__ = ["LossMeans", "inherit", "scalars_of"]
+__all__ = [
+    "LossMeans",
+    "check_published",
+    "expected_losses",
+    "inherit",
+    "published_names",
+    "scalars_of",
+]
 
-__getattr__ = lazily(__name__, LossMeans="loss_means", inherit="inherited", scalars_of="numbers")
+__getattr__ = lazily(
+    __name__,
+    LossMeans="loss_means",
+    inherit="inherited",
+    scalars_of="numbers",
+    check_published="watched",
+    expected_losses="watched",
+    published_names="watched",
+)

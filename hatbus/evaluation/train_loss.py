@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.evaluation.loss_means import LossMeans
+from hatbus.evaluation.watched import (
+    check_watched,
+    expected_losses,
+    note_losses,
+    published_names,
+)
 from hatbus.events.declare import hookimpl
 from hatbus.loop.loop import is_cut_short
 from hatbus.option_values import whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor
 
@@ -51,6 +57,7 @@ class TrainLoss:
         self._recent = LossMeans(only_finite=only_finite)
         self._others: dict[str | None, set[str]] = {}
         self._mine: dict[str, Any] = {}
+        self._is_checked = False
 
     def join(self, bus: Bus, ctx: Context) -> None:
         """Takes part in a run if anybody would see what it publishes, the same on all ranks.
@@ -65,9 +72,9 @@ class TrainLoss:
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
         """Leaves to plugins what they say that they publish."""
-        self._others, self._mine = {}, {}
+        self._others, self._mine, self._is_checked = {}, {}, False
         tasks = ctx.data.tasks
-        for name in published_names(ctx):
+        for name in published_names(ctx, ctx.bus, but=self):
             if name.startswith(_FIRST):
                 task, _, loss = name.removeprefix(_FIRST).rpartition("/")
                 if not task or task in tasks:
@@ -78,7 +85,15 @@ class TrainLoss:
 
     @hookimpl
     def on_epoch_begin(self, ctx: Context) -> None:
-        """Begins a new mean, unless the run goes on inside an epoch."""
+        """Begins a new mean, unless the run goes on inside an epoch.
+
+        Everybody is prepared now, and nothing is lost yet: so it lets plugins check their names.
+
+        Raises:
+            JobError: a name that a plugin watches will not be published.
+        """
+        if not self._is_checked:
+            check_watched(ctx)
         if ctx.step_id == 0:
             self._epoch.clear()
             self._recent.clear()
@@ -95,7 +110,13 @@ class TrainLoss:
 
     @hookimpl
     def on_step_end(self, ctx: Context) -> None:
-        """Publishes the means over some steps when that is due."""
+        """Publishes the means over some steps when that is due.
+
+        Raises:
+            JobError: as before the first step, now that the losses are known.
+        """
+        if not self._is_checked:
+            self._look(ctx)
         if self._every and (ctx.global_step_id + 1) % self._every == 0 and ctx.exception is None:
             self._publish(ctx, self._recent, STEP)
             self._epoch.merge(self._recent)
@@ -120,6 +141,22 @@ class TrainLoss:
             means.clear()
             if name in state:
                 means.load_state_dict(state[name])
+
+    def published_names(self, ctx: Context) -> list[str]:
+        """What it is going to publish, ``*`` for losses that are not known yet."""
+        tasks = ctx.data.tasks
+        losses = expected_losses(ctx, tasks, training=True)
+        several = len(losses) > max(len(tasks), 1)
+        sums = [f"{task}/{_LOSS}" for task in tasks] or [_LOSS]
+        found = [f"{_FIRST}{loss}" for loss in [*losses, *(sums if several else ())]]
+        return [*found, *(f"{name}{STEP}" for name in found)]
+
+    def _look(self, ctx: Context) -> None:
+        """Checks the names again as long as there are losses that were not seen before."""
+        if ctx.exception is None and ctx.losses:
+            is_new, self._is_checked = note_losses(ctx)
+            if is_new:
+                check_watched(ctx)
 
     def _publish(self, ctx: Context, found: LossMeans, end: str) -> None:
         means = found.means(ctx.world_size, ctx.device)
@@ -148,11 +185,3 @@ def sums_of(means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for task, losses in tasks.items()
         if len(losses) > 1 and _LOSS not in losses
     }
-
-
-def published_names(ctx: Context) -> Iterable[str]:
-    """What the plugins of a run say that they will publish, by their ``published_names(ctx)``."""
-    for member in ctx.bus.members.values():
-        tell = getattr(member.plugin, "published_names", None)
-        if callable(tell):
-            yield from tell(ctx)

@@ -27,7 +27,8 @@ class Notes:
 
     @hookimpl
     def on_log(self, logs: dict[str, Any], global_step_id: int) -> None:
-        self.logs.append((global_step_id, dict(logs)))
+        if "train/loss" not in logs:
+            self.logs.append((global_step_id, dict(logs)))
 
     @property
     def first(self) -> list[float]:

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.errors import JobError, did_you_mean
+from hatbus.evaluation import check_published
 from hatbus.log import log
 from hatbus.option_values import one_of
 from hatbus_checkpoint.judged import Judged, single
@@ -81,6 +82,15 @@ class Best:
             )
             warn(what, self.replaced, now)
             self.replaced = ""
+
+    def check_watched(self, ctx: Context) -> None:
+        """Refuses a key that nothing in the run publishes; a metric object knows its own.
+
+        Raises:
+            JobError: it is so.
+        """
+        if self.key is not None and self.judged.metric is None:
+            check_published(ctx, "checkpoint: monitor_metric_key", self.key, bare=True)
 
     def hear(self, names: Iterable[str]) -> None:
         """Takes note of what is published: a value counts for one save, the first after it."""

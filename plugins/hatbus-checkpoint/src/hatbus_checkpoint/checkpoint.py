@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Generator, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
@@ -24,7 +23,6 @@ from hatbus_checkpoint.as_built import as_built
 from hatbus_checkpoint.best import Best
 from hatbus_checkpoint.exchange import start_from_hat, write_weights
 from hatbus_checkpoint.folder import CheckpointFolder, Entry
-from hatbus_checkpoint.judged import check_key
 from hatbus_checkpoint.loading import load
 from hatbus_checkpoint.locate import AUTO, locate, wanted_first, wanted_place
 from hatbus_checkpoint.lock import FolderLock
@@ -32,7 +30,6 @@ from hatbus_checkpoint.options import check_options
 from hatbus_checkpoint.restore import ClassSource, Saved
 from hatbus_checkpoint.retention import check_kept, superfluous
 from hatbus_checkpoint.storable import check_optimizer, check_state
-from hatbus_checkpoint.versions import versions
 from hatbus_checkpoint.writer import Writer
 
 if TYPE_CHECKING:
@@ -142,7 +139,6 @@ class Checkpoint:
             ctx.model, "checkpoint", "save it by torch.distributed.checkpoint, or use DDP"
         )
         check_state(ctx)
-        check_key(ctx, self.best.key)
         if ctx.rank == 0:
             self.folder.probe()
             self._lock = FolderLock(self.folder.path, self.folder.prefix, self._run)
@@ -203,6 +199,14 @@ class Checkpoint:
         over = ctx.exception is None and ctx.position.step == 0
         if over and self.interval_by == "epoch" and self._is_due(ctx.epoch_id):
             self._save(ctx, self._interval())
+
+    def check_watched(self, ctx: Context) -> None:
+        """Refuses a metric that nothing in the run publishes.
+
+        Raises:
+            JobError: it is so.
+        """
+        self.best.check_watched(ctx)
 
     @hookimpl
     def on_log(self, logs: Mapping[str, Any]) -> None:
@@ -324,27 +328,8 @@ class Checkpoint:
 
     def _fields(self, ctx: Context, reason: str) -> dict[str, Any]:
         """The manifest, without the files and what decides on best."""
-        position = ctx.position
-        return {
-            "run": self._run,
-            "lineage": self._lineage,
-            "parent": self._parent,
-            "reason": reason,
-            "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions(),
-            "progress": {
-                "epoch": position.epoch,
-                "step": position.step,
-                "global_step": position.global_step,
-                "updates": ctx.updates,
-            },
-            "plan": compare.plan_of(ctx),
-            "world_size": ctx.world_size,
-            "finite": "core.finite_weights" in ctx.bus.members,
-            "settings": compare.settings_of(ctx),
-            "plugins": compare.plugins_of(ctx),
-            "metrics": snapshot.scalars(ctx.latest),
-        }
+        own = {"run": self._run, "lineage": self._lineage, "parent": self._parent}
+        return {**own, "reason": reason, **snapshot.facts(ctx)}
 
     def _write(self, stem: str, taken: Snapshot, fields: dict[str, Any], *, is_best: bool) -> Path:
         """Writes one checkpoint, then what hangs on it being durable."""

@@ -183,26 +183,3 @@ def _several(kind: str, values: Iterable[Any]) -> str:
         f"checkpoint: best_refer_metric is a {kind} of {', '.join(map(repr, values))}; accepted: "
         "one metric: take one out of it, or name a published value (monitor_metric_key)"
     )
-
-
-def published_names(ctx: Context) -> list[str]:
-    """What the plugins of the run say that they will publish (``published_names``)."""
-    found: list[str] = []
-    for member in ctx.bus.members.values():
-        tell = getattr(member.plugin, "published_names", None)
-        found += tell(ctx) if callable(tell) else ()
-    return found
-
-
-def check_key(ctx: Context, key: str | None) -> None:
-    """Says before the run that a key looks like a slip of what will be published."""
-    known = published_names(ctx)
-    if key is None or not known or key in known or any(_is_meant(key, one) for one in known):
-        return
-    bare = {one.rpartition("/")[2]: one for one in known}
-    hint = did_you_mean(key, known)
-    if "did you mean" not in hint and "/" not in key:
-        near = did_you_mean(key, bare)
-        hint = near if "did you mean" in near else hint
-    if "did you mean" in hint and ctx.rank == 0:
-        log.warning("checkpoint: no plugin says that it publishes %r%s", key, hint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -14,10 +15,11 @@ import torch
 from hatbus import rng
 from hatbus.errors import SaveError
 from hatbus.loop import RAW, Beside
-from hatbus_checkpoint import model_state, optimizer_state
+from hatbus_checkpoint import compare, model_state, optimizer_state
 from hatbus_checkpoint.shapes import changed_buffers
 from hatbus_checkpoint.tensor_file import chunks_of
 from hatbus_checkpoint.tree import Tensors, encode
+from hatbus_checkpoint.versions import versions
 
 if TYPE_CHECKING:
     from hatbus.loop import Context
@@ -181,3 +183,24 @@ def _copied(tensor: torch.Tensor, key: str, kept: dict[str, torch.Tensor]) -> to
         found = kept[key] = torch.empty_like(tensor, device="cpu", requires_grad=False)
     found.copy_(tensor.detach())
     return found
+
+
+def facts(ctx: Context) -> dict[str, Any]:
+    """What a manifest says of the run at this moment."""
+    position = ctx.position
+    return {
+        "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "progress": {
+            "epoch": position.epoch,
+            "step": position.step,
+            "global_step": position.global_step,
+            "updates": ctx.updates,
+        },
+        "plan": compare.plan_of(ctx),
+        "world_size": ctx.world_size,
+        "finite": "core.finite_weights" in ctx.bus.members,
+        "settings": compare.settings_of(ctx),
+        "plugins": compare.plugins_of(ctx),
+        "metrics": scalars(ctx.latest),
+    }

@@ -52,6 +52,10 @@ class GradClip:
             )
         self.log_interval = log_interval
 
+    def published_names(self, ctx: Context) -> list[str]:
+        """The norm."""
+        return ["grad_norm"]
+
     @hookimpl
     def clip_gradients(self, ctx: Context, optimizer: torch.optim.Optimizer) -> bool:
         """Clips."""

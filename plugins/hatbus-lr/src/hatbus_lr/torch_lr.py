@@ -11,6 +11,7 @@ from torch.optim import lr_scheduler
 
 from hatbus import hookimpl, plugin
 from hatbus.errors import JobError, did_you_mean
+from hatbus.evaluation import check_published
 from hatbus.log import log
 from hatbus.option_values import UNITS, one_of, text, whole
 from hatbus_lr.field import labels
@@ -119,6 +120,19 @@ class TorchLr:
         if self._restored is not None:
             self.load_state_dict(self._restored)
         self._labels = labels("lr", optimizer.param_groups)
+
+    def published_names(self, ctx: Any) -> list[str]:
+        """The learning rates; groups may come later."""
+        return ["lr*"]
+
+    def check_watched(self, ctx: Context) -> None:
+        """Refuses a metric that nothing in the run publishes.
+
+        Raises:
+            JobError: it is so.
+        """
+        if self.metric is not None:
+            check_published(ctx, "torch_lr: metric", self.metric)
 
     @hookimpl
     def on_log(self, logs: Mapping[str, Any], kind: str) -> None:
@@ -247,7 +261,9 @@ class TorchLr:
     def _check_published(self, ctx: Context, *, at_end: bool) -> None:
         """Warns once of a name that was never published; before the end only of a misspelt one."""
         name = str(self.metric)
-        hint = did_you_mean(name, ctx.latest)
+        group = name.rpartition("/")[0]  # until the end, "val/loss" may come after "train/loss"
+        fellows = [one for one in ctx.latest if at_end or one.rpartition("/")[0] == group]
+        hint = did_you_mean(name, fellows)
         if name in ctx.latest or ctx.rank != 0 or not (at_end or "did you mean" in hint):
             return
         self._warn(f"no metric {name!r} was published, so the lr follows nothing{hint}")

@@ -139,6 +139,10 @@ class Updater:
     def prepare(self, plan: Plan) -> None:
         """Takes from the run's plan what the schedule needs; ``warmup_steps`` is known."""
 
+    def published_names(self, ctx: Any) -> list[str]:
+        """The values of the groups; some may come later."""
+        return [f"{self.field.name}*"]
+
     # ---- events ---------------------------------------------------------------------------------
 
     @hookimpl

@@ -65,6 +65,10 @@ class GradMonitor:
         parameters_of(ctx.all_modules, self.modules)
         self._prefix = ctx.bus.log_prefix(self)
 
+    def published_names(self, ctx: Any) -> list[str]:
+        """Norms of modules, which are known when the run has begun; learning rates."""
+        return ["*grad_norm*", "*weight_norm*", "lr*"]
+
     @hookimpl(wrapper=True)
     def clip_gradients(self, ctx: Context) -> Generator[None, Any, Any]:
         """Measures before anybody clips."""

@@ -236,7 +236,15 @@ class MetricUpdater:
             ctx: of the run that it is in, or anything with its ``bus`` and ``optimizer``.
         """
         start = self.name_prefix or usual_prefix(self, ctx)
-        return [f"{start}{name}" for name, one in self.metrics.items() if not has_get(one)]
+        if "ctx" in self._extra:  # the function may publish by itself
+            return ["*"]
+        found = self.metrics
+        if self._given is None and not found:
+            given = ctx.train_metrics if ctx.optimizer is not None else ctx.val_metrics
+            found = named_metrics(given) if given else {}
+        names = [f"{start}{name}" for name, one in found.items() if not has_get(one)]
+        foreign = {n: one for n, one in found.items() if type(one) not in OWN_KINDS}
+        return [*names, *(f"{start}{'' if has_get(one) else n}*" for n, one in foreign.items())]
 
     def state_dict(self) -> dict[str, Any]:
         """The accumulators, rows stored under the key, the step last published."""

@@ -88,6 +88,11 @@ class StatsMonitor:
         if ctx.data is not None:  # a loop of somebody else's says itself how long it waited
             ctx.data.times_waits = True
 
+    def published_names(self, ctx: Any) -> list[str]:
+        """Times and samples."""
+        names = ("time/step", "time/data", "time/samples_per_second", "time/epoch")
+        return [f"{self._prefix}{name}" for name in names]
+
     @hookimpl
     def on_epoch_begin(self, ctx: Context) -> None:
         """Says which epoch begins."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from hatbus import hookimpl, plugin
 from hatbus.bus import one_number
 from hatbus.errors import PluginError, did_you_mean
+from hatbus.evaluation import check_published
 from hatbus.log import log
 from hatbus.loop import Request
 from hatbus.option_values import number, one_of, text, whole
@@ -28,7 +29,8 @@ class EarlyStopping:
     since the last look. All of it is saved: a resumed run counts on, and one that was
     stopped here does not start again unless it is given more patience. With another ``monitor`` or
     ``mode`` than the saved one it starts anew, and says so. A metric that is never published is
-    warned of at the end; at an epoch's end where another has almost its name.
+    refused before the first step where that is certain, and else warned of at the end; at an
+    epoch's end where another has almost its name.
 
     Args:
         monitor: name of a published scalar, such as ``"val/loss"``.
@@ -81,6 +83,14 @@ class EarlyStopping:
             ctx.control.stopped = Request("stop run", "early_stopping", reason)
         return (yield)
 
+    def check_watched(self, ctx: Context) -> None:
+        """Refuses a metric that nothing in the run publishes.
+
+        Raises:
+            JobError: it is so.
+        """
+        check_published(ctx, "early_stopping: monitor", self.monitor)
+
     @hookimpl
     def on_log(self, logs: Mapping[str, Any], kind: str) -> None:
         """Keeps the newest value, on its device."""
@@ -108,7 +118,9 @@ class EarlyStopping:
         hint = did_you_mean(self.monitor, ctx.latest)
         if self._validations:
             raise PluginError(f"early_stopping: no metric {self.monitor!r} is published{hint}")
-        if "did you mean" in hint:
+        group = self.monitor.rpartition("/")[0]  # "val/loss" may come later than "train/loss"
+        fellows = [name for name in ctx.latest if name.rpartition("/")[0] == group]
+        if "did you mean" in did_you_mean(self.monitor, fellows):
             self._warn(ctx)
 
     @hookimpl

@@ -26,6 +26,14 @@ class MeanLosses:
         self._batches = 0
         self._has_told = False
 
+    def published_names(self, inner: Any) -> list[str]:
+        """The losses of the validation, as far as they are known.
+
+        Args:
+            inner: with ``losses``, which the validation gives.
+        """
+        return list(inner.losses)
+
     @hookimpl
     def on_epoch_begin(self) -> None:
         """Forgets the last validation."""

@@ -16,6 +16,7 @@ from torch import nn
 from hatbus import hookimpl, plugin
 from hatbus.discovery import is_config
 from hatbus.errors import JobError, PluginError
+from hatbus.evaluation import expected_losses, published_names
 from hatbus.events import EVENTS
 from hatbus.insight import marks_every
 from hatbus.log import log
@@ -261,12 +262,11 @@ class Validation:
     def published_names(self, ctx: Context) -> list[str]:
         """What its callbacks say that they will publish, by the names on the training's bus."""
         found = []
-        for source, _, bus in self._runs:
-            inner = SimpleNamespace(bus=bus, optimizer=None)
-            loader = source.name if len(self._runs) > 1 else ""
-            tells = (getattr(one.plugin, "published_names", None) for one in bus.members.values())
-            names = [name for tell in tells if callable(tell) for name in tell(inner)]
-            found += [outer_name(self._first_name, loader, name) for name in names]
+        for source, data, bus in self._runs:
+            losses = ["*"] if self.batch_processor else expected_losses(ctx, data.tasks)
+            inner = SimpleNamespace(bus=bus, optimizer=None, losses=losses)
+            inner.val_metrics, loader = ctx.val_metrics, source.name if len(self._runs) > 1 else ""
+            found += [outer_name(self._first_name, loader, n) for n in published_names(inner, bus)]
         return found
 
     def preview_marks(self, ctx: Context) -> list[tuple[int, str]]:
