@@ -5,6 +5,7 @@ from typing import Any
 
 from hatbus.events.callback_mixin import CallbackMixin as CallbackMixin
 from hatbus_checkpoint.checkpoint import Checkpoint as Checkpoint
+from hatbus_checkpoint.predictions import Predictions as Predictions
 from hatbus_export.save_traced import SaveTraced as SaveTraced
 from hatbus_grad.grad_clip import GradClip as GradClip
 from hatbus_grad.grad_scale import GradScale as GradScale

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hatbus.lazily import lazily
 
 if TYPE_CHECKING:
-    from hatbus.bus.blame import caller_name
+    from hatbus.bus.blame import acquit, caller_name
     from hatbus.bus.bus import Emitter
     from hatbus.bus.member import Member
     from hatbus.bus.moments import Moments, TaskScope
@@ -26,6 +26,7 @@ __all__ = [
     "Moments",
     "Placed",
     "TaskScope",
+    "acquit",
     "caller_name",
     "default_name",
     "one_number",
@@ -34,6 +35,7 @@ __all__ = [
 
 __getattr__ = lazily(
     __name__,
+    acquit="blame",
     caller_name="blame",
     Emitter="bus",
     Member="member",

@@ -72,7 +72,13 @@ def _where(ctx: Any) -> str:
 
 
 def acquit(function: Any) -> None:
-    """What comes out of this implementation, the core's own, is the model's or the data's fault."""
+    """What comes out of this implementation is not its plugin's fault, and no message says so.
+
+    It is that of what the implementation works on: the model, the data, a checkpoint.
+
+    Args:
+        function: the implementation.
+    """
     code = getattr(function, "__code__", None)
     if code is not None:
         _core_code.add(code)

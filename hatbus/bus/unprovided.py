@@ -11,7 +11,13 @@ if TYPE_CHECKING:
 
     from hatbus.events.training import Event
 
-OPTIONAL: Final = ("validate", "save_checkpoint", "load_checkpoint", "export_model")
+OPTIONAL: Final = (
+    "validate",
+    "write_outputs",
+    "save_checkpoint",
+    "load_checkpoint",
+    "export_model",
+)
 """Nobody may do these: they give False then."""
 _PARTS: Final = {
     "Loop() of hatbus.loop": ("run_loop", "run_epoch", "run_step"),

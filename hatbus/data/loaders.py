@@ -161,11 +161,23 @@ class ExactLoader(DataLoader[Any]):
             equal: every rank has to have equally many batches; where a batch is one sample, some
                 are repeated for that.
         """
-        self._go_to(0, 0)
+        for _, batch in self.numbered_once(equal=equal):
+            yield batch
+
+    def numbered_once(
+        self, first: int = 0, *, equal: bool = False
+    ) -> Iterator[tuple[list[int], Any]]:
+        """The same pass with the places of each batch's samples in the data set.
+
+        Args:
+            first: number of the batch to begin with.
+            equal: as in ``each_once``.
+        """
+        self._go_to(0, first)
         self.order.tells = False  # a training may be inside another epoch of the same data set
         self.order.fills = self.order.drop_last or (equal and self.order.batch_size == 1)
         try:
-            yield from iterated(self)
+            yield from zip(self.order.batches()[first:], iterated(self), strict=False)
         finally:
             self.order.fills = self.order.tells = True
 

@@ -38,6 +38,7 @@ FIRST_PARTY: Final[dict[str, FirstParty]] = {
     "one_cycle_lr": FirstParty("hatbus-lr", "OneCycleUpdater"),
     "orchard_hooks": FirstParty("hatbus-hosts", "OrchardHooks"),
     "poly_lr": FirstParty("hatbus-lr", "PolyLrUpdater"),
+    "predictions": FirstParty("hatbus-checkpoint", "Predictions"),
     "progress": FirstParty("hatbus-monitor", "Progress"),
     "save_traced": FirstParty("hatbus-export", "SaveTraced"),
     "stats_monitor": FirstParty("hatbus-monitor", "StatsMonitor"),
@@ -56,6 +57,7 @@ COMMANDS: Final[dict[str, str]] = {
     "evaluate": "hatbus-checkpoint",
     "export": "hatbus-checkpoint",
     "lr-find": "hatbus-lr",
+    "predict": "hatbus-checkpoint",
 }
 """Reserved command to the distribution that brings it."""
 

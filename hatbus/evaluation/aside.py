@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 STAGES: Final = ("setup", "train", "average")
 """Whose plugins change the model, or offer other weights of it."""
-SPANS: Final = ("validate", "forward", "compute_loss")
+SPANS: Final = ("validate", "forward", "compute_loss", "write_outputs")
 """Whoever implements or surrounds one of these takes part too, of whatever stage."""
 _CORE: Final = (
     "core.task_scope",

@@ -6,7 +6,7 @@ The events of the loop, and what the kinds of event mean: ``hatbus.events.traini
 from __future__ import annotations
 
 from hatbus.events.event import DECISION, MOMENT, SPAN, Result, event
-from hatbus.events.payload import LOOP
+from hatbus.events.payload import BATCH, LOOP
 
 
 @event(SPAN, LOOP, "reason")
@@ -39,6 +39,39 @@ def on_validation_end() -> None:
     May change: requests.
     Returns: nothing.
     On error: the run ends, after every other plugin was called.
+    """
+
+
+@event(MOMENT, LOOP)
+def on_prediction_begin() -> None:
+    """A prediction is about to start; ``data_loader`` is what it goes over, its weights are shown.
+
+    When: once per ``trainer.predict``, beside any training (``ctx.is_aside``).
+    May change: ``ctx.step_id``, the first batch to predict: those before it are passed over.
+    Returns: nothing.
+    On error: the prediction ends; ``on_prediction_end`` still comes.
+    """
+
+
+@event(SPAN, BATCH, "samples")
+def write_outputs() -> Result:
+    """Writes the model's outputs for one batch; the plugin ``predictions`` writes files.
+
+    When: for every batch of a prediction, in order (``step_id``), after ``forward``.
+    May change: ``ctx.model_outs``, before it yields; whoever predicts gets them changed.
+    Returns: True, or False when nobody writes.
+    On error: the prediction ends; the error goes on to whoever predicts.
+    """
+
+
+@event(MOMENT, LOOP)
+def on_prediction_end() -> None:
+    """A prediction is over; ``ctx.exception`` says whether it was left before its end.
+
+    When: once per ``trainer.predict``; the weights are still shown.
+    May change: nothing.
+    Returns: nothing.
+    On error: the error goes on to whoever predicts.
     """
 
 

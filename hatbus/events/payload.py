@@ -31,6 +31,10 @@ ARGUMENTS: Final[dict[str, tuple[str, str]]] = {
     "task": ("str | None", "the task of the batch; None in a run without tasks"),
     "batch": ("Any", "what the loader gave, on the device"),
     "model_outs": ("Any", "what the model returned; None before forward"),
+    "samples": (
+        "list[int] | None",
+        "places of the batch's samples in the data set; None where nobody can know",
+    ),
     "reason": ("str", "why it was asked for"),
     "path": ("pathlib.Path", "folder of the checkpoint"),
     "logs": ("dict[str, Any]", "name to published value"),

@@ -25,6 +25,10 @@ or a decision)::
     (veto_checkpoint?, on_checkpoint_saved), load_checkpoint, export_model, on_log,
     on_exception
 
+    beside a training, trainer.predict:            # on_prediction_begin
+        for each batch: forward, write_outputs     #   on_forward_begin, on_forward_end
+                                                   # on_prediction_end
+
 Three kinds of event:
 
 * A *span* is work. Its first implementation with a result does it; the core registers the default

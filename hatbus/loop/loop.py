@@ -241,13 +241,18 @@ def log_skipped(ctx: Context, what: str, reasons: Sequence[tuple[str, str]]) -> 
 class UnprovidedSpans:
     """Answers the spans that only plugins provide, where none does: nothing was done (False).
 
-    The last part on a bus: ``validate``, ``save_checkpoint``, ``load_checkpoint`` and
-    ``export_model``.
+    The last part on a bus: ``validate``, ``write_outputs``, ``save_checkpoint``,
+    ``load_checkpoint`` and ``export_model``.
     """
 
     @hookimpl(trylast=True)
     def validate(self) -> bool:
         """Nobody validates."""
+        return False
+
+    @hookimpl(trylast=True)
+    def write_outputs(self) -> bool:
+        """Nobody writes."""
         return False
 
     @hookimpl(trylast=True)

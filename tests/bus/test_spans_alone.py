@@ -16,7 +16,7 @@ from hatbus.events.training import SPAN
 from hatbus.loop import Loop
 
 SPANS = [name for name, event in EVENTS.items() if event.kind == SPAN]
-OPTIONAL = {"validate", "save_checkpoint", "load_checkpoint", "export_model"}
+OPTIONAL = {"validate", "write_outputs", "save_checkpoint", "load_checkpoint", "export_model"}
 
 
 class Doubles:

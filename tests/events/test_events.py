@@ -33,7 +33,7 @@ ONE_STEP = [
 ]
 ONE_RUN = [
     "on_loop_begin",
-    *2 * ["on_epoch_begin", *3 * ONE_STEP, "on_epoch_end"],
+    *2 * ["on_epoch_begin", *3 * ONE_STEP, "on_log", "on_epoch_end"],  # the mean training loss
     "on_loop_end",
 ]
 MOMENTS = [e.name for e in EVENTS.values() if e.kind == MOMENT]
@@ -102,10 +102,20 @@ BY_HAND: dict[str, Any] = {
     "veto_checkpoint": lambda ctx: ctx.save("r"),
     "load_checkpoint": lambda ctx: ctx.emit.load_checkpoint(ctx, Path("p")),
     "export_model": lambda ctx: ctx.emit.export_model(ctx, "r"),
+    "on_prediction_begin": lambda ctx: ctx.emit.on_prediction_begin(ctx),
+    "on_prediction_end": lambda ctx: ctx.emit.on_prediction_end(ctx),
+    "write_outputs": lambda ctx: ctx.emit.write_outputs(ctx, [3]),
     "on_exception": lambda ctx: ctx.emit.on_exception(ctx, ValueError("e")),
 }
 """How the events come about that a plain run does not have."""
-TYPES = {"reason": str, "path": Path, "logs": dict, "kind": str, "exception": ValueError}
+TYPES = {
+    "samples": list,
+    "reason": str,
+    "path": Path,
+    "logs": dict,
+    "kind": str,
+    "exception": ValueError,
+}
 
 
 def first_call(event: str) -> dict[str, Any]:
@@ -233,6 +243,7 @@ INSIDE = {
     "skip_update": ["epoch", "step"],
     "optimizer_step": ["epoch", "step", "optimizer_step"],
     "validate": ["epoch", "validation"],
+    "write_outputs": ["epoch"],
     "veto_checkpoint": ["epoch"],
     "save_checkpoint": ["epoch"],
     "load_checkpoint": [],
@@ -258,6 +269,7 @@ class AsksForAll:
     def on_epoch_end(self, ctx: Context) -> None:
         if ctx.exception is None:
             ctx.emit.export_model(ctx, "the test wants it")
+            ctx.emit.write_outputs(ctx, None)
 
 
 def test_the_failing_bodies_are_of_all_spans_and_decisions() -> None:

@@ -245,6 +245,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_a_table(place: Path, caps
     assert "error: the model is not the one that was saved" in told
     assert "0.weight  (2, 3) in the checkpoint, (2, 4) in the model" in told
     assert "strict_match" not in told
+    assert "plugin" not in told
 
 
 def test_an_exception_in_the_users_code_is_the_users(place: Path, capsys: Any) -> None:

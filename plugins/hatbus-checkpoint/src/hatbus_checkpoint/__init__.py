@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from hatbus_checkpoint.checkpoint import Checkpoint
     from hatbus_checkpoint.init_from import InitFrom, Match
     from hatbus_checkpoint.loading import Loaded
+    from hatbus_checkpoint.predictions import Predictions
     from hatbus_checkpoint.weights import weights_of
 
-__all__ = ["Checkpoint", "InitFrom", "Loaded", "Match", "weights_of"]
+__all__ = ["Checkpoint", "InitFrom", "Loaded", "Match", "Predictions", "weights_of"]
 
 __getattr__ = lazily(
     __name__,
@@ -20,5 +21,6 @@ __getattr__ = lazily(
     InitFrom="init_from",
     Match="init_from",
     Loaded="loading",
+    Predictions="predictions",
     weights_of="weights",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hatbus import hookimpl, plugin
+from hatbus.bus import acquit
 from hatbus_checkpoint import model_state
 from hatbus_checkpoint.agree import first_of_all
 from hatbus_checkpoint.compare import versions_of
@@ -44,7 +45,7 @@ class ShownCheckpoint:
             CheckpointError: there is none, it is damaged, or of another model.
         """
         entry, model, beside, states = self._read(ctx)
-        self.name = entry.path.name
+        self.name = ctx.storage["shown_checkpoint"] = entry.path.name
         members = ctx.bus.members
         mine = {
             name: state
@@ -76,3 +77,6 @@ class ShownCheckpoint:
                 if entry.path.exists() or ctx.world_size > 1 or not left:
                     raise
         raise AssertionError
+
+
+acquit(ShownCheckpoint.on_loop_begin)  # whoever asked for it named a checkpoint, and no plugin
