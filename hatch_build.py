@@ -1,5 +1,7 @@
 """Build the core with hatchling, and fill its extra `all` with the plugins that lie beside it.
 
+Left out are those that bring a service's client.
+
 What is built (wheel or sdist) is meant to travel: it names the plugins by version range, never by
 path. pip asks for the metadata before it builds; to that question a checkout answers with the
 plugin folders themselves, so `pip install ".[all]"` takes every plugin from here and none from the
@@ -36,9 +38,14 @@ __all__ = [
 ]
 
 
+WITH_CLIENTS = ("hatbus-mlflow", "hatbus-trackio", "hatbus-wandb")
+"""Those that bring a service's client, and dozens of packages with it: asked for by name."""
+
+
 def plugin_folders(root: str) -> list[Path]:
-    """Return the plugins of a checkout; of an unpacked sdist, none."""
-    return sorted(path.parent for path in Path(root).glob("plugins/*/pyproject.toml"))
+    """Return the plugins of a checkout that `all` means; of an unpacked sdist, none."""
+    found = (path.parent for path in Path(root).glob("plugins/*/pyproject.toml"))
+    return sorted(folder for folder in found if folder.name not in WITH_CLIENTS)
 
 
 class PluginRanges(MetadataHookInterface):

@@ -12,6 +12,8 @@ import tempfile
 import venv
 from pathlib import Path
 
+from trackers import TRACKERS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -32,7 +34,9 @@ def tests_pass(plugin: Path) -> bool:
     print(f"== {plugin.name}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         python = environment(Path(folder))
-        pip = [python, "-m", "pip", "install", "-q", "-c", "constraints.txt", "-e", plugin]
+        # a tracker's client brings dozens of packages: its tests with them are `tox -e trackers`
+        what = ["--no-deps"] if plugin.name in TRACKERS else ["-c", "constraints.txt"]
+        pip = [python, "-m", "pip", "install", "-q", *what, "-e", plugin]
         subprocess.run(pip, cwd=ROOT, check=True)
         run = subprocess.run([python, "-m", "pytest", plugin / "tests"], cwd=ROOT, check=False)
     return run.returncode == 0

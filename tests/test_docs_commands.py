@@ -19,7 +19,7 @@ PAGES = [*refresh.pages(), CHECKOUT / "CONTRIBUTING.md"]
 
 OTHERS = {
     r"python -m pip install (tox|build|twine|pytest)": "",  # from an index
-    r"python -m pip install (-c constraints\.txt )?(-e )?[^-].*": "paths_exist",
+    r"python -m pip install (-c constraints(-trackers)?\.txt )?(-e )?[^-].*": "paths_exist",
     r"python -m twine upload dist/\*": "",
     r"python -m pytest \S+": "paths_exist",
     r"python -m pytest": "",  # of the tutorial: test_docs.py

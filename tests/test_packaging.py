@@ -19,6 +19,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
+LISTED = r"^-e (plugins/\S+)$"
+TRACKERS = re.findall(LISTED, (ROOT / "requirements-trackers.txt").read_text(), re.MULTILINE)
+IN_ALL = [folder for folder in PLUGINS if f"plugins/{folder.name}" not in TRACKERS]
 DISTRIBUTIONS = [ROOT, *PLUGINS]
 WITHOUT_INDEX = ["--no-index", "--no-build-isolation", "--disable-pip-version-check"]
 
@@ -96,7 +99,7 @@ def test_core_built_through_its_sdist_names_plugins_by_range(copy: Path, tmp_pat
         assert_no_local_path(metadata)
         extra = [one for one in metadata.get_all("Requires-Dist") if "extra == 'all'" in one]
         assert sorted(one.split(";")[0] for one in extra) == [
-            f"{name_of(folder)}~=0.1.0" for folder in PLUGINS
+            f"{name_of(folder)}~=0.1.0" for folder in IN_ALL
         ]
 
 
@@ -109,7 +112,7 @@ def resolved(copy: Path, tmp_path: Path) -> list[dict]:
 
 def test_extra_all_installs_every_plugin_from_the_checkout(copy: Path, tmp_path: Path) -> None:
     found = {one["metadata"]["name"]: one["download_info"] for one in resolved(copy, tmp_path)}
-    expected = {name_of(folder): copy / folder.relative_to(ROOT) for folder in DISTRIBUTIONS}
+    expected = {name_of(f): copy / f.relative_to(ROOT) for f in (ROOT, *IN_ALL)}
     urls = {name: info["url"] for name, info in found.items() if name in expected}
     assert {name: url.removesuffix("/.") for name, url in urls.items()} == {
         name: path.as_uri() for name, path in expected.items()
@@ -166,7 +169,8 @@ def test_entry_point_names_are_unique() -> None:
 def test_plugin_folder_is_known_to_development_and_type_check(folder: Path) -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
     assert folder.name == name_of(folder)
-    assert f"-e plugins/{folder.name}" in (ROOT / "requirements-dev.txt").read_text().splitlines()
+    listed = re.findall(LISTED, (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE)
+    assert f"plugins/{folder.name}" in (*listed, *TRACKERS)  # the latter installed by .ci/install.py
     assert f"plugins/{folder.name}/src" in settings["mypy_path"]
 
 
@@ -182,17 +186,29 @@ def test_plugin_folder_is_known_to_the_check_of_imports(folder: Path) -> None:
 
 def test_lists_name_no_plugin_folder_that_is_missing() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
-    listed = re.findall(r"^-e (plugins/\S+)$", (ROOT / "requirements-dev.txt").read_text(), re.M)
+    listed = re.findall(LISTED, (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE)
+    listed += TRACKERS
     listed += [path.removesuffix("/src") for path in settings["mypy_path"]]
     assert {ROOT / path for path in listed} == set(PLUGINS)
 
 
+def pins(file: str) -> dict[str, str]:
+    lines = (ROOT / file).read_text().splitlines()
+    return dict(line.split("==") for line in lines if "==" in line)
+
+
 @pytest.mark.parametrize("folder", DISTRIBUTIONS, ids=name_of)
 def test_every_dependency_has_a_tested_version(folder: Path) -> None:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pinned = {line.split("==")[0] for line in lines if "==" in line}
+    own = "constraints.txt" if folder in (ROOT, *IN_ALL) else "constraints-trackers.txt"
     names = {re.match(r"[\w-]+", one)[0] for one in project(folder)["dependencies"]}
-    assert names - {"hatbus"} <= pinned
+    assert names - {"hatbus"} <= set(pins(own))
+
+
+def test_trackers_are_tested_with_the_same_versions_but_where_their_clients_want_others() -> None:
+    general, own = pins("constraints.txt"), pins("constraints-trackers.txt")
+    other = {name for name in general.keys() & own.keys() if general[name] != own[name]}
+    assert other == {"cachetools", "pillow"}
+    assert {name for name in ("torch", "numpy", "pluggy", "safetensors")} <= own.keys()
 
 
 def test_tox_asks_for_the_tested_virtualenv_so_that_no_chore_makes_its_environment_anew() -> None:

@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("train what a job file says", "hatbus.cli.run"),
     "resume": ("go on with a run from its newest good checkpoint", "hatbus.cli.resume"),
     "runs": ("list runs and their metrics; compare, plot, clean", "hatbus.cli.runs"),
+    "deliver": ("deliver to trackers what a run has left", "hatbus.cli.deliver"),
     "explain": ("show what will run when, and why there", "hatbus.cli.explain"),
     "preview": ("draw the learning rate over the run, without training", "hatbus.cli.preview"),
     "plugins": ("list, show and check plugins", "hatbus.cli.plugins"),

@@ -33,6 +33,7 @@ FIRST_PARTY: Final[dict[str, FirstParty]] = {
     "mean_teacher": FirstParty("hatbus-model", "MeanTeacher"),
     "mean_teacher_validation": FirstParty("hatbus-validation", "MeanTeacherValidation"),
     "metric_updater": FirstParty("hatbus-monitor", "MetricUpdater"),
+    "mlflow": FirstParty("hatbus-mlflow", "MLflow"),
     "nan_guard": FirstParty("hatbus-monitor", "NanGuard"),
     "noam_lr": FirstParty("hatbus-lr", "NoamLrUpdater"),
     "one_cycle_lr": FirstParty("hatbus-lr", "OneCycleUpdater"),
@@ -45,14 +46,16 @@ FIRST_PARTY: Final[dict[str, FirstParty]] = {
     "step_decay_lr": FirstParty("hatbus-lr", "StepDecayLrUpdater"),
     "tensorboard": FirstParty("hatbus-tensorboard", "TensorBoard"),
     "torch_lr": FirstParty("hatbus-lr", "TorchLr"),
+    "trackio": FirstParty("hatbus-trackio", "Trackio"),
     "transformers_callback": FirstParty("hatbus-hosts", "TransformersCallback"),
     "validation": FirstParty("hatbus-validation", "Validation"),
+    "wandb": FirstParty("hatbus-wandb", "Wandb"),
 }
 """Reserved plugin name to its home."""
 
 COMMANDS: Final[dict[str, str]] = {
     **dict.fromkeys(("run", "resume", "explain", "preview", "plugins", "events"), "hatbus"),
-    **dict.fromkeys(("new-plugin", "runs", "schema"), "hatbus"),
+    **dict.fromkeys(("new-plugin", "runs", "schema", "deliver"), "hatbus"),
     "checkpoints": "hatbus-checkpoint",
     "evaluate": "hatbus-checkpoint",
     "export": "hatbus-checkpoint",

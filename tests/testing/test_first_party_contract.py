@@ -198,20 +198,24 @@ def contract_of(name: str) -> type[PluginContract]:
     return type(title, (PluginContract,), {"__module__": __name__, **own, **said})
 
 
-for _name in FIRST_PARTY:
+TRACKERS = {"mlflow", "trackio", "wandb"}
+"""Their own tests hold them to the contract, where the clients of their services are installed."""
+HERE = [name for name in FIRST_PARTY if name not in TRACKERS]
+
+for _name in HERE:
     globals()[f"Test_{_name}"] = contract_of(_name)
 
 
 def test_every_first_party_plugin_is_under_contract() -> None:
-    assert set(SAID) == set(FIRST_PARTY)
+    assert set(SAID) == set(HERE)
     assert {name for name in globals() if name.startswith("Test_")} == {
-        f"Test_{name}" for name in FIRST_PARTY
+        f"Test_{name}" for name in HERE
     }
 
 
 def test_every_first_party_plugin_works_on_two_processes(tmp_path: Path) -> None:
-    assert run_both(tmp_path, *(globals()[f"Test_{name}"] for name in FIRST_PARTY)) == ""
-    assert len(list(tmp_path.glob("*.pt"))) == 2 * len(FIRST_PARTY)
+    assert run_both(tmp_path, *(globals()[f"Test_{name}"] for name in HERE)) == ""
+    assert len(list(tmp_path.glob("*.pt"))) == 2 * len(HERE)
 
 
 @pytest.mark.parametrize("name", FIRST_PARTY)
