@@ -20,6 +20,7 @@ from hatbus_lr.one_cycle_lr import OneCycleUpdater as OneCycleUpdater
 from hatbus_lr.poly_lr import PolyLrUpdater as PolyLrUpdater
 from hatbus_lr.step_decay_lr import StepDecayLrUpdater as StepDecayLrUpdater
 from hatbus_lr.torch_lr import TorchLr as TorchLr
+from hatbus_mlflow.mlflow import MLflow as MLflow
 from hatbus_model.ema import ExponentialMovingAverage as ExponentialMovingAverage
 from hatbus_model.freeze_bn_statistics import FreezeBNStatistics as FreezeBNStatistics
 from hatbus_model.freeze_module import FreezeModule as FreezeModule
@@ -34,8 +35,10 @@ from hatbus_monitor.progress import Progress as Progress
 from hatbus_monitor.stats_monitor import StatsMonitor as StatsMonitor
 from hatbus_quantization.freeze_observers import FreezeObservers as FreezeObservers
 from hatbus_tensorboard.tensorboard import TensorBoard as TensorBoard
+from hatbus_trackio.trackio import Trackio as Trackio
 from hatbus_validation.early_stopping import EarlyStopping as EarlyStopping
 from hatbus_validation.mean_teacher_validation import MeanTeacherValidation as MeanTeacherValidation
 from hatbus_validation.validation import Validation as Validation
+from hatbus_wandb.wandb import Wandb as Wandb
 
 def __getattr__(name: str) -> Any: ...  # the callbacks of other distributions

@@ -170,7 +170,10 @@ def test_plugin_folder_is_known_to_development_and_type_check(folder: Path) -> N
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
     assert folder.name == name_of(folder)
     listed = re.findall(LISTED, (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE)
-    assert f"plugins/{folder.name}" in (*listed, *TRACKERS)  # the latter installed by .ci/install.py
+    assert f"plugins/{folder.name}" in (
+        *listed,
+        *TRACKERS,
+    )  # the latter installed by .ci/install.py
     assert f"plugins/{folder.name}/src" in settings["mypy_path"]
 
 
@@ -208,7 +211,7 @@ def test_trackers_are_tested_with_the_same_versions_but_where_their_clients_want
     general, own = pins("constraints.txt"), pins("constraints-trackers.txt")
     other = {name for name in general.keys() & own.keys() if general[name] != own[name]}
     assert other == {"cachetools", "pillow"}
-    assert {name for name in ("torch", "numpy", "pluggy", "safetensors")} <= own.keys()
+    assert {"torch", "numpy", "pluggy", "safetensors"} <= own.keys()
 
 
 def test_tox_asks_for_the_tested_virtualenv_so_that_no_chore_makes_its_environment_anew() -> None:

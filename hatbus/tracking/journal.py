@@ -1,8 +1,8 @@
 """The journal: everything that was published, on disk before it is delivered.
 
-``points.jsonl`` holds a piece per call of ``ctx.log``; pieces of one step that follow each other are
-a row. ``sent.json`` says how many pieces were given to the service (``begun``), and of how many of
-them it is certain that they arrived (``done``). What is between the two is in doubt after a kill.
+``points.jsonl`` holds a piece per call of ``ctx.log``; pieces of one step that follow each other
+are a row. ``sent.json`` says how many pieces were given to the service (``begun``), and of how many
+of them it is certain that they arrived (``done``). What is between is in doubt after a kill.
 """
 
 from __future__ import annotations

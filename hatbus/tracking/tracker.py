@@ -63,7 +63,7 @@ class Tracker(ABC):
     plugin_name: ClassVar[str]
     """Of its entry point."""
     options: dict[str, Any]
-    """What the constructor was given, as far as ``hatbus deliver`` needs it; a subclass fills it."""
+    """What the constructor needs to be given by ``hatbus deliver``; a subclass fills it."""
 
     def __init__(
         self,
