@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if words and words[0] in COMMANDS:
                 of_plugins.warn_of_another(words[:1])
             args = parser_of(words).parse_args(words)
+            args.is_process = argv is None
             code = import_module(COMMANDS[args.command][1]).run(args)
         lost = lost_output()
         if lost:

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from hatbus.jobs.job import parse_job, read_job
     from hatbus.loop.signals import ignore_saves
 
-    ignore_saves()
+    ignore_saves(ends_after=args.is_process)
     show_log(quiet=args.quiet)
     folder = folder_of(args.dir)
     path, plugins = folder / JOB_FILE, tuple(args.plugins)

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from hatbus.jobs.job import parse_job
     from hatbus.loop.signals import ignore_saves
 
-    ignore_saves()
+    ignore_saves(ends_after=args.is_process)
     show_log(quiet=args.quiet)
     plugins, options = tuple(args.plugins), tuple(args.options)
     job: Job | None = None

@@ -32,6 +32,8 @@ _STOPS: Final = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGINT") if hasat
 _SAVES: Final = tuple(getattr(signal, n) for n in ("SIGUSR1",) if hasattr(signal, n))
 _active: list[Signals] = []
 _forking: list[bool] = []
+_ends_after: list[bool] = []
+"""Whether this process is there for one run, and ends when that is over."""
 _is_deaf: list[bool] = []
 """Whether this process is a worker that hears nothing."""
 
@@ -57,7 +59,10 @@ class Signals:
         kept = {number: signal.signal(number, self._note) for number in (*_STOPS, *_SAVES)}
         _active.append(self)
         try:
-            return (yield)
+            result = yield
+            if _ends_after and kept.get(signal.SIGTERM) is signal.SIG_DFL:
+                kept[signal.SIGTERM] = signal.SIG_IGN  # all is saved: what is left is to say so
+            return result
         finally:
             _active.remove(self)
             for number, handler in kept.items():
@@ -105,11 +110,16 @@ class Signals:
         pending.extend(Request(wish, "a signal", name) for wish in wishes)
 
 
-def ignore_saves() -> None:
+def ignore_saves(*, ends_after: bool = False) -> None:
     """From now on a signal that asks for a checkpoint does not end the process; for its start.
 
     Before the loop there is nothing to save yet.
+
+    Args:
+        ends_after: the process ends when its run is over; a SIGTERM that comes in between, when
+            there is nothing left to save, does not make a failure of it.
     """
+    _ends_after[:] = [True] if ends_after else []
     for number in _SAVES if can_serve() else ():
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.SIG_IGN)

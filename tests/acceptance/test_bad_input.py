@@ -276,3 +276,19 @@ def test_a_signal_ends_a_run_after_its_step_without_a_traceback(
     assert "Traceback" not in done.err
     assert signal.Signals(number).name in done.err
     assert saves == any((outside.cwd / "saved").glob("checkpoint-*"))
+
+
+LATE = """
+import atexit, os, signal
+from train import build as built
+
+def build(**arguments):
+    atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+    return built(**arguments)
+"""
+
+
+def test_a_run_that_is_over_succeeded_whatever_signal_comes_after_it(outside, job) -> None:
+    (outside.cwd / "late.py").write_text(LATE)
+    done = outside.hatbus("run", job, "-o", "run.entry=late.py:build")
+    assert done.code == 0, done.err
