@@ -7,6 +7,7 @@ from hatbus.events.callback_mixin import CallbackMixin as CallbackMixin
 from hatbus_checkpoint.checkpoint import Checkpoint as Checkpoint
 from hatbus_checkpoint.predictions import Predictions as Predictions
 from hatbus_export.save_traced import SaveTraced as SaveTraced
+from hatbus_grad.closure import Closure as Closure
 from hatbus_grad.grad_clip import GradClip as GradClip
 from hatbus_grad.grad_scale import GradScale as GradScale
 from hatbus_hosts.lightning_callback import LightningCallback as LightningCallback

@@ -112,8 +112,8 @@ def check_closure(optimizer: Any, bus: Bus) -> None:
     if all(one.plugin_name.startswith("core.") for one in makers):
         raise JobError(
             f"optimizer {type(optimizer).__name__} wants a closure that evaluates the loss anew, "
-            "and the loop's update has none; use another, or add a plugin with @hookimpl "
-            "optimizer_step(ctx) that calls ctx.optimizer.step(closure) and returns True"
+            "and the loop's update has none; add the plugin closure (distribution hatbus-grad): "
+            "-p closure, in Python plugins=[Closure()]"
         )
 
 

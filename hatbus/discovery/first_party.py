@@ -15,6 +15,7 @@ class FirstParty(NamedTuple):
 
 FIRST_PARTY: Final[dict[str, FirstParty]] = {
     "checkpoint": FirstParty("hatbus-checkpoint", "Checkpoint"),
+    "closure": FirstParty("hatbus-grad", "Closure"),
     "cos_lr": FirstParty("hatbus-lr", "CosLrUpdater"),
     "cosine_annealing_lr": FirstParty("hatbus-lr", "CosineAnnealingLrUpdater"),
     "csv_log": FirstParty("hatbus-monitor", "CsvLog"),
