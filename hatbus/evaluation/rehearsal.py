@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from hatbus import rng
 from hatbus.bus.blame import locate
 from hatbus.bus.bus import Bus, named_instances
-from hatbus.data.feed import generators_of, gives_nothing_at_its_end
+from hatbus.data.feed import generators_of
+from hatbus.data.stateful import gives_nothing_at_its_end
 from hatbus.data.steps import Steps
 from hatbus.data.workers import own_iteration
 from hatbus.evaluation.aside import context_beside, place_of

@@ -66,13 +66,6 @@ def parts_of(net: Callable[[], nn.Module]) -> Callable[[Any], dict[str, Any]]:
     return build
 
 
-def evaluated_anew(self: Any) -> dict[str, Any]:
-    """The tiny parts with an optimizer that takes its loss from a closure."""
-    model = TinyNet()
-    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.05, max_iter=2)
-    return {**tiny_parts(), "model": model, "optimizer": optimizer}
-
-
 @plugin(stage="monitor")
 class EveryStep:
     """Publishes the loss of every step, still on its device."""
@@ -147,7 +140,7 @@ SAID: dict[str, tuple[Callable[[Any], dict[str, Any]], dict[str, Any]]] = {
     "fuse_bn": (
         lambda c: {"modules": [["stem"]], "step_or_epoch": [5], "update_by": "step"}, BN,
     ),
-    "closure": (lambda c: {}, {"build": evaluated_anew, "reads_every": 1}),
+    "closure": (lambda c: {}, {}),
     "grad_clip": (lambda c: {"max_norm": 0.1}, {}),
     "grad_scale": (lambda c: {"module_and_scale": halves_of(TinyNet())}, {}),
     "grad_monitor": (lambda c: {"log_freq": 4}, {**WATCHES, "reads_every": 4}),
