@@ -58,10 +58,17 @@ def check_replacements(members: Mapping[str, Member], hooks: HookRelay) -> None:
                 if not shared and not (event.per_task and _apart(one, two)):
                     raise PluginError(
                         f"plugins {other.name!r} and {member.name!r} both replace "
-                        f"{event.name}; switch one off (-p no:{member.name}), "
-                        "or make it a wrapper"
+                        f"{event.name}; {_way_out(other, member)}"
                     )
             found[member.name] = member
+
+
+def _way_out(other: Member, member: Member) -> str:
+    """What to do about two plugins that do one thing; a class may know what two of it are for."""
+    known = getattr(type(member.plugin), "instead_of_two", "")
+    if known and type(other.plugin) is type(member.plugin):
+        return str(known)
+    return f"switch one off (-p no:{member.name}), or make it a wrapper"
 
 
 def _apart(one: Declaration, other: Declaration) -> bool:

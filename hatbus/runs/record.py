@@ -181,7 +181,10 @@ def _number(value: Any) -> float | None:
 def judged_by(job: Mapping[str, Any]) -> dict[str, str]:
     """The metrics that plugins of a job judge by, and whether least or most is best."""
     found = {}
-    for options in job.get("plugins", {}).values():
+    tables = [*job.get("plugins", {}).values()]
+    further = (t.get("bests") for t in tables)
+    tables += [t for more in further if isinstance(more, dict) for t in more.values()]
+    for options in tables:
         name = next((options[key] for key in _MONITORS if options.get(key)), None)
         if isinstance(name, str) and options.get("mode") in ("min", "max"):
             found[name] = options["mode"]

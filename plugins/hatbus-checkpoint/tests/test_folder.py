@@ -21,7 +21,7 @@ from hatbus.errors import CheckpointError, JobError, SaveError
 from hatbus_checkpoint import manifest
 from hatbus_checkpoint.folder import CheckpointFolder, Entry
 from hatbus_checkpoint.lock import FolderLock
-from hatbus_checkpoint.retention import superfluous
+from hatbus_checkpoint.retention import Ranking, superfluous
 from hatbus_checkpoint.tensor_file import chunks_of
 
 LOSS = ("val/loss", "min")
@@ -249,9 +249,9 @@ def test_removal_touches_only_the_own_run_and_keeps_newest_and_best(
     save(folder, 1, run="other", best=0.0)
     for step, value in ((2, 0.1), (9, 0.5), (10, 0.2), (100, 0.9), (200, None)):
         save(folder, step, best=value)
-    gone = superfluous(folder.entries(), "me", 2, 2, LOSS)
+    gone = superfluous(folder.entries(), "me", 2, [Ranking("", *LOSS, 2)])
     assert [e.manifest["progress"]["global_step"] for e in gone] == [9]
-    assert superfluous(folder.entries(), "me", None, None, LOSS) == []
+    assert superfluous(folder.entries(), "me", None, [Ranking("", *LOSS)]) == []
 
 
 def test_only_checkpoints_with_the_metric_of_now_are_ranked_and_the_marked_one_stays(
@@ -268,7 +268,7 @@ def test_only_checkpoints_with_the_metric_of_now_are_ranked_and_the_marked_one_s
         save(folder, step, best=value, metric=metric)
 
     def gone(metric: tuple[str, str | None], marked: str = "") -> list[int]:
-        found = superfluous(folder.entries(), "me", 2, 1, metric, marked)
+        found = superfluous(folder.entries(), "me", 2, [Ranking("", *metric, 1, marked)])
         return [e.manifest["progress"]["global_step"] for e in found]
 
     assert gone(LOSS) == [1, 3, 4]
@@ -281,7 +281,7 @@ def test_only_checkpoints_with_the_metric_of_now_are_ranked_and_the_marked_one_s
 def test_fewer_than_two_are_never_kept(folder: CheckpointFolder) -> None:
     for step in (1, 2, 3):
         save(folder, step)
-    gone = superfluous(folder.entries(), "me", 1, None, LOSS)
+    gone = superfluous(folder.entries(), "me", 1, [Ranking("", *LOSS)])
     assert [e.path.name for e in gone] == ["checkpoint-step-1"]
 
 

@@ -31,6 +31,7 @@ class Best:
         key: name of a published value (``ctx.log``).
         metric: an object with ``compute()`` (torchmetrics) or ``get()`` (HAT), or a config of one;
             see ``hatbus_checkpoint.judged`` for what goes together.
+        what: plugin and option, to begin messages with.
 
     Attributes:
         value: the best so far; None before there is one.
@@ -40,10 +41,12 @@ class Best:
         JobError: the three do not go together.
     """
 
-    def __init__(self, mode: str | None, key: str | None, metric: Any) -> None:
+    def __init__(
+        self, mode: str | None, key: str | None, metric: Any, what: str = "checkpoint"
+    ) -> None:
         if mode is not None:
             one_of("checkpoint: mode", mode, MODES)
-        self.judged = Judged(key, metric)
+        self.judged, self._what = Judged(key, metric), what
         if mode is None and (key is not None or metric is not None):
             raise JobError(
                 "checkpoint: mode ('min' or 'max') is missing; give mode and monitor_metric_key "
@@ -90,7 +93,8 @@ class Best:
             JobError: it is so.
         """
         if self.key is not None and self.judged.metric is None:
-            check_published(ctx, "checkpoint: monitor_metric_key", self.key, bare=True)
+            name = f"{self._what}{'.' if ':' in self._what else ': '}monitor_metric_key"
+            check_published(ctx, name, self.key, bare=True)
 
     def hear(self, names: Iterable[str]) -> None:
         """Takes note of what is published: a value counts for one save, the first after it."""

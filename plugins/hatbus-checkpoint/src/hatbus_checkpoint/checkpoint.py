@@ -21,6 +21,7 @@ from hatbus_checkpoint import compare, durable, marks, snapshot
 from hatbus_checkpoint.agree import first_of_all
 from hatbus_checkpoint.as_built import as_built
 from hatbus_checkpoint.best import Best
+from hatbus_checkpoint.bests import Bests
 from hatbus_checkpoint.exchange import start_from_hat, write_weights
 from hatbus_checkpoint.folder import CheckpointFolder, Entry
 from hatbus_checkpoint.loading import load
@@ -60,6 +61,8 @@ class Checkpoint:
         save_hash: put the first 8 characters of the content's sha256 into the name.
         keep_last: keep the newest so many (2 or more); None: all.
         keep_best: keep the best so many besides.
+        bests: further metrics that each have a best of their own, by name: a table of ``mode``,
+            ``monitor_metric_key`` and perhaps ``keep_best``, marked ``best-<name>``.
         save_seconds: save also when so many seconds passed since the last save.
         weights_only_export: also write the raw weights as ``{prefix}weights-best.safetensors`` when
             a save is the best; True: as ``weights-last`` too, at every save; False: neither.
@@ -79,6 +82,10 @@ class Checkpoint:
     """
 
     state_version = 1
+    instead_of_two = (
+        "one of them saves for all metrics: give it bests = {loss = {mode = 'min', "
+        "monitor_metric_key = 'val/loss'}} for a further best"
+    )
 
     def __init__(
         self,
@@ -96,6 +103,7 @@ class Checkpoint:
         *,
         keep_last: int | None = None,
         keep_best: int | None = None,
+        bests: Mapping[str, Mapping[str, Any]] | None = None,
         save_seconds: float | None = None,
         weights_only_export: bool | None = None,
         resume: str | None = None,
@@ -112,6 +120,7 @@ class Checkpoint:
         option_values.names("checkpoint: override", override)
         self.folder = CheckpointFolder(folder, name_prefix or "")
         self.best = Best(mode, monitor_metric_key, best_refer_metric)
+        self.bests = Bests(self.best, bests)
         self.save_interval, self.interval_by = save_interval, interval_by
         self.save_on_train_end, self.strict_match = save_on_train_end, bool(strict_match)
         self.task_sampler, self.save_hash = task_sampler, save_hash
@@ -163,8 +172,8 @@ class Checkpoint:
                 self._take_over(found, wanted)
                 ctx.emit.load_checkpoint(ctx, found.path)
                 if ctx.rank == 0 and found.manifest["run"] == self._run:
-                    best = self.best.label, self.best.mode
-                    marks.mend(self.folder, self._run, best, self.weights_only_export)
+                    rankings = self.bests.rankings(self.folder, self.keep_best)
+                    marks.mend(self.folder, self._run, rankings, self.weights_only_export)
         self._begin_lineage(ctx)
         self._next_time = time.monotonic() + (self.save_seconds or 0.0)
 
@@ -206,12 +215,12 @@ class Checkpoint:
         Raises:
             JobError: it is so.
         """
-        self.best.check_watched(ctx)
+        self.bests.check_watched(ctx)
 
     @hookimpl
     def on_log(self, logs: Mapping[str, Any]) -> None:
         """Notes that the metric that decides on best was published."""
-        self.best.hear(logs)
+        self.bests.hear(logs)
 
     @hookimpl
     def on_loop_end(self, ctx: Context) -> None:
@@ -221,7 +230,7 @@ class Checkpoint:
                 ctx.save("train end")
             self._tell(ctx)
             if ctx.exception is None:
-                self.best.look_back(ctx)
+                self.bests.look_back(ctx)
         finally:
             self._writer.close()
             if self._lock is not None:
@@ -241,13 +250,13 @@ class Checkpoint:
         if step == self._saved_at:
             return self._path
         self._tell(ctx)
-        best, is_best = self.best.weigh(ctx)
+        judged, won = self.bests.weigh(ctx)
         taken = snapshot.take(ctx)
-        fields = {**self._fields(ctx, reason), "best": best}
+        fields = {**self._fields(ctx, reason), **judged}
         if self._writer.is_background:
             taken = taken.copied(self._kept)
         self._path = self.folder.path / f"{self.folder.prefix}{self._stem(ctx)}"
-        job = partial(self._write, self._stem(ctx), taken, fields, is_best=is_best)
+        job = partial(self._write, self._stem(ctx), taken, fields, won)
         self._writer.start(partial(first_of_all, ctx, job))
         self._saved_at = step
         self._next_time = time.monotonic() + (self.save_seconds or 0.0)
@@ -264,7 +273,7 @@ class Checkpoint:
             return False
         reading = ClassSource(ctx, Saved(entry), self.drop_plugin_state, self.override)
         self._random = reading.give(ctx, strict=self.strict_match)
-        self.best.tell_replaced(compare.warner(ctx))
+        self.bests.tell_replaced(compare.warner(ctx))
         position = ctx.position
         self._saved_at, self._path = position.global_step, entry.path
         log.info(
@@ -287,11 +296,11 @@ class Checkpoint:
     def state_dict(self) -> dict[str, Any]:
         """The best value, and the task sampler's state."""
         get = getattr(self.task_sampler, "state_dict", None)
-        return {**self.best.state(), "task_sampler": get() if get else None}
+        return {**self.bests.state(), "task_sampler": get() if get else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on comparing."""
-        self.best.load(state)
+        self.bests.load(state)
         if state["task_sampler"] is not None and hasattr(self.task_sampler, "load_state_dict"):
             self.task_sampler.load_state_dict(state["task_sampler"])
 
@@ -331,7 +340,9 @@ class Checkpoint:
         own = {"run": self._run, "lineage": self._lineage, "parent": self._parent}
         return {**own, "reason": reason, **snapshot.facts(ctx)}
 
-    def _write(self, stem: str, taken: Snapshot, fields: dict[str, Any], *, is_best: bool) -> Path:
+    def _write(
+        self, stem: str, taken: Snapshot, fields: dict[str, Any], won: Sequence[str]
+    ) -> Path:
         """Writes one checkpoint, then what hangs on it being durable."""
         folder = self.folder
         try:
@@ -341,24 +352,23 @@ class Checkpoint:
         log.info("saved %s (%s)", entry.path.name, fields["reason"])
         self._parent = entry.path.name
         try:
-            self._follow_up(entry, taken, is_best=is_best)
+            self._follow_up(entry, taken, won)
         except OSError as error:
             log.warning("after saving %s: %s", entry.path.name, error)
         return entry.path
 
-    def _follow_up(self, entry: Entry, taken: Snapshot, *, is_best: bool) -> None:
+    def _follow_up(self, entry: Entry, taken: Snapshot, won: Sequence[str]) -> None:
         """Pointers, weights for others, and retention; the checkpoint is safe by now."""
-        folder, best = self.folder, self.best
-        for kind in ("last", "best") if is_best else ("last",):
+        folder, exported = self.folder, self.weights_only_export
+        for kind in ("last", *won):
             folder.point(kind, entry.path.name, progress=entry.manifest["progress"])
-            if self.weights_only_export or (self.weights_only_export is None and kind == "best"):
+            if exported or (exported is None and kind != "last"):
                 write_weights(folder, kind, taken)
-        if self.keep_last is None and self.keep_best is None:
+        if self.keep_last is None and self.keep_best is None and not self.bests.are_kept:
             return
-        metric, marked = (best.label, best.mode), folder.pointed("best")
-        kept = self.keep_last, self.keep_best
+        rankings = self.bests.rankings(folder, self.keep_best)
         entries = [e for e in folder.entries() if e.path not in folder.passed_over]
-        for old in superfluous(entries, self._run, *kept, metric, marked):
+        for old in superfluous(entries, self._run, self.keep_last, rankings):
             folder.remove(old.path)
 
     # ---- lines of runs in one folder ----------------------------------------------------------

@@ -15,8 +15,10 @@ from hatbus.log import log
 from hatbus.runs import run_folder
 from hatbus_checkpoint import durable, finite_file, manifest
 
-MARKS: Final = ("last", "best")
-"""What a pointer may say of a checkpoint."""
+BEST: Final = "best"
+MARKS: Final = ("last", BEST)
+"""What a pointer may say of a checkpoint, beside ``best-<name>`` of a further metric."""
+_MARK: Final = re.compile(rf"last|{BEST}(-\w+)?")
 JOB_FILE: Final = "job.json"
 """What a run's folder is known by."""
 Chunks = Callable[[], Iterable[memoryview | bytes]]
@@ -199,6 +201,11 @@ class CheckpointFolder:
         while os.path.lexists(path):
             path, number = self.path / f"{name}.{number}", number + 1
         return path
+
+
+def is_mark(word: object) -> bool:
+    """Whether a word may be the mark of a checkpoint."""
+    return isinstance(word, str) and _MARK.fullmatch(word) is not None
 
 
 def prefixes_in(path: Path) -> list[str]:

@@ -12,6 +12,7 @@ from hatbus_checkpoint.folder import (
     CheckpointFolder,
     Entry,
     entry_of,
+    is_mark,
     prefixes_in,
     save_dir_in,
 )
@@ -63,7 +64,7 @@ def one_of(folder: Path, name: str | None) -> Entry:
     if name is None and (folder / manifest.NAME).exists():
         return entry_of(folder)
     entries = all_of(folder)
-    if name in MARKS:
+    if name is not None and is_mark(name):
         return _marked(name, entries)
     if name is not None:
         known = {e.path.name: e for e in entries}
@@ -91,6 +92,7 @@ def row_of(entry: Entry, *, verified: bool) -> dict[str, Any]:
     found = entry.manifest
     progress = found.get("progress", {})
     folder = CheckpointFolder(entry.path.parent, entry.path.name.partition("checkpoint-")[0])
+    marks = [*MARKS, *(f"best-{name}" for name in found.get("bests", {}))]
     return {
         "name": entry.path.name,
         "epoch": progress.get("epoch"),
@@ -100,7 +102,7 @@ def row_of(entry: Entry, *, verified: bool) -> dict[str, Any]:
         "metrics": found.get("metrics", {}),
         "best": (found.get("best") or {}).get("value"),
         "monitored": (found.get("best") or {}).get("metric"),
-        "marks": [kind for kind in MARKS if folder.pointed(kind) == entry.path.name],
+        "marks": [kind for kind in marks if folder.pointed(kind) == entry.path.name],
         "fault": fault,
         "verified": verified and not fault,
     }
@@ -143,6 +145,9 @@ def _marked(kind: str, entries: list[Entry]) -> Entry:
     found = [e for e in entries if kind in row_of(e, verified=False)["marks"]]
     if len(found) == 1:
         return found[0]
+    marks = sorted({m for e in entries for m in row_of(e, verified=False)["marks"]})
+    if not found and marks and kind not in MARKS:
+        raise CheckpointError(f"no checkpoint is marked {kind!r}{did_you_mean(kind, marks)}")
     several = found or entries
     names = ", ".join(repr(e.path.name) for e in several[:_SHOWN])
     more = f" and {len(several) - _SHOWN} more" if len(several) > _SHOWN else ""

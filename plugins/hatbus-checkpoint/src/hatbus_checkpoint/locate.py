@@ -10,7 +10,14 @@ from hatbus import option_values
 from hatbus.errors import CheckpointError, did_you_mean
 from hatbus.runs import run_folder
 from hatbus_checkpoint import finite_file, manifest
-from hatbus_checkpoint.folder import MARKS, CheckpointFolder, Entry, prefixes_in, save_dir_in
+from hatbus_checkpoint.folder import (
+    MARKS,
+    CheckpointFolder,
+    Entry,
+    is_mark,
+    prefixes_in,
+    save_dir_in,
+)
 
 AUTO: Final = "auto"
 NEW: Final = "new"
@@ -36,9 +43,9 @@ def locate(wanted: str | Path, own: CheckpointFolder) -> Entry | None:
     if wanted == AUTO:
         return own.latest()
     path = Path(wanted)
-    if wanted in MARKS:
+    if is_mark(wanted):
         path = _marked(str(wanted), own)
-    elif path.name in MARKS and not path.exists() and path.parent.is_dir():
+    elif is_mark(path.name) and not path.exists() and path.parent.is_dir():
         path = _marked(path.name, CheckpointFolder(save_dir_in(path.parent), own.prefix))
     if not path.is_dir():
         hint = did_you_mean(path.name, _beside(path))

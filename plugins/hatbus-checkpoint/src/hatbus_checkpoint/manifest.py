@@ -117,9 +117,10 @@ def _check_fields(found: dict[str, Any]) -> None:
     for entry in found["plugins"]:
         if not isinstance(entry, dict) or not _fits(entry, _OF_PLUGIN):
             raise CheckpointError(f"{NAME} is garbled: no usable entry in 'plugins'")
-    best = found.get("best")
-    if best is not None and not (isinstance(best, dict) and _is_number(best.get("value"))):
-        raise CheckpointError(f"{NAME} is garbled: no usable value of 'best'")
+    bests = found.get("bests", {})
+    for best in (found.get("best"), *(bests.values() if isinstance(bests, dict) else [bests])):
+        if best is not None and not (isinstance(best, dict) and _is_number(best.get("value"))):
+            raise CheckpointError(f"{NAME} is garbled: no usable value of 'best'")
     _check_files(found)
     if not _fits(found["progress"], dict.fromkeys(("epoch", "step", "global_step"), int)):
         raise CheckpointError(f"{NAME} is garbled: it names no progress")

@@ -7,33 +7,36 @@ from typing import TYPE_CHECKING
 
 from hatbus.log import log
 from hatbus_checkpoint import durable
-from hatbus_checkpoint.retention import best_of
+from hatbus_checkpoint.bests import mark_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from hatbus_checkpoint.folder import CheckpointFolder, Entry
+    from hatbus_checkpoint.retention import Ranking
 
 
 def mend(
-    folder: CheckpointFolder, run: str, metric: tuple[str, str | None], wanted: bool | None
+    folder: CheckpointFolder, run: str, rankings: Sequence[Ranking], wanted: bool | None
 ) -> None:
-    """Marks the newest and the best checkpoint of a run that goes on, as its saves would have.
+    """Marks the newest and the best checkpoints of a run that goes on, as its saves would have.
 
     Args:
         folder: of the checkpoints.
         run: id of the run.
-        metric: name and mode of what decides on best.
+        rankings: what decides on best.
         wanted: ``weights_only_export``.
     """
     mine = [e for e in folder.entries() if not e.fault and e.manifest["run"] == run]
-    best = best_of(mine, metric)
+    found = {"last": mine[0] if mine else None}
+    found |= {mark_of(one.name): next(iter(one.ranked(mine)), None) for one in rankings}
     try:
-        for kind, entry in (("last", mine[0] if mine else None), ("best", best)):
+        for kind, entry in found.items():
             if entry is not None and folder.pointed(kind) != entry.path.name:
                 folder.point(kind, entry.path.name, progress=entry.manifest["progress"])
                 log.info("marked %s as %s, as a kill had left undone", entry.path.name, kind)
-            if entry is not None and (wanted or (wanted is None and kind == "best")):
+            if entry is not None and (wanted or (wanted is None and kind != "last")):
                 _mend_weights(folder.path / f"{folder.prefix}weights-{kind}.safetensors", entry)
     except OSError as error:
         log.warning("the marks in %r could not be written: %s", str(folder.path), error)

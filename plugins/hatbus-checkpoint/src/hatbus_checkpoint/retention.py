@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from hatbus import option_values
 from hatbus.errors import JobError
@@ -13,13 +13,33 @@ FEWEST = 2
 """Never fewer are kept: when the newest is damaged, there is another."""
 
 
+class Ranking(NamedTuple):
+    """One of the things that decide on best.
+
+    Attributes:
+        name: of a further one; empty for the plugin's own.
+        metric: that it goes by.
+        mode: ``"min"`` or ``"max"``; None: there is no best.
+        keep_best: best ones to keep; None: those that are kept anyway.
+        marked: name of the one that is called best, which is kept: where the metric was changed,
+            none has the new one yet.
+    """
+
+    name: str
+    metric: str
+    mode: str | None
+    keep_best: int | None = None
+    marked: str = ""
+
+    def ranked(self, entries: Iterable[Entry]) -> list[Entry]:
+        """The checkpoints with a new value of the metric, best first; of equals the earlier."""
+        found = [(_of(e, self.name), e) for e in entries]
+        mine = [(r, e) for r, e in found if r and (r["metric"], r["mode"]) == self[1:3]]
+        return [e for r, e in sorted(mine, key=lambda pair: _rank(*pair))]
+
+
 def superfluous(
-    entries: Iterable[Entry],
-    run: str,
-    keep_last: int | None,
-    keep_best: int | None,
-    metric: tuple[str, str | None],
-    marked: str = "",
+    entries: Iterable[Entry], run: str, keep_last: int | None, rankings: Sequence[Ranking]
 ) -> list[Entry]:
     """The checkpoints to remove, oldest first.
 
@@ -28,27 +48,18 @@ def superfluous(
             ever returned.
         run: id of the run.
         keep_last: newest ones to keep; None: all, or as few as allowed beside ``keep_best``.
-        keep_best: best ones to keep; None: those that are kept anyway.
-        metric: name and mode of what decides on best; only checkpoints with that are ranked.
-        marked: name of the one that is called best, which is kept: where the metric was changed,
-            none has the new one yet.
+        rankings: what decides on best.
     """
-    if keep_last is None and keep_best is None:
+    if keep_last is None and all(one.keep_best is None for one in rankings):
         return []
     mine = [e for e in entries if not e.fault and e.manifest["run"] == run]
     mine.sort(key=lambda e: e.age)
     by_step = {e.manifest["progress"]["global_step"]: e for e in mine}
     counted = list(by_step.values())  # one saved again took the place of one that was damaged
     newest = counted[-max(keep_last or FEWEST, FEWEST) :]
-    ranked = sorted((e for e in counted if _metric_of(e) == metric), key=_rank)
-    kept = {e.path.name for e in [*newest, *ranked[: max(keep_best or 0, 1)]]} | {marked}
+    best = [e for one in rankings for e in one.ranked(counted)[: one.keep_best or 1]]
+    kept = {e.path.name for e in [*newest, *best]} | {one.marked for one in rankings}
     return [e for e in mine if e.path.name not in kept]
-
-
-def best_of(entries: list[Entry], metric: tuple[str, str | None]) -> Entry | None:
-    """The best of some checkpoints by what decides on best; None where none has that."""
-    ranked = sorted((e for e in entries if _metric_of(e) == metric), key=_rank)
-    return ranked[0] if ranked else None
 
 
 def check_kept(keep_last: Any, keep_best: Any, mode: str | None) -> None:
@@ -64,16 +75,16 @@ def check_kept(keep_last: Any, keep_best: Any, mode: str | None) -> None:
         raise JobError("checkpoint: keep_best needs mode ('min' or 'max') and monitor_metric_key")
 
 
-def _metric_of(entry: Entry) -> tuple[str, str] | None:
-    """Name and mode of what decided on best when a checkpoint was saved; None: nothing new did."""
-    best = entry.manifest.get("best")
+def _of(entry: Entry, name: str) -> dict[str, Any] | None:
+    """What decided on a best when a checkpoint was saved; None: nothing new did."""
+    found = entry.manifest
+    best = found.get("bests", {}).get(name) if name else found.get("best")
     if best is None or not best.get("fresh", True):
         return None
-    return best.get("metric"), best.get("mode")
+    return {"metric": best.get("metric"), "mode": best.get("mode"), "value": best["value"]}
 
 
-def _rank(entry: Entry) -> tuple[float, int]:
+def _rank(best: dict[str, Any], entry: Entry) -> tuple[float, int]:
     """Sorts best first; of equals the earlier one."""
-    best = entry.manifest["best"]
     value = best["value"] if best["mode"] == "min" else -best["value"]
     return (value, entry.manifest["progress"]["global_step"])

@@ -15,9 +15,9 @@ from hatbus.runs import run_folder
 from hatbus_checkpoint import listing, manifest
 from hatbus_checkpoint.folder import (
     JOB_FILE,
-    MARKS,
     CheckpointFolder,
     Entry,
+    is_mark,
     newest_run,
     save_dir_in,
 )
@@ -55,7 +55,7 @@ class Target(NamedTuple):
             if not folder.entries():
                 raise CheckpointError(f"no checkpoint in {_shown(self.place)}; was it trained yet?")
             return None
-        pointed = folder.pointed(self.name) if self.name in MARKS else ""
+        pointed = folder.pointed(str(self.name)) if is_mark(self.name) else ""
         return listing.one_of(self.place, pointed or self.name)
 
     def entry(self) -> Entry:
@@ -93,7 +93,7 @@ def target_of(
         CheckpointError: there are several folders of checkpoints.
     """
     path = run_folder(path_value("TARGET", given))
-    if path.name in MARKS and not path.exists():
+    if is_mark(path.name) and not path.exists():
         path, name = path.parent, name or path.name
     if path.is_file():
         job = read_job(path, plugins, options)

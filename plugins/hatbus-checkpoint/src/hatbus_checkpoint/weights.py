@@ -17,7 +17,9 @@ from hatbus_checkpoint.folder import CheckpointFolder, Entry, newest_run, prefix
 from hatbus_checkpoint.locate import locate
 from hatbus_checkpoint.restore import Saved
 
-_MARKED: Final = re.compile(r"(?P<prefix>.*)checkpoint-(?P<kind>last|best)(\.pth\.tar|\.json)?")
+_MARKED: Final = re.compile(
+    r"(?P<prefix>.*)checkpoint-(?P<kind>last|best(-\w+)?)(\.pth\.tar|\.json)?"
+)
 
 
 def weights_of(path: Path | str, view: str = RAW) -> dict[str, Any]:
