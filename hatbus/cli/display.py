@@ -5,9 +5,7 @@ An error is one line for a user's mistake, a traceback for a bug.
 
 from __future__ import annotations
 
-import shutil
 import sys
-import textwrap
 from typing import TYPE_CHECKING, Final
 
 from hatbus.errors import HatbusError
@@ -57,8 +55,12 @@ def show_rows(rows: Sequence[tuple[str, ...]]) -> None:
     Elsewhere a row is one line, which other programs like better.
     """
     widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]) - 1)]
-    whole = shutil.get_terminal_size().columns
-    room = whole - sum(widths) if sys.stdout.isatty() else sys.maxsize
+    whole = room = sys.maxsize
+    if sys.stdout.isatty():
+        import shutil  # with every way of packing, which a listing need not wait for
+
+        whole = shutil.get_terminal_size().columns
+        room = whole - sum(widths)
     below = room < _NARROW
     indent = "    " if below else " " * sum(widths)
     for row in rows:
@@ -69,6 +71,8 @@ def show_rows(rows: Sequence[tuple[str, ...]]) -> None:
 
 
 def _wrapped(text: str, room: int) -> list[str]:
+    import textwrap
+
     return textwrap.wrap(text.replace("``", ""), room, break_on_hyphens=False) or [""]
 
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hatbus.errors import JobError, did_you_mean
 from hatbus.option_values import short
-from hatbus.runs.folders import run_folder
-from hatbus.runs.lock import is_held
 from hatbus.runs.summary import FAILED, LOCK_FILE, RUNNING, SUMMARY_FILE, Summary, read_summary
 
 if TYPE_CHECKING:
@@ -25,8 +22,7 @@ GONE: Final = "its process is gone"
 KINDS: Final = ("last", "min", "max")
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """A run that was found.
 
     Attributes:
@@ -71,8 +67,11 @@ def runs_below(place: Path) -> list[Run]:
 def _found(place: str, name: str, deep: int) -> Iterator[tuple[str, str, Summary]]:
     own = read_summary(place) if deep or os.path.exists(f"{place}/{SUMMARY_FILE}") else None  # noqa: PTH110 - of hundreds
     if own is not None:
-        if own.state == RUNNING and not is_held(Path(place, LOCK_FILE)):
-            own.state, own.reason = FAILED, GONE
+        if own.state == RUNNING:
+            from hatbus.runs.lock import is_held
+
+            if not is_held(Path(place, LOCK_FILE)):
+                own.state, own.reason = FAILED, GONE
         yield name, place, own
         return
     if deep >= _DEEP:
@@ -95,6 +94,8 @@ def run_named(word: str, place: Path) -> Run:
     Raises:
         JobError: there is none, or several.
     """
+    from hatbus.runs.folders import run_folder
+
     folder = run_folder(Path(word))
     if (folder / SUMMARY_FILE).is_file():
         (run,) = runs_below(folder)

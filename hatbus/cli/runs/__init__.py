@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from hatbus.runs.listing import Run
 
 PLACE: Final = "runs"
+VERBS: Final = ("compare", "plot", "clean")
 _MOST_COLUMNS: Final = 2
 
 
@@ -77,6 +77,13 @@ def run(args: argparse.Namespace) -> int:
 
         return clean(args, words)
     if words:
+        others = [word for word in words if word not in VERBS]
+        meant = " ".join([words[0], *(others or ["RUN", "RUN"])])
+        if words[0] in VERBS:
+            raise JobError(
+                f"{' '.join(args.words)!r}: {words[0]} comes before its runs: hatbus runs {meant} "
+                f"--place {verb}"
+            )
         raise JobError(
             f"{' '.join(args.words)!r}: accepted: one folder with runs, or compare, plot or clean "
             "and their runs"
@@ -105,6 +112,9 @@ def show_list(args: argparse.Namespace, runs: list[Run]) -> int:
     rows, left_out = fitting(rows) if sys.stdout.isatty() else (rows, [])
     show_rows(rows)
     if left_out:
+        import shutil
+        import textwrap
+
         note = f"no room here for {', '.join(left_out)}; --json has all"
         print(textwrap.fill(note, shutil.get_terminal_size().columns))
     return 0
@@ -112,6 +122,8 @@ def show_list(args: argparse.Namespace, runs: list[Run]) -> int:
 
 def fitting(rows: list[tuple[str, ...]]) -> tuple[list[tuple[str, ...]], list[str]]:
     """The rows with the columns that the terminal has room for, and the names of the others."""
+    import shutil
+
     room, heads = shutil.get_terminal_size().columns, rows[0]
     widths = {head: max(len(row[i]) for row in rows) + 2 for i, head in enumerate(heads[:-1])}
     left_out: list[str] = []
@@ -142,14 +154,13 @@ def _row(run: Run, metrics: Sequence[str]) -> tuple[str, ...]:
     values = [shown(run.value(name, kind)) for name in metrics for kind in ("best", "last")]
     said = " ".join(summary.changes)
     reason = f"({summary.state}: {summary.reason})" if summary.reason else ""
-    job = Path(summary.job)
     return (
         run.name,
         when,
         summary.state,
         str(summary.steps),
         *values,
-        "/".join(job.parts[-2:]),
+        "/".join(summary.job.split(os.sep)[-2:]),
         " ".join(filter(None, (said, reason))),
     )
 
