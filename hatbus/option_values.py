@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,8 +18,28 @@ from hatbus.errors import JobError, did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["UNITS", "is_number", "names", "number", "one_of", "path", "short", "text", "whole"]
+__all__ = [
+    "UNITS",
+    "is_number",
+    "names",
+    "number",
+    "one_of",
+    "path",
+    "seconds",
+    "short",
+    "text",
+    "whole",
+]
 
+_UNITS: Final = {
+    **dict.fromkeys(("s", "sec", "second", "seconds"), 1),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60),
+    **dict.fromkeys(("h", "hour", "hours"), 3600),
+    **dict.fromkeys(("d", "day", "days"), 86400),
+}
+_PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
+_PLAIN: Final = re.compile(r"\d+(?:\.\d+)?")
+_CLOCK: Final = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+(?:\.\d+)?)")
 UNITS: Final = ("step", "epoch")
 """What intervals of plugins are counted in."""
 
@@ -66,6 +87,47 @@ def number(
     start = f"above {least:g}" if above else f"of at least {least:g}"
     end = f" and at most {most:g}" if most < math.inf else ""
     raise JobError(f"{name} is {value!r}; accepted: a number {start}{end}")
+
+
+def seconds(name: str, value: Any) -> float:
+    """A length of time in seconds.
+
+    Args:
+        name: of the option.
+        value: seconds; or a text: ``"2h30m"``, ``"90 min"``, ``"1 day 2 h"``, ``"2:30:00"``, or as
+            a scheduler writes it, ``"1-02:30:00"``.
+
+    Raises:
+        JobError: what was given, and what is accepted.
+    """
+    found = float(value) if is_number(value) else _seconds_of(value)
+    if found is None or not 0 < found < math.inf:
+        raise JobError(
+            f"{name} is {value!r}; accepted: seconds above 0, or a time such as '2h30m', '90 min', "
+            "'1 day' or '2:30:00'"
+        )
+    return found
+
+
+def _seconds_of(given: Any) -> float | None:
+    """A text's time; None where it is none."""
+    if not isinstance(given, str):
+        return None
+    words = given.strip().lower()
+    if _PLAIN.fullmatch(words):
+        return float(words)
+    clock = _CLOCK.fullmatch(words)
+    if clock:
+        days, hours, minutes, rest = (float(part or 0) for part in clock.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+    total, at = (0.0 if words else math.nan), 0
+    while at < len(words):
+        part = _PART.match(words, at)
+        if part is None or part[2] not in _UNITS:
+            return None
+        total += float(part[1]) * _UNITS[part[2]]
+        at = part.end()
+    return total
 
 
 def text(name: str, value: Any) -> None:

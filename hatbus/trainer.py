@@ -24,10 +24,12 @@ from hatbus.evaluation.rehearsal import rehearsed
 from hatbus.evaluation.train_loss import EVERY, TrainLoss
 from hatbus.foreign_arguments import explained
 from hatbus.initial_weights import initialise
+from hatbus.log import log
 from hatbus.loop.beside import modules_beside, warn_of_strangers
 from hatbus.loop.context import Context
 from hatbus.loop.control import Control
 from hatbus.loop.files import forget_files
+from hatbus.loop.limits import set_limits
 from hatbus.loop.modes import TrainModes, tell_of_eval
 from hatbus.loop.module_names import GIVEN
 from hatbus.loop.signals import Signals
@@ -47,6 +49,7 @@ from hatbus.runs.of_trainer import ScriptRun
 from hatbus.trainer_arguments import (
     check_arguments,
     check_closure,
+    check_limits,
     check_losses,
     check_plan,
     check_resume,
@@ -181,7 +184,15 @@ class Trainer:
             self.ctx.scaler = torch.amp.GradScaler(place.type)
 
     @explained("fit()")
-    def fit(self, num_epochs: int | None = None, num_steps: int | None = None) -> Context:
+    def fit(
+        self,
+        num_epochs: int | None = None,
+        num_steps: int | None = None,
+        *,
+        limit_steps: int | None = None,
+        max_time: float | str | None = None,
+        sanity_steps: int = 0,
+    ) -> Context:
         """Runs the loop for so many epochs or optimizer steps in all (a resumed run's included).
 
         A second ``fit`` goes on where the first ended, in the middle of an epoch too: 5 steps and
@@ -190,29 +201,30 @@ class Trainer:
         Args:
             num_epochs: epochs in all.
             num_steps: optimizer steps in all, in place of epochs.
+            limit_steps: for a quick look: end after so many steps of this fit, as if the data was
+                over, and take as many batches of each loader in validations.
+            max_time: end after a step when so much time is over, with the state saved: seconds, or
+                ``"2h30m"``, ``"90 min"``, ``"2:30:00"``; ``ctx.control.stopped`` tells.
+            sanity_steps: before the first step validate so many batches of each loader, to see
+                that it works; nothing is published. 0: do not.
 
         Returns:
             The context, with the counters as they are at the end.
 
         Raises:
-            JobError: not exactly one plan, or a plan < 1.
+            JobError: not exactly one plan, or a number that cannot be used.
             HatbusError: what went wrong in the run, where it can be said in one line.
             SystemExit: a signal ended the run (75: its state is saved).
         """
-        ctx, plans = self.ctx, (num_epochs, num_steps)
-        check_plan(num_epochs, num_steps)
-        check_closure(ctx.optimizer, self.bus)
-        check_resume(ctx.storage["resume"], self.bus)
-        if num_epochs is not None:
-            ctx.data.check_epochs_end()
-        ctx.num_epochs, ctx.num_steps = plans
-        per_epoch = ctx.steps_per_epoch
-        ctx.total_steps = num_steps
-        if num_epochs is not None and per_epoch is not None:
-            ctx.total_steps = num_epochs * per_epoch
-        self.bus.set_tasks(ctx.data.tasks)
-        check_losses(self._processor, ctx.data.tasks, self.bus)
-        ctx.exception = None
+        ctx = self.ctx
+        time_limit = check_limits(limit_steps, max_time, sanity_steps)
+        self._plan(num_epochs, num_steps)
+        set_limits(self.bus, limit_steps, time_limit, saves=saves(self.bus))
+        ctx.limit_steps, ctx.exception = limit_steps, None
+        if sanity_steps and ctx.position.global_step == 0:
+            with self._alone("fit()"):
+                validated(self.bus, ctx, limit_steps=sanity_steps)
+            log.info("sanity: %d batches of each loader were validated", sanity_steps)
         held = self._run.held(ctx, self.bus)
         with self._alone("fit()"), held, joined(ctx.device):
             self._prepare()
@@ -235,7 +247,9 @@ class Trainer:
         return ctx
 
     @explained("validate()")
-    def validate(self, weights: str | None = None) -> dict[str, float]:
+    def validate(
+        self, weights: str | None = None, limit_steps: int | None = None
+    ) -> dict[str, float]:
         """Validates the model as it is, without training.
 
         The validations of the trainer run as they would in a training, each over its own loaders.
@@ -247,6 +261,7 @@ class Trainer:
         Args:
             weights: the weight view to validate, such as ``"raw"`` or ``"ema"``; None: as each
                 validation says.
+            limit_steps: batches of each loader at most; None: all of them.
 
         Returns:
             Name to value of what this validation published, and of nothing older.
@@ -256,7 +271,8 @@ class Trainer:
             PluginError: there are no such weights.
         """
         with self._alone("validate()"):
-            return dict(scalars_of(validated(self.bus, self.ctx, weights)))
+            check_limits(limit_steps)
+            return dict(scalars_of(validated(self.bus, self.ctx, weights, limit_steps)))
 
     def predict(
         self, loader: Any, weights: str | None = None, task: str | None = None
@@ -325,6 +341,22 @@ class Trainer:
             yield
         finally:
             self._doing = ""
+
+    def _plan(self, num_epochs: int | None, num_steps: int | None) -> None:
+        """Checks what can be known before a fit, and writes its plan into the context."""
+        ctx = self.ctx
+        check_plan(num_epochs, num_steps)
+        check_closure(ctx.optimizer, self.bus)
+        check_resume(ctx.storage["resume"], self.bus)
+        if num_epochs is not None:
+            ctx.data.check_epochs_end()
+        ctx.num_epochs, ctx.num_steps = num_epochs, num_steps
+        per_epoch = ctx.steps_per_epoch
+        ctx.total_steps = num_steps
+        if num_epochs is not None and per_epoch is not None:
+            ctx.total_steps = num_epochs * per_epoch
+        self.bus.set_tasks(ctx.data.tasks)
+        check_losses(self._processor, ctx.data.tasks, self.bus)
 
     def _prepare(self) -> None:
         """What has to be made anew for every ``fit``: requests, views, the model's wrappers."""

@@ -12,6 +12,7 @@ import torch
 from hatbus.batches.batch_processor import BatchProcessor
 from hatbus.bus.member import is_core
 from hatbus.errors import JobError, did_you_mean
+from hatbus.option_values import seconds, whole
 from hatbus.runs.folders import NEW
 
 if TYPE_CHECKING:
@@ -94,6 +95,23 @@ def check_resume(wanted: Any, bus: Bus) -> None:
     loads = (one.plugin_name for one in bus.implementations("load_checkpoint") if not one.wrapper)
     if wanted not in (None, NEW) and all(map(is_core, loads)):
         raise JobError(f"resume is {str(wanted)!r}, and {NOBODY_LOADS}")
+
+
+def check_limits(
+    limit_steps: Any = None, max_time: Any = None, sanity_steps: Any = 0
+) -> float | None:
+    """Refuses what is no limit.
+
+    Returns:
+        The limit of time in seconds, if there is one.
+
+    Raises:
+        JobError: what was given, and what is accepted.
+    """
+    if limit_steps is not None:
+        whole("limit_steps", limit_steps, 1)
+    whole("sanity_steps", sanity_steps, 0)
+    return None if max_time is None else seconds("max_time", max_time)
 
 
 def check_closure(optimizer: Any, bus: Bus) -> None:

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         HatbusError: there is no run to resume, or what went wrong in it.
     """
-    from hatbus.cli.run import checkpoint_options
+    from hatbus.cli.run import checkpoint_options, limits
     from hatbus.jobs.command_line import show_log
     from hatbus.jobs.job import parse_job, read_job
     from hatbus.loop.signals import ignore_saves
@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     saved = read_job(path, plugins, (here,))
     saved.run_dir = folder
     saving = checkpoint_options(saved, args.drop_plugin_state or [], args.override or [])
+    args.options = [*limits(args), *args.options]
     elsewhere = [word for word in args.options if word.partition("=")[0].strip() in _ELSEWHERE]
     options = (here, *saving, *args.options)
     job, _ = parse_job(path, plugins, options)

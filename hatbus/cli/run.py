@@ -36,6 +36,12 @@ def training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", action="store_true", help="measure what each plugin costs per event"
     )
+    parser.add_argument(
+        "--limit-steps",
+        type=int,
+        metavar="N",
+        help="a quick look: N steps, and N batches in each validation",
+    )
     parser.add_argument("--quiet", action="store_true", help="show warnings and errors only")
     parser.add_argument(
         "--drop-plugin-state",
@@ -63,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
     ignore_saves(ends_after=args.is_process)
     show_log(quiet=args.quiet)
-    plugins, options = tuple(args.plugins), tuple(args.options)
+    plugins, options = tuple(args.plugins), (*limits(args), *args.options)
     job: Job | None = None
     if Path(args.job).suffix == ".py":
         if args.drop_plugin_state or args.override:
@@ -78,6 +84,19 @@ def run(args: argparse.Namespace) -> int:
 
     prepared = prepare(args.job, plugins, options, args.stage)
     return jobrun.run(prepared, quiet=args.quiet, profile=args.profile)
+
+
+def limits(args: argparse.Namespace) -> list[str]:
+    """``--limit-steps`` as a word of ``-o``.
+
+    Raises:
+        JobError: it is less than 1.
+    """
+    if args.limit_steps is None:
+        return []
+    if args.limit_steps < 1:
+        raise JobError(f"--limit-steps is {args.limit_steps}; accepted: 1 or more")
+    return [f"run.limit_steps={args.limit_steps}"]
 
 
 def refuse_without_resume(job: Job) -> None:

@@ -62,13 +62,16 @@ _SAME: Final = (
 """What the context has from the training's."""
 
 
-def validated(bus: Bus, training: Context, weights: str | None = None) -> Context:
+def validated(
+    bus: Bus, training: Context, weights: str | None = None, limit_steps: int | None = None
+) -> Context:
     """Validates the model as it is, and nothing else.
 
     Args:
         bus: of the trainer.
         training: its context, which is left as it is.
         weights: the weight view to validate; None: as each validation says.
+        limit_steps: batches of each loader at most; None: all of them.
 
     Returns:
         A context whose ``latest`` holds what was published, and nothing older.
@@ -77,6 +80,7 @@ def validated(bus: Bus, training: Context, weights: str | None = None) -> Contex
         JobError: nothing validates.
     """
     with aside(bus, training, weights) as ctx:
+        ctx.limit_steps = limit_steps
         if ctx.emit.validate(ctx, "asked for") is False:
             raise JobError(
                 "nothing validates: the run has no plugin 'validation', or callbacks = [] switches "

@@ -50,6 +50,11 @@ class Run:
             data and more.
         num_epochs: how many epochs; or ``num_steps``.
         num_steps: how many steps; or ``num_epochs``.
+        limit_steps: for a quick look: ends after so many steps, as if the data was over, and takes
+            as many batches in validations.
+        max_time: ends after a step when so much time is over, with its state saved and exit code
+            75: ``"2h30m"``, ``"90 min"``, ``"2:30:00"``, or seconds.
+        sanity_steps: before the first step validates so many batches, to see that it works.
         seed: torch, numpy and random are seeded with it before the entry function is called.
         device: ``"auto"`` (where the entry function put the model, else a GPU if CUDA has one),
             ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
@@ -72,6 +77,9 @@ class Run:
     entry: str
     num_epochs: int | None = None
     num_steps: int | None = None
+    limit_steps: int | None = None
+    max_time: str | float | None = None
+    sanity_steps: int = 0
     seed: int = 0
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -304,16 +312,31 @@ def _run(table: dict[str, Any], where: str, problems: list[str]) -> Run | None:
     if len(plans) != 1:
         given = "both" if plans else "neither"
         found.append(f"{given} of num_epochs and num_steps {where}; give exactly one of the two")
-    for name in (*plans, "accumulate"):
+    for name in (*plans, "accumulate", "limit_steps"):
         if name in values and isinstance(values[name], int) and values[name] < 1:
             found.append(f"key {name!r} is {values[name]!r} {where}; accepted: 1 or more")
     empty = [name for name in _NOT_EMPTY if values.get(name) == ""]
     found += [f"key {n!r} is empty {where}; give it a value, or leave it out" for n in empty]
+    found += _limits(values, where)
     problems += found
     folder = values.get("name")
     if isinstance(folder, str) and not is_folder_name(folder):
         problems.append(f"key 'name' is {folder!r} {where}; accepted: the name of a folder")
     return Run(**values) if "entry" in values else None
+
+
+def _limits(values: dict[str, Any], where: str) -> list[str]:
+    """What is wrong with the limits of a run."""
+    found = []
+    if values.get("sanity_steps", 0) < 0:
+        given = values["sanity_steps"]
+        found.append(f"key 'sanity_steps' is {given!r} {where}; accepted: 0 or more")
+    if values.get("max_time") is not None:
+        try:
+            option_values.seconds(f"key 'max_time' {where}", values["max_time"])
+        except JobError as error:
+            found.append(str(error))
+    return found
 
 
 def _plugin(name: str, table: Any, where: str, problems: list[str]) -> Plugin:

@@ -24,6 +24,7 @@ from hatbus.jobs.references import References, finish, is_reference
 from hatbus.jobs.results import places_of, show, show_profile, show_results
 from hatbus.jobs.run_log import JobFiles, RunLog, logged
 from hatbus.log import log
+from hatbus.loop.limits import exit_code
 from hatbus.parallel.processes import rank_and_world
 from hatbus.rng import seed_all
 from hatbus.runs.claim import claim_for_all
@@ -269,16 +270,15 @@ def run(
     try:
         prepared.settle(own.path)
         with logged(job.run_dir, title) if is_first else nullcontext() as book:
-            _train(prepared, own, book, quiet=quiet, profile=profile)
+            return _train(prepared, own, book, quiet=quiet, profile=profile)
     finally:
         own.release()
-    return 0
 
 
 def _train(
     prepared: Prepared, folder: RunFolder, book: RunLog | None, *, quiet: bool, profile: bool
-) -> None:
-    """Trains; ``book`` is the first process's."""
+) -> int:
+    """Trains, and says with what code to end; ``book`` is the first process's."""
     trainer, job = prepared.build(), prepared.job
     trainer.ctx.storage["quiet"] = quiet
     trainer.bus.register(JobFiles(prepared, trainer), "core.job_files", core=True)
@@ -292,7 +292,13 @@ def _train(
         for line in prepared.doubts(trainer):
             log.warning("%s", line)
     with record.watching():
-        ctx = trainer.fit(num_epochs=job.run.num_epochs, num_steps=job.run.num_steps)
+        ctx = trainer.fit(
+            job.run.num_epochs,
+            job.run.num_steps,
+            limit_steps=job.run.limit_steps,
+            max_time=job.run.max_time,
+            sanity_steps=job.run.sanity_steps,
+        )
     if book is not None and measured is not None:
         show(book, lambda console: show_profile(console, measured, job.run_dir))
     if book is not None:
@@ -301,6 +307,7 @@ def _train(
             lambda console: show_results(console, ctx, places_of(job, prepared.started_in)),
             quiet=quiet,
         )
+    return exit_code(trainer.bus, ctx)
 
 
 def with_place(name: str, cls: type[Any], options: dict[str, Any], run_dir: Path) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class Context:
             ``ctx.data.times_waits``.
         rank, world_size: of this process and of the run.
         seed: of the run.
+        limit_steps: batches of each loader that a validation takes at most; None: all of them.
         latest: the last published value of every log name.
         storage: a place where plugins leave things for one another.
         exception: what is ending the run, else None.
@@ -68,6 +69,8 @@ class Context:
     """
 
     _names: dict[str, set[str]]
+    limit_steps: int | None
+    num_steps: int | None
     __slots__ = (
         "_names",
         "batch",
@@ -87,6 +90,7 @@ class Context:
         "grad_norm",
         "is_aside",
         "latest",
+        "limit_steps",
         "loss",
         "losses",
         "model",
@@ -136,7 +140,7 @@ class Context:
         self.loss: torch.Tensor | None = None
         self.epoch_id = self.step_id = self.global_step_id = self.began_at = 0
         self.num_epochs: int | None = None
-        self.num_steps: int | None = None
+        self.num_steps = self.limit_steps = None
         self.steps_per_epoch: int | None = None
         self.total_steps: int | None = None
         self.updates, self.committed, self.is_aside = 0, False, False

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, Final
@@ -31,6 +32,7 @@ STOPPED_AND_SAVED: Final = 75
 _STOPS: Final = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGINT") if hasattr(signal, n))
 _SAVES: Final = tuple(getattr(signal, n) for n in ("SIGUSR1",) if hasattr(signal, n))
 _active: list[Signals] = []
+_deadlines: list[float] = []
 _forking: list[bool] = []
 _ends_after: list[bool] = []
 """Whether this process is there for one run, and ends when that is over."""
@@ -131,8 +133,21 @@ def can_serve() -> bool:
 
 
 def stop_wanted() -> bool:
-    """Whether a signal asked the run to end; for long work inside a step, such as a validation."""
-    return any(served.stop for served in _active)
+    """Whether a signal asked the run to end, or its time is over; for long work inside a step."""
+    return any(served.stop for served in _active) or any(
+        time.monotonic() >= end for end in _deadlines
+    )
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """From so many seconds on, the end of the run is wanted."""
+    end = time.monotonic() + seconds
+    _deadlines.append(end)
+    try:
+        yield
+    finally:
+        _deadlines.remove(end)
 
 
 @contextmanager

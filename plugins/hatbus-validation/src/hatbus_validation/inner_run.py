@@ -186,6 +186,7 @@ def evaluate(
     Returns:
         The context of the run that is over. Its epoch is the training's; its steps count from 0.
     """
+    data.limit = outer.limit_steps
     steps, epoch = data.steps_per_epoch, outer.epoch_id
     ctx = InnerContext(
         bus,

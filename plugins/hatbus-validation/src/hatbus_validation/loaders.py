@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -97,6 +98,7 @@ class Passes:
         tasks: of the loaders, in their order; empty without tasks.
         loader: what was given: a loader, or ``{task: loader}``.
         times_waits: whether ``ctx.data_wait`` is kept; a plugin that reads it says so.
+        limit: batches of each loader at most; None: all of them.
 
     Raises:
         DataError: something is no loader, or its length is 0.
@@ -114,6 +116,7 @@ class Passes:
         self.tasks = tuple(task for task in source.loaders if task is not None)
         self.loader: Any = dict(source.loaders) if self.tasks else source.loaders[None]
         self.times_waits = False
+        self.limit: int | None = None
         trained = {id(one) for one in training}
         for one in source.loaders.values():
             refuse_common_place(one, training)
@@ -134,6 +137,8 @@ class Passes:
     def steps_per_epoch(self) -> int | None:
         """Batches in all; None when a loader has no length."""
         known = [length for length in self._lengths if length is not None]
+        if self.limit is not None:
+            known = [min(length, self.limit) for length in known]
         return sum(known) if len(known) == len(self._lengths) else None
 
     @contextmanager
@@ -158,7 +163,7 @@ class Passes:
     def _steps(self) -> Iterator[Batches]:
         for task, loader in self._loaders.items():
             batches: Batches = []
-            for batch in self._batches(loader):
+            for batch in islice(self._batches(loader), self.limit):
                 batches = [(task, batch, 1.0)]
                 yield batches
             if not batches:

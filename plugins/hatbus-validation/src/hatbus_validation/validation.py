@@ -237,7 +237,7 @@ class Validation:
         self.is_owed = any(inner.is_cut for inner in found)
         if self.is_owed:
             ctx.control.save("validation cut short")
-            ctx.control.stop("run", "a signal during validation; it is made up for at resume")
+            ctx.control.stop("run", "the end during a validation; it is made up for at resume")
             return {}
         self.validated_at = ctx.position.global_step
         metrics = self._publish(ctx, found)
