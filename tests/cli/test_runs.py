@@ -154,8 +154,10 @@ def test_sorted_by_best_and_filtered_by_value_and_state(capsys: pytest.CaptureFi
         (["clean", "two"], "no run 'two' in 'runs'; known: 'one'"),
         (
             ["runs", "compare"],
-            "'runs compare': compare comes before its runs: hatbus runs compare RUN RUN "
-            "--place runs",
+            (
+                "'runs compare': compare comes before its runs: hatbus runs compare RUN RUN "
+                "--place runs"
+            ),
         ),
         (["plot"], "plot needs a metric and runs: hatbus runs plot METRIC RUN ..."),
     ],
