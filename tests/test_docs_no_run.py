@@ -20,6 +20,7 @@ pytest_plugins = ["hatbus.testing"]
 
 
 NO_RUN = {
+    "from-a-plain-script.md": ["python", "python"],  # test_plain_script.py
     "hosts.md": ["python", "python", "python", "python", "toml"],  # tox -e hosts has the libraries
     "testing-a-plugin.md": ["python", "python"],
     "writing-a-plugin.md": ["toml", "toml"],
