@@ -52,7 +52,8 @@ def _moved_mapping(batch: Any, device: Any) -> Any:
     items = {k: to_device(v, device) for k, v in batch.items()}
     if isinstance(batch, dict):
         made = copy.copy(batch)  # a defaultdict has more than its items
-        made.update(items)
+        for name, value in items.items():  # an output of Transformers refuses update()
+            made[name] = value
         return made
     return type(batch)(items)
 

@@ -100,3 +100,15 @@ def test_what_moves_itself_does_so() -> None:
 def test_what_holds_no_tensor_is_handed_on() -> None:
     thing = object()
     assert to_device((thing, "text", 3, Record), META) == (thing, "text", 3, Record)
+
+
+def test_a_mapping_that_takes_items_and_no_update_is_moved() -> None:
+    class Output(dict[str, Any]):
+        """As an output of Transformers."""
+
+        def update(self, *args: Any, **kwargs: Any) -> None:
+            raise NotImplementedError
+
+    moved = to_device(Output(x=HERE), META)
+    assert type(moved) is Output
+    assert moved["x"].device == META

@@ -12,7 +12,7 @@ import torchmetrics
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision
 
 from hatbus.errors import CheckpointError
-from hatbus_monitor.metric_state import is_data, restore, state_of
+from hatbus_monitor.metric_state import is_data, lasting_state, restore, state_of
 
 
 class Attributes:
@@ -221,3 +221,50 @@ def test_numpys_numbers_come_back_as_numpys() -> None:
     assert type(fresh.total) is np.float32
     assert fresh.total == whole.total
     assert [row.dtype for row in fresh.rows] == [np.float16] * 2
+
+
+def test_of_a_metric_that_was_reset_only_what_lasts_is_kept() -> None:
+    extremes = torchmetrics.wrappers.MinMaxMetric(torchmetrics.MeanMetric())
+    for value in (1.0, 5.0):
+        extremes.update(torch.tensor(value))
+        extremes.compute()
+    kept = lasting_state(extremes)
+    assert kept is not None
+    assert not any(part["states"] for part in kept.values())
+    fresh = torchmetrics.wrappers.MinMaxMetric(torchmetrics.MeanMetric())
+    restore(fresh, kept)
+    for metric in (extremes, fresh):
+        metric.reset()
+        metric.update(torch.tensor(3.0))
+    assert fresh.compute() == extremes.compute()
+    assert lasting_state(torchmetrics.CatMetric()) is None
+
+
+class KeepsAll:
+    """As ignite's EpochMetric: its own load fills the lists that are there, and no others."""
+
+    def __init__(self) -> None:
+        self.values: list[torch.Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"__per_rank": [{"values": self.values}]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        (saved,) = state["__per_rank"]
+        for place, value in enumerate(saved["values"]):
+            self.values[place] = value
+        assert len(self.values) == len(saved["values"])
+
+
+KeepsAll.__module__ = "ignite.metrics.epoch_metric"
+
+
+def test_a_list_of_ignite_is_as_long_as_the_saved_one_before_it_is_filled() -> None:
+    whole, fresh = KeepsAll(), KeepsAll()
+    whole.values += [torch.ones(2), torch.zeros(1)]
+    state = state_of(whole)
+    for metric in (fresh, whole):
+        metric.values += [torch.ones(1)]
+        restore(metric, state)
+    assert [value.tolist() for value in fresh.values] == [[1.0, 1.0], [0.0]]
+    assert len(whole.values) == 2

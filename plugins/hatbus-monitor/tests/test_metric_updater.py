@@ -359,3 +359,14 @@ def test_a_failing_batch_is_not_counted(trainer) -> None:
     with pytest.raises(SystemExit):
         trainer([updater], loss=loss).fit(num_epochs=1)
     assert updater.metrics["loss"].count == 16
+
+
+def test_a_tracker_of_torchmetrics_has_no_step_before_the_first_batch(trainer) -> None:
+    def update(metrics: Any, batch: Any, model_outs: Any, losses: Any) -> None:
+        (tracker,) = metrics
+        tracker.increment()
+        tracker.update(losses["loss"].detach())
+
+    tracker = torchmetrics.wrappers.MetricTracker(torchmetrics.MeanMetric(), maximize=False)
+    trainer([MetricUpdater(update, [tracker])]).fit(num_epochs=1)
+    assert tracker.n_steps > 1

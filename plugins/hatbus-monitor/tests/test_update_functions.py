@@ -147,3 +147,19 @@ def test_usual_gives_a_metric_of_ignite_outputs_and_target_as_a_pair() -> None:
     seen, batch, outs = kind(), (torch.zeros(2), torch.ones(2)), torch.zeros(2)
     usual([seen], batch, outs, {"loss": torch.tensor(1.0)})
     assert seen.given == [((outs, batch[1]),)]
+
+
+def test_usual_feeds_a_running_average_of_ignite_as_an_engine_does() -> None:
+    class RunningAverage(Seen):
+        src: Any = None
+
+        def _output_transform(self, output: torch.Tensor) -> torch.Tensor:
+            return 2 * output
+
+    RunningAverage.__module__ = "ignite.metrics.running_average"
+    batch, outs = (torch.zeros(2), torch.ones(2)), torch.zeros(2)
+    of_loss, of_metric = RunningAverage(), RunningAverage()
+    of_metric.src = Seen()
+    usual([of_loss, of_metric], batch, outs, {"loss": torch.tensor(1.0)})
+    assert of_loss.given == [(torch.tensor(2.0),)]
+    assert of_metric.src.given == of_metric.given == [((outs, batch[1]),)]

@@ -71,6 +71,21 @@ def state_of(metric: Any) -> dict[str, Any]:
     return {name: copied(value) for name, value in _data_attributes(metric)}
 
 
+def lasting_state(metric: Any) -> dict[str, Any] | None:
+    """What a metric keeps though it is reset, such as extremes so far; None where it is nothing.
+
+    A validation's metrics are reset before they count again: a checkpoint need not have the rest.
+    """
+    if _is_torchmetrics(metric) and not any(hasattr(m, "increment") for m in metric.modules()):
+        kept = {
+            name: copied(dict(_beside(part, part.metric_state))) for name, part in _parts(metric)
+        }
+        found = {name: {"count": 0, "states": {}, _BESIDE: one} for name, one in kept.items()}
+        return found if any(kept.values()) else None
+    is_all_reset = _has_own_state(metric) and (_is_torcheval(metric) or is_ignites(metric))
+    return None if is_all_reset else state_of(metric)
+
+
 def restore(metric: Any, state: Mapping[str, Any]) -> None:
     """Gives a metric back what ``state_of`` found in it.
 
@@ -80,6 +95,8 @@ def restore(metric: Any, state: Mapping[str, Any]) -> None:
     if _is_torchmetrics(metric):
         _restore_torchmetrics(metric, state)
     elif _has_own_state(metric):
+        if is_ignites(metric):
+            _make_room(metric, state)
         metric.load_state_dict({key: one for key, one in state.items() if key != _BESIDE})
         for name, value in state.get(_BESIDE, {}).items():
             setattr(metric, name, _like(getattr(metric, name, None), value))
@@ -133,6 +150,32 @@ def _parts(metric: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _is_torcheval(metric: Any) -> bool:
     return "_state_name_to_default" in vars(metric)  # ignite's has whatever it is asked for
+
+
+def is_ignites(metric: Any) -> bool:
+    """Whether a metric is one of ignite's."""
+    return any(cls.__module__.startswith("ignite.") for cls in type(metric).__mro__)
+
+
+def _make_room(metric: Any, state: Mapping[str, Any]) -> None:
+    """Lets a metric of ignite take a state whose lists are longer than its own, as they always are.
+
+    It fills the lists that are there (``EpochMetric``), and refuses others.
+    """
+    for name, value in state.items():
+        if name.startswith("__"):  # a state for each process
+            for one in value:
+                _make_room(metric, one)
+            continue
+        present = vars(metric).get(name)
+        pairs = [(present, value)]
+        if isinstance(value, (list, tuple)) and isinstance(present, list):
+            pairs = list(zip(present, value, strict=False))
+            if not any(map(is_ignites, present)):
+                setattr(metric, name, list(value))
+        for part, one in pairs:
+            if is_ignites(part):
+                _make_room(part, one)
 
 
 def _beside_own(metric: Any) -> Iterator[tuple[str, Any]]:

@@ -21,7 +21,7 @@ from hatbus_monitor.metric_calls import read_filter, wanted_extras
 from hatbus_monitor.metric_holding import Held
 from hatbus_monitor.metric_list import KNOWN, Metric, move, named_metrics
 from hatbus_monitor.metric_prefix import free_prefix, usual_prefix
-from hatbus_monitor.metric_state import copied, restore, state_of
+from hatbus_monitor.metric_state import copied, lasting_state, restore, state_of
 from hatbus_monitor.metric_values import Shown, has_get, results
 from hatbus_monitor.metrics import Accuracy, LossShow, Mean
 from hatbus_monitor.update_functions import usual
@@ -119,6 +119,7 @@ class MetricUpdater:
         self.name_prefix = ""
         self._held = Held(self)
         self._updates = 0
+        self._is_in_validation = False
         self._published_at: int | None = None
         self._stored: list[dict[str, Any]] = []
         self._before_reset: dict[str, Any] = {}
@@ -126,6 +127,7 @@ class MetricUpdater:
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
         """Finds the metrics, moves them to the device, settles their names."""
+        self._is_in_validation = ctx.optimizer is None
         found = named_metrics(self._metrics_of_run(ctx)) if self._given is None else self.metrics
         self.metrics = self._held.take(found, ctx, warns=self._given is not None)
         move(self.metrics.values(), ctx.device)
@@ -247,9 +249,15 @@ class MetricUpdater:
         return [*names, *(f"{start}{'' if has_get(one) else n}*" for n, one in foreign.items())]
 
     def state_dict(self) -> dict[str, Any]:
-        """The accumulators, rows stored under the key, the step last published."""
+        """The accumulators, rows stored under the key, the step last published.
+
+        Of a validation that is over, what lasts till the next one.
+        """
+        read = lasting_state if self._is_in_validation else state_of
+        found = {name: read(metric) for name, metric in self.metrics.items()}
         return {
-            "metrics": {name: state_of(metric) for name, metric in self.metrics.items()},
+            "metrics": {name: state for name, state in found.items() if state is not None},
+            "is_partial": self._is_in_validation,
             "updates": self._updates,
             "stored": copied(self._stored),
             "published_at": self._published_at,
@@ -259,7 +267,7 @@ class MetricUpdater:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes the accumulators back; a metric or process not there then starts anew."""
         if "metrics" in state:
-            self._take_back(state["metrics"])
+            self._take_back(state["metrics"], is_partial=state.get("is_partial", False))
             self._updates = state["updates"]
         else:
             self._reset()
@@ -267,11 +275,11 @@ class MetricUpdater:
         self._published_at = state.get("published_at")
         self._before_reset = copied(state.get("before_reset", {}))
 
-    def _take_back(self, saved: Mapping[str, Any]) -> None:
+    def _take_back(self, saved: Mapping[str, Any], *, is_partial: bool) -> None:
         for name, metric in self.metrics.items():
             if name in saved:
                 restore(metric, saved[name])
-            else:
+            elif not is_partial:
                 log.warning("metric %r is not in the checkpoint; it starts anew", name)
 
     def _leaves_it_to_the_end(self, ctx: Context) -> bool:
@@ -326,7 +334,8 @@ class MetricUpdater:
 
     def _reset(self) -> None:
         for metric in self.metrics.values():
-            metric.reset()
+            if getattr(type(metric), "n_steps", None) is None or metric.n_steps:  # type: ignore[attr-defined]  # as just asked
+                metric.reset()  # a tracker that has no step as yet cannot be
         self._updates = 0
 
 

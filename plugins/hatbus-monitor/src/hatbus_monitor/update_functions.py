@@ -15,6 +15,7 @@ from typing import Any
 
 from hatbus.data import fields_of, samples_in
 from hatbus.errors import PluginError, did_you_mean
+from hatbus_monitor.metric_state import is_ignites
 from hatbus_monitor.metrics import Accuracy, Mean
 
 UpdateFunction = Callable[..., None]
@@ -34,7 +35,7 @@ def usual(metrics: Any, batch: Any, model_outs: Any, losses: Mapping[str, Any]) 
         return
     for metric in metrics.values() if isinstance(metrics, dict) else metrics:
         if is_ignites(metric):
-            metric.update((model_outs, batch[1]))
+            update_ignites(metric, (model_outs, batch[1]), losses)
             continue
         if isinstance(metric, Accuracy) or not isinstance(metric, Mean):
             metric.update(model_outs, batch[1])
@@ -45,9 +46,19 @@ def usual(metrics: Any, batch: Any, model_outs: Any, losses: Mapping[str, Any]) 
         metric.update(loss, *weight)
 
 
-def is_ignites(metric: Any) -> bool:
-    """Whether a metric is one of ignite's, whose ``update`` takes outputs and target as a pair."""
-    return any(cls.__module__.startswith("ignite.") for cls in type(metric).__mro__)
+def update_ignites(metric: Any, pair: tuple[Any, Any], losses: Mapping[str, Any]) -> None:
+    """Gives a metric of ignite outputs and target as a pair.
+
+    ``RunningAverage`` is fed by an engine there: the metric that it averages gets the pair first;
+    without one it averages the loss.
+    """
+    if type(metric).__name__ != "RunningAverage":
+        metric.update(pair)
+    elif metric.src is None:
+        metric.update(metric._output_transform(sum(losses.values())))  # noqa: SLF001 - ignite's way
+    else:
+        metric.src.update(pair)
+        metric.update(pair)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hatbus import Bus, Context, hookimpl
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from hatbus_validation.callback_tables import Named
-    from hatbus_validation.loaders import Passes
+    from hatbus_validation.loaders import Passes, Source
 
 
 class EvaluationLoop:
@@ -213,3 +213,42 @@ def evaluate(
     )
     ctx.emit.run_loop(ctx)
     return ctx
+
+
+def states_of(runs: Sequence[tuple[Source, Passes, Bus]]) -> dict[str, dict[str, Any]]:
+    """What the callbacks keep from one validation to the next: loader, then name, to state.
+
+    One that several loaders share stands under the first.
+
+    Args:
+        runs: a validation's loaders, batches and buses.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for loader, name, callback in _stateful(runs):
+        found.setdefault(loader, {})[name] = callback.state_dict()
+    return found
+
+
+def give_states(
+    runs: Sequence[tuple[Source, Passes, Bus]], saved: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Gives callbacks their states back; one that is in no checkpoint starts anew.
+
+    Args:
+        runs: a validation's loaders, batches and buses.
+        saved: as ``states_of`` gave it.
+    """
+    for loader, name, callback in _stateful(runs):
+        if name in saved.get(loader, {}):
+            callback.load_state_dict(saved[loader][name])
+
+
+def _stateful(runs: Sequence[tuple[Source, Passes, Bus]]) -> Iterator[tuple[str, str, Any]]:
+    known: set[int] = set()
+    for source, _, bus in runs:
+        for name, member in bus.members.items():
+            one: Any = member.plugin
+            keeps = hasattr(one, "state_dict") and hasattr(one, "load_state_dict")
+            if keeps and not member.core and id(one) not in known:
+                known.add(id(one))
+                yield source.name, name, one

@@ -27,7 +27,7 @@ from hatbus.rng import fenced
 from hatbus_validation import shown_weights as shown
 from hatbus_validation.callback_tables import Named, named_callbacks, without_writers
 from hatbus_validation.fellows import FIRST_NAME, asking, fellows_of, first_names
-from hatbus_validation.inner_run import InnerContext, evaluate, inner_bus
+from hatbus_validation.inner_run import InnerContext, evaluate, give_states, inner_bus, states_of
 from hatbus_validation.loaders import Passes, Source, built_loaders, sources
 from hatbus_validation.mean_losses import MeanLosses
 from hatbus_validation.processor import evaluation_processor, modules_of
@@ -242,8 +242,7 @@ class Validation:
         self.validated_at = ctx.position.global_step
         metrics = self._publish(ctx, found)
         if ctx.rank == 0:
-            steps = ctx.position.global_step
-            log.info("validation (%s) after %d steps: %s", reason, steps, Said(metrics))
+            log.info("validation (%s) after %d steps: %s", reason, self.validated_at, Said(metrics))
         return metrics
 
     @hookimpl(wrapper=True)
@@ -275,16 +274,18 @@ class Validation:
             return []
         name = first_names(fellows_of(self, Validation, ctx.bus))[self]
         label = "validation" if name == FIRST_NAME else f"validation {name}"
-        every, end = self.val_interval, bool(self.val_on_train_end)
-        return marks_every(label, every, self.interval_by, ctx, at_end=end)
+        every, unit, end = self.val_interval, self.interval_by, bool(self.val_on_train_end)
+        return marks_every(label, every, unit, ctx, at_end=end)
 
     def state_dict(self) -> dict[str, Any]:
-        """How many steps were behind the run at its last validation, and whether one is owed."""
-        return {"validated_at": self.validated_at, "is_owed": self.is_owed}
+        """When it validated last, whether one is owed, and what its callbacks keep."""
+        kept = states_of(self._runs)
+        return {"validated_at": self.validated_at, "is_owed": self.is_owed, "callbacks": kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes them back."""
         self.validated_at, self.is_owed = state["validated_at"], state["is_owed"]
+        give_states(self._runs, state.get("callbacks", {}))
 
     @contextmanager
     def shown_model(self, ctx: Context) -> Iterator[nn.Module]:
@@ -361,8 +362,7 @@ class Validation:
 
     def _validate_these(self, ctx: Context, chosen: Sequence[Validation], reason: str) -> None:
         """Validates with those of the chosen that have not validated this very step."""
-        new = self._new(ctx, chosen)
-        if new:
+        if new := self._new(ctx, chosen):
             with asking(new):
                 ctx.emit.validate(ctx, reason)
 
