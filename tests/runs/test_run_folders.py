@@ -130,6 +130,8 @@ def test_ten_started_at_once_get_ten_folders(job: Path) -> None:
         assert steps(folder) == list(range(6))
         assert summary(folder)["state"] == "finished"
     assert {summary(folder)["process"]["pid"] for folder in found} == set(started)
+    ends = {(f / "checkpoint/checkpoint-epoch-0001/model.safetensors").read_bytes() for f in found}
+    assert len(ends) == 1  # of one job, to the last bit
 
 
 @pytest.mark.parametrize("at", [3, 15])

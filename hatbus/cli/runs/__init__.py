@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hatbus.runs.listing import Run
 
 PLACE: Final = "runs"
-VERBS: Final = ("compare", "plot", "clean")
+VERBS: Final = {"compare": "RUN RUN", "plot": "METRIC RUN", "clean": "RUN"}
 _MOST_COLUMNS: Final = 2
 
 
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         return clean(args, words)
     if words:
         others = [word for word in words if word not in VERBS]
-        meant = " ".join([words[0], *(others or ["RUN", "RUN"])])
+        meant = " ".join([words[0], *(others or [VERBS.get(words[0], "")])])
         if words[0] in VERBS:
             raise JobError(
                 f"{' '.join(args.words)!r}: {words[0]} comes before its runs: hatbus runs {meant} "
