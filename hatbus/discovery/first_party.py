@@ -61,6 +61,7 @@ COMMANDS: Final[dict[str, str]] = {
     "evaluate": "hatbus-checkpoint",
     "export": "hatbus-checkpoint",
     "lr-find": "hatbus-lr",
+    "summary": "hatbus-model",
     "predict": "hatbus-checkpoint",
 }
 """Reserved command to the distribution that brings it."""

@@ -1,4 +1,4 @@
-"""Plugins for the model's weights: freezing, fusing, averaging, teaching."""
+"""Plugins for the model's weights: freezing, fusing, averaging, teaching; a summary."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hatbus_model.freeze_module import FreezeModule
     from hatbus_model.fuse_bn import FuseBN
     from hatbus_model.mean_teacher import MeanTeacher
+    from hatbus_model.model_summary import Summary, summarize
 
 __all__ = [
     "ExponentialMovingAverage",
@@ -19,6 +20,8 @@ __all__ = [
     "FreezeModule",
     "FuseBN",
     "MeanTeacher",
+    "Summary",
+    "summarize",
 ]
 
 __getattr__ = lazily(
@@ -28,4 +31,6 @@ __getattr__ = lazily(
     FreezeModule="freeze_module",
     FuseBN="fuse_bn",
     MeanTeacher="mean_teacher",
+    Summary="model_summary",
+    summarize="model_summary",
 )
