@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from optimizers import Closure, matrices, trial
+from optimizers import matrices, trial
 
 sys.path.pop(0)
 
 from hatbus.errors import SaveError
+from hatbus_grad import Closure
 
 Make = Callable[[nn.Module], Any]
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
@@ -74,6 +75,10 @@ WRAPPERS: dict[str, tuple[Make, list[object]]] = {
         [],
     ),
     "OrthoGrad": (lambda m: pytorch_optimizer.OrthoGrad(torch.optim.AdamW(m.parameters())), []),
+    "ScheduleFreeWrapper": (
+        lambda m: pytorch_optimizer.ScheduleFreeWrapper(torch.optim.SGD(m.parameters(), 0.01)),
+        [],
+    ),
     "TRAC": (lambda m: pytorch_optimizer.TRAC(torch.optim.AdamW(m.parameters())), []),
     "SAM": (
         lambda m: pytorch_optimizer.SAM(m.parameters(), torch.optim.SGD, lr=0.01, momentum=0.9),
@@ -102,17 +107,20 @@ def test_a_state_of_objects_is_refused_by_name_after_the_first_update(
         trial(tmp_path, of_package(name))
 
 
-@pytest.mark.parametrize(
-    "name", ["SGDScheduleFree", "AdamWScheduleFree", "RAdamScheduleFree", "ScheduleFreeWrapper"]
-)
+SCHEDULE_FREE = ["SGDScheduleFree", "AdamWScheduleFree", "RAdamScheduleFree"]
+SCHEDULE_FREE += ["AdamWScheduleFreeReference", "ScheduleFreeWrapper"]
+SCHEDULE_FREE += ["SGDScheduleFreeClosure", "AdamWScheduleFreeClosure", "RAdamScheduleFreeClosure"]
+
+
+@pytest.mark.parametrize("name", SCHEDULE_FREE)
 def test_schedulefree_goes_on_twice(tmp_path: Path, name: str) -> None:
     def make(model: nn.Module) -> Any:
         if name == "ScheduleFreeWrapper":
             return schedulefree.ScheduleFreeWrapper(torch.optim.SGD(model.parameters(), 0.01))
-        more = {} if name.startswith("R") else {"warmup_steps": 5}
+        more = {} if name.startswith("R") or "Reference" in name else {"warmup_steps": 5}
         return getattr(schedulefree, name)(model.parameters(), lr=0.01, **more)
 
-    trial(tmp_path, make)
+    trial(tmp_path, make, *([Closure()] if name.endswith("Closure") else []))
 
 
 PRODIGY: list[dict[str, Any]] = [{}, {"slice_p": 11}, {"beta3": 0.9, "growth_rate": 1.02}]
