@@ -171,9 +171,8 @@ def test_many_plugins_together_do_not_wait(tmp_path: Path) -> None:
     waits, plugins = Waits(strict=False), {name: MAKERS[name](tmp_path) for name in names}
     run = trainer({"losses": Losses(), **plugins}, nan=NAN, precision="bf16")
     waits.watch(run).fit(num_epochs=1)
-    # A freeze changes what the average follows: it looks at what it has then, and in no other step.
     assert waits.steps == 9
-    assert waits.count <= 2
+    assert waits.count <= (0 if DEVICE == "cpu" else 1)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from hatbus import Trainer, hookimpl, plugin
-from hatbus.loop import plain_name
+from hatbus.loop import plain_name, structure_changed
+from hatbus_model import moving_average
 from hatbus_model.ema import ExponentialMovingAverage
 from hatbus_model.freeze_module import FreezeModule
 from hatbus_model.fuse_bn import FuseBN
+from hatbus_model.moving_average import not_finite
 
 torch.set_num_threads(1)
 D = 0.5
@@ -339,3 +342,50 @@ def test_averages_of_trained_parameters_go_on_from_their_state() -> None:
     trainer.fit(num_epochs=1)
     expected = D * state["averages"]["adapter.weight"] + (1 - D) * model.adapter.weight
     assert torch.allclose(again.averages()["adapter.weight"], expected, rtol=0, atol=1e-6)
+
+
+def test_what_was_looked_at_once_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking whether a new average is finite waits for the device."""
+    looked_at: list[set[str]] = []
+
+    def noting(averages: Any, followed: Any) -> set[str]:
+        looked_at.append(set(averages))
+        return not_finite(averages, followed)
+
+    class Grows:
+        @hookimpl
+        def on_step_begin(self, ctx: Any) -> None:
+            if ctx.global_step_id == 2:
+                ctx.model.register_buffer("seen", torch.full((2,), math.inf))
+            if ctx.global_step_id == 3:
+                ctx.model.seen.fill_(1.0)
+            structure_changed(ctx)
+
+    monkeypatch.setattr(moving_average, "not_finite", noting)
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
+    average = ExponentialMovingAverage(decay=0.5, decay_base=0)
+    data = [(torch.randn(4, 3), torch.randn(4, 1))] * 3
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    Trainer(model, optimizer, data, nn.functional.mse_loss, [average, Grows()]).fit(num_epochs=2)
+    names = {*model.state_dict()} - {"seen"}
+    assert [one for one in looked_at if one] == [names, {"seen"}]
+    assert average.averages()["seen"].equal(torch.ones(2))  # it was healed
+
+
+def test_a_buffer_of_another_type_is_followed() -> None:
+    class Changes:
+        @hookimpl
+        def on_step_begin(self, ctx: Any) -> None:
+            kind = torch.float16 if ctx.global_step_id < 3 else torch.bfloat16
+            ctx.model.kept = torch.full((1,), 2.0**ctx.global_step_id, dtype=kind)
+
+    model = nn.Linear(3, 1)
+    model.register_buffer("kept", torch.ones(1, dtype=torch.float16))
+    average = ExponentialMovingAverage(decay=0.5, decay_base=0)
+    data = [(torch.randn(4, 3), torch.randn(4, 1))] * 3
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    Trainer(model, optimizer, data, nn.functional.mse_loss, [average, Changes()]).fit(num_epochs=2)
+    expected = 1.0
+    for step in range(6):
+        expected = (expected + 2.0**step) / 2
+    assert float(average.averages()["kept"]) == expected

@@ -142,7 +142,7 @@ class ExponentialMovingAverage:
             return
         with torch.no_grad():
             if not self._moved(number):
-                self._follow(ctx, look=True)
+                self._follow(ctx, look=True, anew=True)
                 self._moved(number)
 
     def _moved(self, number: int) -> bool:
@@ -185,7 +185,7 @@ class ExponentialMovingAverage:
     def _has_begun(self) -> bool:
         return self.updates >= self.start_step
 
-    def _follow(self, ctx: Context, *, look: bool = False) -> None:
+    def _follow(self, ctx: Context, *, look: bool = False, anew: bool = False) -> None:
         """Finds the tensors to follow, at the start and after every change of structure.
 
         An average stays with its tensor, whatever name that has by now; a tensor that is new in
@@ -194,6 +194,7 @@ class ExponentialMovingAverage:
         Args:
             ctx: of the run.
             look: whether to look although no change was said.
+            anew: whether what is followed is another kind of tensor now, if not another tensor.
 
         Raises:
             CheckpointError: the averages of a checkpoint are of another model.
@@ -217,11 +218,12 @@ class ExponentialMovingAverage:
         }
         if any(map(is_lazy, (*ctx.all_modules.parameters(), *ctx.all_modules.buffers()))):
             self._structure = -1  # their tensors are made in the first forward pass
-        if before[0] and is_same(old, self._values) and is_in_place(before[0], self._followed):
+        is_known = bool(before[0]) and is_same(old, self._values) and not anew
+        if is_known and is_in_place(before[0], self._followed):
             return
         every = [plain_name(n) for n, _ in ctx.all_modules.named_buffers()]
         copied = every if self.buffers == "copy" else of_observers(ctx.all_modules)
-        self._lanes = Lanes(self._values, self._followed, copied)
+        self._lanes = Lanes(self._values, self._followed, copied, before=self._lanes)
 
     def _folded(self, ctx: Context) -> set[str]:
         """Folds averages as weights were folded since the last look; names of what was made."""
@@ -256,8 +258,9 @@ class ExponentialMovingAverage:
     def _average_of(self, live: Tensor, known: Tensor | None) -> Tensor:
         """The average of a tensor where it belongs; a copy of the tensor if there is none yet."""
         device = torch.device("cpu") if self.offload else live.device
-        value = known if known is not None and known.shape == live.shape else live
-        return value.detach().to(device, averaged_dtype(live), copy=value is live)
+        if known is None or known.shape != live.shape:
+            return live.detach().to(device, averaged_dtype(live), copy=True)
+        return known.to(device, averaged_dtype(live))
 
 
 def _check_layouts(followed: dict[str, Place]) -> None:

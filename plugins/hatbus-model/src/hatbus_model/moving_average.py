@@ -176,10 +176,16 @@ class Lane:
 class Lanes:
     """Many averages, moved together or not at all.
 
+    Attributes:
+        looked_at: an average's id to itself, and whether it heals: whether it was not finite when
+            it was first looked at.
+
     Args:
         averages: the averages by name.
         followed: what they follow, under the same names.
         copied: names that are copied although they could be averaged.
+        before: the lanes of before, which have looked at some of the averages already; looking at
+            one that is new waits for the device.
     """
 
     def __init__(
@@ -187,8 +193,16 @@ class Lanes:
         averages: Mapping[str, Tensor],
         followed: Mapping[str, Place],
         copied: Iterable[str] = (),
+        before: Lanes | None = None,
     ) -> None:
-        as_is, healing = set(copied), not_finite(averages, followed)
+        looked_at: dict[int, tuple[Tensor, bool]] = {} if before is None else before.looked_at
+        known = {n: looked_at[id(a)][1] for n, a in averages.items() if id(a) in looked_at}
+        new = {n: average for n, average in averages.items() if n not in known}
+        healing = not_finite(new, followed) | {name for name, heals in known.items() if heals}
+        self.looked_at: dict[int, tuple[Tensor, bool]] = {
+            id(a): (a, n in healing) for n, a in averages.items()
+        }
+        as_is = set(copied)
         found: dict[object, Lane] = {}
         self._buffers: list[tuple[torch.Size, torch.dtype, dict[str, Any], str]] = []
         for name, average in averages.items():
