@@ -40,16 +40,19 @@ class Offer(NamedTuple):
 
 def problems_of(offer: Offer, sources: Sources) -> list[str]:
     """What the source of one entry point has wrong, read without importing it."""
-    found = list(_name_problems(offer))
-    module, colon, attr = offer.value.partition(":")
+    return [*_name_problems(offer), *class_problems(offer.value, sources)]
+
+
+def class_problems(value: str, sources: Sources) -> list[str]:
+    """What the source of ``"package.module:Class"`` has wrong, read without importing it."""
+    module, colon, attr = value.partition(":")
     module, attr = module.strip(), attr.partition("[")[0].strip()
     if not colon or not attr:
-        return [*found, f"{offer.value!r} names no class; accepted: 'package.module:Class'"]
+        return [f"{value!r} names no class; accepted: 'package.module:Class'"]
     reading = sources.read(module, attr)
     if reading is not None:
-        changed = settings_changed(sources, module)
-        return [*found, *_class_problems(reading), *changed]
-    return [*found, sources.why_unreadable(module) or f"module {module!r} has no class {attr!r}"]
+        return [*_class_problems(reading), *settings_changed(sources, module)]
+    return [sources.why_unreadable(module) or f"module {module!r} has no class {attr!r}"]
 
 
 def requirement_problems(requirements: list[str]) -> list[str]:

@@ -149,10 +149,12 @@ def default_name(plugin: object) -> str:
 
     cls = plugin if inspect.isclass(plugin) else type(plugin)
     found = entry_point_name(cls)
-    return (
-        found
-        or re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
-    )
+    return found or in_snake_case(cls.__name__)
+
+
+def in_snake_case(cls: str) -> str:
+    """A class's name as a plugin's: ``EMALike`` is ``ema_like``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls).lower()
 
 
 def _methods(plugin: object) -> Iterator[tuple[str, dict[str, Any] | None]]:

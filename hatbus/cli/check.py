@@ -15,12 +15,19 @@ from zipfile import BadZipFile, ZipFile
 
 from hatbus import discovery
 from hatbus.authoring.advice import advice_on, on_metadata, on_project
-from hatbus.authoring.checking import Offer, load_problems, problems_of, requirement_problems
+from hatbus.authoring.checking import (
+    Offer,
+    class_problems,
+    load_problems,
+    problems_of,
+    requirement_problems,
+)
 from hatbus.authoring.command_checks import (
     command_advice,
     command_load_problems,
     command_problems,
 )
+from hatbus.authoring.own_file import OwnFile, own_file
 from hatbus.discovery.class_source import Sources
 from hatbus.discovery.commands import command_of, offers_of
 from hatbus.discovery.entry_points import conflict_of, how_to_install
@@ -74,13 +81,27 @@ def check_and_show(name: str, *, as_json: bool) -> int:
 
 def _report(name: str) -> Report:
     """A project in a folder goes before what is installed under its name."""
-    path = Path(name)
+    path, own = Path(name), own_file(name)
+    if own is not None:
+        return check_own(own)
     if path.name == _PROJECT and path.is_file():
         return check_folder(path.parent)
     is_installed = any(_is(found, name) for found in discovery.installed())
     if path.is_dir() and ((path / _PROJECT).is_file() or not is_installed):
         return check_folder(path)
     return check_wheel(path) if path.suffix == ".whl" else check_installed(name)
+
+
+def check_own(own: OwnFile) -> Report:
+    """Checks the plugins of a file that is in no package, without importing it.
+
+    Raises:
+        PluginError: there is none.
+    """
+    return {
+        cls: Finding(class_problems(f"{own.file.stem}:{cls}", own.sources), [])
+        for cls in own.classes()
+    }
 
 
 def check_folder(folder: Path) -> Report:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 from hatbus import discovery
 from hatbus.cli.display import show_rows
 from hatbus.discovery.entry_points import conflict_of, how_to_install, is_allowed
+from hatbus.discovery.module_files import drawn, find_source, said, syntax_error
 from hatbus.discovery.version_gate import misfit
 from hatbus.errors import PluginError
 
 if TYPE_CHECKING:
     import argparse
 
+    from hatbus.authoring.own_file import OwnFile
     from hatbus.discovery.class_source import ClassSource
     from hatbus.discovery.entry_points import Found
 
@@ -27,8 +29,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name",
         nargs="?",
-        help="show: a plugin; check: a plugin, a distribution, a wheel, or a folder with a "
-        "pyproject.toml",
+        help="show: a plugin, or FILE.py:Class; check: a plugin, a distribution, a wheel, a folder "
+        "with a pyproject.toml, or FILE.py[:Class]",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -76,6 +78,11 @@ def status_of(found: Found) -> str:
 
 def show_one(name: str, *, as_json: bool) -> int:
     """Prints all that is known about one plugin."""
+    from hatbus.authoring.own_file import own_file
+
+    own = own_file(name)
+    if own is not None:
+        return show_own(own, as_json=as_json)
     offers = [found for found in discovery.installed() if found.name == name]
     if not offers:
         discovery.lookup(name)
@@ -86,6 +93,31 @@ def show_one(name: str, *, as_json: bool) -> int:
     return 0
 
 
+def show_own(own: OwnFile, *, as_json: bool) -> int:
+    """Prints all that is known about the plugins of a file of the user's own."""
+    from hatbus.bus.registration import in_snake_case
+
+    found = own.classes()
+    if as_json:
+        data = [
+            {
+                "name": in_snake_case(cls.rpartition(".")[2]),
+                "value": f"{own.file}:{cls}",
+                **as_data(reading),
+            }
+            for cls, reading in found.items()
+        ]
+        _print_json(data)
+        return 0
+    texts = []
+    for cls, reading in found.items():
+        head = f"{in_snake_case(cls.rpartition('.')[2])}  ({own.file}:{cls})"
+        how = f"in a job: -p {own.file}:{cls}, or use = '{own.file}:{cls}' in [plugins.NAME]"
+        texts.append("\n".join([head, *facts(reading), how]))
+    print("\n\n".join(texts))
+    return 0
+
+
 def in_full(found: Found) -> str:
     """One plugin as text."""
     reading = found.describe()
@@ -93,12 +125,27 @@ def in_full(found: Found) -> str:
     if status_of(found):
         lines += [status_of(found)]
     if reading is None:
-        return "\n".join([*lines, "its source cannot be read"])
+        return "\n".join([*lines, why_unread(found)])
+    return "\n".join([*lines, *facts(reading)])
+
+
+def why_unread(found: Found) -> str:
+    """Why a plugin's source says nothing; a syntax error with its line and place."""
+    file = find_source(found.module)
+    error = None if file is None else syntax_error(file)
+    if file is None or error is None:
+        return "its source cannot be read" if file is None else found.summary()
+    return f"{said(error, file)}{drawn(error)}"
+
+
+def facts(reading: ClassSource) -> list[str]:
+    """What the source of a class says, line by line."""
+    lines: list[str] = []
     lines += ["", reading.doc, ""] if reading.doc else [""]
     lines += [f"{key}: {value}" for key, value in reading.declared.items()]
     lines += [f"events: {', '.join(reading.events) or 'none'}", "options:"]
     lines += _options(reading)
-    return "\n".join([*lines, f"file: {reading.file}:{reading.line}"])
+    return [*lines, f"file: {reading.file}:{reading.line}"]
 
 
 def _options(reading: ClassSource) -> list[str]:
@@ -123,16 +170,19 @@ def described(found: Found) -> dict[str, Any]:
         "version": found.version,
         "status": status_of(found),
     }
-    if reading is not None:
-        data |= {
-            "doc": reading.doc,
-            "declared": reading.declared,
-            "events": reading.events,
-            "parameters": [p._asdict() for p in reading.parameters],
-            "file": str(reading.file),
-            "line": reading.line,
-        }
-    return data
+    return data if reading is None else data | as_data(reading)
+
+
+def as_data(reading: ClassSource) -> dict[str, Any]:
+    """What the source of a class says, as plain data."""
+    return {
+        "doc": reading.doc,
+        "declared": reading.declared,
+        "events": reading.events,
+        "parameters": [p._asdict() for p in reading.parameters],
+        "file": str(reading.file),
+        "line": reading.line,
+    }
 
 
 def _print_json(data: object) -> None:

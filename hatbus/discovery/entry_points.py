@@ -11,6 +11,7 @@ import os
 import sys
 from functools import lru_cache
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from hatbus.discovery.allow_list import ALLOW, names_allowed
@@ -123,12 +124,16 @@ class Found:
 
     def summary(self) -> str:
         """The first line of the class's docstring; empty without one."""
-        from hatbus.discovery.module_files import find_source
+        from hatbus.discovery.module_files import find_source, said, syntax_error
         from hatbus.discovery.summaries import quick_summary
 
         file = find_source(self.module)
         if file is None:
             return f"no source for {self.value}"
+        if not is_first_party(self.distribution):  # to parse them all takes long
+            error = syntax_error(file)
+            if error is not None:
+                return said(error, Path(file.name))
         quick = quick_summary(file.read_text("utf-8", "replace"), self.attr)
         if quick is not None:
             return quick
@@ -179,7 +184,12 @@ def hint(name: str) -> str:
     close = did_you_mean(name, {*known, *FIRST_PARTY})
     if "did you mean" in close:
         return close
-    return did_you_mean(name, known) if known else f"; {how_to_install()}"
+    if not known:
+        return f"; {how_to_install()}"
+    return (
+        "; nothing that is installed offers it: `hatbus plugins` lists what there is; a class of "
+        "your own is -p FILE.py:Class, or use = 'FILE.py:Class' in a job"
+    )
 
 
 def how_to_install(name: str = "") -> str:

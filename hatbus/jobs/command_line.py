@@ -19,7 +19,7 @@ def change_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         action="append",
         default=[],
-        help="add a plugin with default options, or switch one off: no:NAME",
+        help="add a plugin with default options, or FILE.py:Class, or switch one off: no:NAME",
     )
     parser.add_argument(
         "-o",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from typing import Any, Final
 
+from hatbus.bus.registration import in_snake_case
 from hatbus.errors import did_you_mean
+from hatbus.jobs.references import is_reference
 
 PLANS: Final = ("num_epochs", "num_steps")
 """The keys of ``[run]`` that say how long it is, of which a job has one."""
@@ -16,7 +19,18 @@ def switch(tables: dict[str, Any], words: tuple[str, ...], problems: list[str]) 
     added = set()
     for word in words:
         off, name = word.startswith("no:"), word.removeprefix("no:")
-        if off and name not in tables:
+        use, name = name, own_instance(name)
+        if use != name and not off:
+            there = tables.setdefault(name, {"use": use})
+            if isinstance(there, dict) and there.get("use", name) != use:
+                problems.append(
+                    f"-p {word}: the job has another plugin {name!r}; give yours a name of its own "
+                    f"in the job: [plugins.NAME] with use = {use!r}"
+                )
+            elif isinstance(there, dict):
+                there["enabled"] = True
+                added.add(name)
+        elif off and name not in tables:
             problems.append(f"-p {word}: no plugin {name!r} in the job{did_you_mean(name, tables)}")
         elif name not in tables:
             tables[name] = {}
@@ -24,6 +38,12 @@ def switch(tables: dict[str, Any], words: tuple[str, ...], problems: list[str]) 
         elif isinstance(tables[name], dict):
             tables[name]["enabled"] = not off
     return added
+
+
+def own_instance(word: str) -> str:
+    """The instance name of ``FILE.py:Class``; any other word is one already."""
+    is_class = ":" in word and is_reference(word)
+    return in_snake_case(re.split(r"[:.]", word)[-1]) if is_class else word
 
 
 def override(tables: dict[str, Any], words: tuple[str, ...], problems: list[str]) -> None:
