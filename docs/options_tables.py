@@ -66,6 +66,9 @@ def _place(reading: ClassSource, cls: type) -> str:
     declared = {"stage": "monitor", **reading.declared}
     parts = [f"`{cls.__module__}.{cls.__name__}`"]
     for key, value in declared.items():
+        if isinstance(value, bool):
+            parts += [f"`{key}`"] if value else []
+            continue
         words = [value] if isinstance(value, str) else value
         parts.append(f"{key} {', '.join(f'`{word}`' for word in words)}")
     return "; ".join(parts) + f"; events {', '.join(f'`{event}`' for event in reading.events)}"

@@ -11,8 +11,10 @@ from hatbus.bus.member import CORE
 from hatbus.bus.moments import Moments, TaskScope
 from hatbus.evaluation.schedule_free import ScheduleFree, has_modes
 from hatbus.loop.loop import Loop, UnprovidedSpans
+from hatbus.parallel.agreed import AgreedDecisions, SameTasks
 from hatbus.parallel.beside import ShareBeside
-from hatbus.parallel.processes import AgreedDecisions, ShareGradientsOnce, rank_and_world
+from hatbus.parallel.launch import may_restart, rank_and_world
+from hatbus.parallel.processes import NotesSaves, ShareGradientsOnce
 
 if TYPE_CHECKING:
     import torch
@@ -40,9 +42,12 @@ def core_parts(
     if steps.tasks:
         parts["task_scope"] = TaskScope()
     parts["moments"] = Moments()
+    if may_restart():
+        parts["notes_saves"] = NotesSaves()
     if is_shared:
         parts["share_gradients_once"] = ShareGradientsOnce()
         parts["share_beside"] = ShareBeside()
+        parts["same_tasks"] = SameTasks()
     if precision != "fp32":
         parts["autocast"] = Autocast(precision)
     if precision == "fp16":

@@ -27,7 +27,6 @@ from hatbus.initial_weights import initialise
 from hatbus.log import log
 from hatbus.loop.beside import modules_beside, warn_of_strangers
 from hatbus.loop.context import Context
-from hatbus.loop.control import Control
 from hatbus.loop.files import forget_files
 from hatbus.loop.limits import set_limits
 from hatbus.loop.modes import TrainModes, tell_of_eval
@@ -35,16 +34,20 @@ from hatbus.loop.module_names import GIVEN
 from hatbus.loop.signals import Signals
 from hatbus.loop.structure import structure_changed, structure_watched
 from hatbus.loop.weights import Weights
-from hatbus.option_values import whole
+from hatbus.option_values import seconds, whole
+from hatbus.parallel.agreed import Timeouts
 from hatbus.parallel.beside import share_at_start
 from hatbus.parallel.device import follow, own_device, placed
+from hatbus.parallel.launch import rank_and_world
 from hatbus.parallel.processes import (
-    AgreedControl,
+    TIMEOUTS,
+    check_processes,
+    control_of,
     joined,
     let_go,
-    rank_and_world,
     wrapped_in_ddp,
 )
+from hatbus.parallel.stopping import end_agent
 from hatbus.runs.of_trainer import ScriptRun
 from hatbus.trainer_arguments import (
     check_arguments,
@@ -96,6 +99,8 @@ class Trainer:
             one; 0: none, only ``train/<loss>`` of every epoch.
         init_from: a run, a checkpoint or a file whose weights the model gets, and nothing else; or
             the options of ``hatbus_checkpoint.InitFrom`` as a mapping.
+        timeout: seconds, or ``"10 min"``, that processes wait for one that is late; then all end.
+        start_timeout: the same, until the first step is over.
 
     Each of them may be a config, ``dict(type=..., ...)``, nested or not (see
     ``hatbus.discovery.build``); an optimizer's then needs no ``params``.
@@ -133,6 +138,8 @@ class Trainer:
         nan: str = "raise",
         log_every: int = EVERY,
         init_from: str | Path | Mapping[str, Any] | None = None,
+        timeout: float | str = "10 min",
+        start_timeout: float | str = "30 min",
     ) -> None:
         self._run = ScriptRun(run_dir, run_name, resume)
         parts = built_parts(model=model, optimizer=optimizer, loss=loss, processor=batch_processor)
@@ -141,10 +148,11 @@ class Trainer:
         model, optimizer, loss = parts["model"], parts["optimizer"], parts["loss"]
         batch_processor, data, task_sampler = parts["processor"], more["data"], more["sampler"]
         check_arguments(model, optimizer, loss, batch_processor)
+        waiting = Timeouts(seconds("start_timeout", start_timeout), seconds("timeout", timeout))
         self._compile, self._doing = compile, ""
         plain = getattr(model, "_orig_mod", model)  # events see the model, not its wrapper
         self._compiled: Any = model if plain is not model else None
-        self._precision = check_precision(precision)
+        self._precision, self._nan = check_precision(precision), nan
         rank, world = rank_and_world()
         place = own_device(device, plain, rank, world)
         steps = Steps(data, task_sampler, accumulate, place)
@@ -172,7 +180,7 @@ class Trainer:
             train_metrics=more["train"],
             val_metrics=more["val"],
         )
-        self.ctx.storage["resume"] = self._run.resume
+        self.ctx.storage |= {"resume": self._run.resume, TIMEOUTS: waiting}
         beside = modules_beside(model, processor, optimizer, more["modules"])
         self.ctx.modules = {n: placed(module, place, device) for n, module in beside.items()}
         follow(optimizer)
@@ -225,8 +233,7 @@ class Trainer:
             with self._alone("fit()"):
                 validated(self.bus, ctx, limit_steps=sanity_steps)
             log.info("sanity: %d batches of each loader were validated", sanity_steps)
-        held = self._run.held(ctx, self.bus)
-        with self._alone("fit()"), held, joined(ctx.device):
+        with self._alone("fit()"), self._run.held(ctx, self.bus), joined(ctx):
             self._prepare()
             ctx.emit = self.bus.emitter()
             try:
@@ -243,7 +250,7 @@ class Trainer:
                 ctx.data.leave(ctx)
             ctx.control.tell_late()
             let_go(ctx)
-            self._signals.leave(ctx)
+        self._signals.leave(ctx, end_agent)
         return ctx
 
     @explained("validate()")
@@ -361,6 +368,7 @@ class Trainer:
     def _prepare(self) -> None:
         """What has to be made anew for every ``fit``: requests, views, the model's wrappers."""
         ctx = self.ctx
+        check_processes(ctx, precision=self._precision, nan=self._nan)
         ctx.data.adopt_seed(ctx.seed)  # another trainer may have the same loader
         if ctx.world_size > 1 and ctx.rank == 0 and ctx.position.global_step == 0:
             ctx.data.warn_of_copies(ctx.world_size)
@@ -370,7 +378,7 @@ class Trainer:
                 ctx.data.warn_of_limits()
         forget_files(ctx)
         ctx.weights = Weights()  # a view of a plugin that was taken off the bus must not stay
-        ctx.control = (AgreedControl if ctx.world_size > 1 else Control)(self.bus.callers)
+        ctx.control = control_of(ctx)
         structure_changed(ctx)  # what was done between two fits, nobody said
         model: Any = ctx.model
         ctx.storage[GIVEN] = model

@@ -139,7 +139,10 @@ class Bus:
         if same:
             raise PluginError(f"plugin {name!r} is the object registered as {same[0]!r} already")
         admit(plugin, name)
-        declared = declaration_of(plugin, overrides)
+        try:
+            declared = declaration_of(plugin, overrides)
+        except PluginError as error:
+            raise PluginError(f"plugin {name!r}: {error}") from None
         interval = Interval.parse(declared.every, name) if declared.every else None
         member = Member(name, plugin, declared, self._positions, core, interval, kind)
         self._check_tasks(member)

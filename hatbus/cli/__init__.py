@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.cli import display, of_plugins
-from hatbus.cli.streams import lost_output, outlive_readers
+from hatbus.cli.streams import leave, lost_output, outlive_readers
 from hatbus.discovery.first_party import is_first_party
 from hatbus.errors import SaveError
 
@@ -72,7 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             display.show_lines(lost)
             code = code if words[0] in TRAINING else SaveError.exit_code
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - each has its own exit code
-        return display.explain(error, guilty, traceback="--traceback" in words)
+        code = display.explain(error, guilty, traceback="--traceback" in words)
+    except SystemExit as left:
+        if argv is not None or not display.is_one_of_several() or not isinstance(left.code, int):
+            raise
+        code = left.code
+    if argv is None and display.is_one_of_several():
+        leave(code)
     return code
 
 

@@ -5,6 +5,7 @@ An error is one line for a user's mistake, a traceback for a bug.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -92,8 +93,14 @@ def guilty_note(error: BaseException) -> str:
 
 def show_lines(text: str) -> None:
     """Prints each line of a message as one error."""
+    who = f"[rank {os.environ.get('RANK', '0')}] " if is_one_of_several() else ""
     for line in text.splitlines() or [""]:
-        print(f"hatbus: error: {line}", file=sys.stderr)
+        print(f"hatbus: error: {who}{line}", file=sys.stderr)
+
+
+def is_one_of_several() -> bool:
+    """Whether this process is one of several of a run, which all write to one terminal."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
 
 
 def show_traceback(error: BaseException) -> None:

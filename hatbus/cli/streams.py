@@ -5,10 +5,12 @@ Nor does a full disk that they are written to; that is said at the end.
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import sys
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -61,3 +63,18 @@ def lost_output() -> str:
     file = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     lost = file.lost if isinstance(file, _Lasting) else None
     return f"cannot write to stdout: {lost.strerror}" if lost else ""
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process, one of several of a run, with its own exit code.
+
+    What Python does at its end is done, but for the end of the interpreter itself: threads of a
+    process group, or of what torch keeps for a sharded model, may meet it and abort (SIGABRT).
+    """
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()  # noqa: SLF001 - there is no public way to run them
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)

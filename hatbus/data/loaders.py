@@ -22,7 +22,7 @@ from hatbus.data.loader_arguments import check_arguments
 from hatbus.data.seeded import SeededCollate, SeededSamples, seed_of
 from hatbus.data.workers import iterated
 from hatbus.errors import DataError
-from hatbus.parallel.processes import rank_and_world
+from hatbus.parallel.launch import rank_and_world
 
 
 class BatchOrder(Sampler[list[Any]]):

@@ -16,9 +16,8 @@ from hatbus.bus.moments import Moments
 from hatbus.errors import JobError
 from hatbus.events.declare import OVERRIDABLE
 from hatbus.loop.context import Context, Position
-from hatbus.loop.control import Control
 from hatbus.loop.loop import UnprovidedSpans
-from hatbus.parallel.processes import AgreedControl, joined, let_go
+from hatbus.parallel.processes import control_of, joined, let_go
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,8 +103,8 @@ def aside(bus: Bus, training: Context, weights: str | None = None) -> Iterator[C
     own.set_tasks(training.data.tasks)
     ctx = context_beside(own, training)
     ctx.weights.asked = weights
-    with joined(ctx.device), _as_before(own):
-        ctx.control = (AgreedControl if ctx.world_size > 1 else Control)(own.callers)
+    with joined(ctx), _as_before(own):
+        ctx.control = control_of(ctx)
         try:
             with ctx.within("run_loop"):
                 ctx.began_at = ctx.position.global_step

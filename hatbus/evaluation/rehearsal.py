@@ -17,12 +17,11 @@ from hatbus.data.workers import own_iteration
 from hatbus.evaluation.aside import context_beside, place_of
 from hatbus.evaluation.kept import Kept
 from hatbus.events.declare import hookimpl
-from hatbus.loop.control import Control
 from hatbus.loop.loop import Loop, UnprovidedSpans, is_done
 from hatbus.loop.modes import TrainModes
 from hatbus.loop.structure import structure_watched
 from hatbus.parallel.beside import share_at_start
-from hatbus.parallel.processes import AgreedControl, joined, let_go, wrapped_in_ddp
+from hatbus.parallel.processes import control_of, joined, let_go, wrapped_in_ddp
 
 if TYPE_CHECKING:
     from hatbus.loop.context import Context
@@ -63,8 +62,8 @@ def rehearsed(
         ctx.data, ctx.storage = steps, dict(training.storage)
         ctx.num_epochs, ctx.num_steps = None, ctx.position.global_step + num_steps
         ctx.total_steps, ctx.position.step = None, 0
-        with joined(ctx.device):
-            ctx.control = (AgreedControl if ctx.world_size > 1 else Control)(own.callers)
+        with joined(ctx):
+            ctx.control = control_of(ctx)
             try:
                 _train(ctx)
             except BaseException as error:

@@ -23,6 +23,12 @@ STAGES: Final = (
     "report",
 )
 """The order of plugins inside every event, first to last."""
+TRAINING: Final = ("schedule", "train", "average", "validate", "checkpoint")
+"""The stages whose plugins a job cannot put on the first process alone."""
+NOT_ON_ZERO: Final = (
+    "it changes what trains, or exchanges something with the other processes, which would drift "
+    "away or wait for ever; leave ranks out"
+)
 RANKS: Final = ("all", "zero")
 """Where a plugin runs: on every process of a run, or on the first only."""
 DECLARATION: Final = "__hatbus__"
@@ -54,6 +60,9 @@ class Declaration:
             of one run that write the same thing are refused at start.
         shares: spans that several plugins of the kind may provide in one run. The first in order is
             called, and sees to the others; two providers of any other span are refused.
+        everywhere: it has to run on every process: it changes what trains, or exchanges something
+            with the other processes. ``ranks="zero"`` is then refused, as it is for what writes
+            anything and for the stages in ``TRAINING``.
     """
 
     stage: str = "monitor"
@@ -64,6 +73,7 @@ class Declaration:
     ranks: str = "all"
     writes: tuple[str, ...] = ()
     shares: tuple[str, ...] = ()
+    everywhere: bool = False
 
     def __post_init__(self) -> None:
         """Refuses a stage or rank that does not exist."""
@@ -71,10 +81,12 @@ class Declaration:
             raise PluginError(f"unknown stage {self.stage!r}{did_you_mean(self.stage, STAGES)}")
         if self.ranks not in RANKS:
             raise PluginError(f"unknown ranks {self.ranks!r}; accepted: 'all', 'zero'")
+        if self.ranks == "zero" and self.everywhere:
+            raise PluginError(f"ranks='zero', but it has to run on every rank: {NOT_ON_ZERO}")
 
 
 OVERRIDABLE: Final = tuple(
-    f.name for f in fields(Declaration) if f.name not in ("writes", "shares")
+    f.name for f in fields(Declaration) if f.name not in ("writes", "shares", "everywhere")
 )
 """The keys of a plugin's table in a job that belong to the bus rather than to the plugin."""
 
@@ -89,6 +101,7 @@ def plugin(
     ranks: str | None = None,
     writes: str | Sequence[str] | None = None,
     shares: str | Sequence[str] | None = None,
+    everywhere: bool | None = None,
 ) -> Callable[[_Class], _Class]:
     """Class decorator: declares a plugin's place and what it writes (see ``Declaration``).
 
@@ -103,7 +116,7 @@ def plugin(
     """
     lists = {"before": before, "after": after, "tasks": tasks, "writes": writes, "shares": shares}
     given: dict[str, Any] = {n: names(v) for n, v in lists.items() if v is not None}
-    words = {"stage": stage, "every": every, "ranks": ranks}
+    words = {"stage": stage, "every": every, "ranks": ranks, "everywhere": everywhere}
     given |= {n: v for n, v in words.items() if v is not None}
     Declaration(**given)  # a mistake is told at the decorator
 
@@ -158,4 +171,9 @@ def declaration_of(instance: object, overrides: dict[str, Any] | None = None) ->
         raise PluginError(f"unknown plugin filter {word!r}{did_you_mean(word, OVERRIDABLE)}")
     lists = {"before", "after", "tasks"}
     changes: dict[str, Any] = {k: names(v) if k in lists else v for k, v in overrides.items()}
+    if changes.get("ranks") == "zero" != declared.ranks:
+        what = f"writes {', '.join(declared.writes)}" if declared.writes else ""
+        what = what or f"stands in stage {declared.stage!r}" * (declared.stage in TRAINING)
+        if what:
+            raise PluginError(f"ranks='zero', but it {what}: {NOT_ON_ZERO}")
     return replace(declared, **changes)

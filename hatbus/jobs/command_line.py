@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
+
+from hatbus.parallel.launch import leave_with_agent, rank_and_world
 
 if TYPE_CHECKING:
     import argparse
@@ -34,13 +35,14 @@ def change_options(parser: argparse.ArgumentParser) -> None:
 
 def show_log(*, quiet: bool) -> None:
     """Shows hatbus's log on stderr; of ranks other than 0, warnings only."""
-    rank = int(os.environ.get("RANK", "0"))
+    rank, _ = rank_and_world()
+    leave_with_agent()
     handler = _Stderr()
     handler.setLevel(logging.WARNING if quiet or rank else logging.INFO)
     handler.setFormatter(logging.Formatter(f"[rank {rank}] %(message)s" if rank else "%(message)s"))
     log = logging.getLogger("hatbus")
     log.handlers[:] = [handler]
-    log.setLevel(logging.WARNING if rank else logging.INFO)  # the run's own log is never quiet
+    log.setLevel(logging.INFO)  # the run's own log is never quiet
     log.propagate = False
 
 

@@ -18,7 +18,7 @@ from hatbus.events.declare import declaration_of, hookimpl
 from hatbus.jobs.hat_config import Stage, processor_of, read_stage
 from hatbus.jobs.jobrun import Own, Prepared, seed_everything
 from hatbus.log import log
-from hatbus.parallel.processes import rank_and_world
+from hatbus.parallel.launch import rank_and_world
 from hatbus.trainer import Trainer
 
 if TYPE_CHECKING:

@@ -71,6 +71,9 @@ class Run:
             that checkpoint; ``"new"``: a new run, though one of that name is there.
         init_from: a run, checkpoint or file whose weights a new run starts from; or a table with
             ``path`` and ``weights``, ``rename``, ``only``, ``skip``, ``strict``.
+        timeout: how long the processes of a run wait for one that is late, in seconds or as
+            ``"10 min"``; then all end, and say which it was and where.
+        start_timeout: the same, until the first step is over.
         args: keyword arguments of the entry function.
     """
 
@@ -91,6 +94,8 @@ class Run:
     name: str | None = None
     resume: str | None = None
     init_from: str | dict[str, Any] | None = None
+    timeout: float | str = "10 min"
+    start_timeout: float | str = "30 min"
     args: dict[str, Any] = field(default_factory=dict)
 
 

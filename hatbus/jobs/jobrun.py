@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import chdir, nullcontext
+from contextlib import chdir
 from dataclasses import asdict, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,7 +25,8 @@ from hatbus.jobs.results import places_of, show, show_profile, show_results
 from hatbus.jobs.run_log import JobFiles, RunLog, logged
 from hatbus.log import log
 from hatbus.loop.limits import exit_code
-from hatbus.parallel.processes import rank_and_world
+from hatbus.parallel.failures import peers_told
+from hatbus.parallel.launch import rank_and_world
 from hatbus.rng import seed_all
 from hatbus.runs.claim import claim_for_all
 from hatbus.runs.folders import NEW, SAME, run_folder
@@ -121,6 +122,8 @@ class Prepared:
             compile=run.compile,
             nan=run.nan,
             log_every=run.log_every,
+            timeout=run.timeout,
+            start_timeout=run.start_timeout,
         )
         begin_with(trainer, self.job, self.started_in)
         trainer.ctx.run_dir = self.job.run_dir
@@ -265,21 +268,22 @@ def run(
     """
     job = prepared.job
     title = f"{job.name} with hatbus {__version__}"
-    is_first = rank_and_world()[0] == 0
-    own = claim_for_all(replace(job.wanted, folder=folder))
-    try:
-        prepared.settle(own.path)
-        with logged(job.run_dir, title) if is_first else nullcontext() as book:
-            return _train(prepared, own, book, quiet=quiet, profile=profile)
-    finally:
-        own.release()
+    with peers_told():
+        own = claim_for_all(replace(job.wanted, folder=folder))
+        try:
+            prepared.settle(own.path)
+            with logged(job.run_dir, title, rank_and_world()[0]) as book:
+                return _train(prepared, own, book, quiet=quiet, profile=profile)
+        finally:
+            own.release()
 
 
 def _train(
-    prepared: Prepared, folder: RunFolder, book: RunLog | None, *, quiet: bool, profile: bool
+    prepared: Prepared, folder: RunFolder, book: RunLog, *, quiet: bool, profile: bool
 ) -> int:
-    """Trains, and says with what code to end; ``book`` is the first process's."""
+    """Trains, and says with what code to end; ``book`` is this process's log."""
     trainer, job = prepared.build(), prepared.job
+    is_first = trainer.ctx.rank == 0
     trainer.ctx.storage["quiet"] = quiet
     trainer.bus.register(JobFiles(prepared, trainer), "core.job_files", core=True)
     record = RunRecord(folder)
@@ -287,8 +291,8 @@ def _train(
     measured = Profile() if profile else None
     if measured is not None:
         measured.watch(trainer.bus)
-    if book is not None:
-        book.open()
+    book.open()
+    if is_first:
         for line in prepared.doubts(trainer):
             log.warning("%s", line)
     with record.watching():
@@ -299,9 +303,9 @@ def _train(
             max_time=job.run.max_time,
             sanity_steps=job.run.sanity_steps,
         )
-    if book is not None and measured is not None:
+    if is_first and measured is not None:
         show(book, lambda console: show_profile(console, measured, job.run_dir))
-    if book is not None:
+    if is_first:
         show(
             book,
             lambda console: show_results(console, ctx, places_of(job, prepared.started_in)),

@@ -18,6 +18,7 @@ from hatbus.errors import HatbusError, SaveError
 from hatbus.events.declare import hookimpl
 from hatbus.insight.explanation import plan_of
 from hatbus.log import log
+from hatbus.parallel.launch import RANKS_FOLDER
 
 if TYPE_CHECKING:
     from hatbus.jobs.jobrun import Prepared
@@ -35,8 +36,10 @@ class RunLog(logging.FileHandler):
     Nothing is written before ``open``: a run that is refused leaves its folder as it is.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder / LOG_FILE, encoding="utf-8", delay=True)
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        file = log_file(folder, rank)
+        super().__init__(file, encoding="utf-8", delay=True)
+        self._own_folder = file.parent if rank else None
         self._kept: list[logging.LogRecord] | None = []
         self._beside = logging.Handler()
         self._beside.handle = self.handle  # type: ignore[method-assign]  # with a level of its own
@@ -46,6 +49,9 @@ class RunLog(logging.FileHandler):
 
         By now the user's code is there, and has said how other loggers are shown.
         """
+        if self._own_folder is not None:
+            with suppress(OSError):  # whoever needs it says so
+                self._own_folder.mkdir(parents=True, exist_ok=True)
         root = logging.getLogger()
         shown = [h.level for h in root.handlers if getattr(h, "stream", None) in _terminals()]
         if shown:
@@ -77,14 +83,19 @@ class RunLog(logging.FileHandler):
         self.handle(logging.LogRecord("hatbus", level, "", 0, text, (), None))
 
 
+def log_file(folder: Path, rank: int) -> Path:
+    """The log of a process: ``run.log`` of the first, ``ranks/rank-1.log`` of the others."""
+    return folder / RANKS_FOLDER / f"rank-{rank}.log" if rank else folder / LOG_FILE
+
+
 @contextmanager
-def logged(folder: Path, title: str) -> Iterator[RunLog]:
+def logged(folder: Path, title: str, rank: int = 0) -> Iterator[RunLog]:
     """Appends what is said meanwhile, what began, and how it ended.
 
     That is hatbus's log, the user's own as far as the terminal shows it, and warnings; and what the
     caller adds with ``say``. The caller opens the log when there is a folder.
     """
-    book = RunLog(folder)
+    book = RunLog(folder, rank)
     book.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     with ExitStack() as stack:
         stack.callback(book.close)

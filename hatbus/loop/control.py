@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 STOP_EPOCH: Final = "stop epoch"
+SIGNAL: Final = "a signal"
+"""Who asks where a signal does."""
 LASTING: Final = ("validate", STOP_EPOCH)
 """Wishes that a checkpoint keeps, where it is saved before they are fulfilled."""
 
@@ -114,8 +116,12 @@ class Control:
             else:
                 self.pending.append(request)
 
-    def due(self) -> bool:
-        """Whether there is anything to take at this boundary."""
+    def due(self, at: str = "") -> bool:
+        """Whether there is anything to take at this boundary.
+
+        Args:
+            at: which boundary, in words; empty: the end of a step.
+        """
         return bool(self.pending)
 
     def take(self) -> list[Request]:

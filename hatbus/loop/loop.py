@@ -44,7 +44,7 @@ class Loop:
                 ctx.step_id, ctx.global_step_id = position.step, position.global_step
             ctx.emit.run_epoch(ctx)
             ctx.control.withdraw("stop epoch")  # it is over
-            if ctx.control.due():
+            if ctx.control.due(f"at the end of epoch {ctx.epoch_id}"):
                 serve_requests(ctx)
             ctx.control.leave_epoch()
         for _ in _SERVED:  # what serving the last requests asks for is served too, but no circle

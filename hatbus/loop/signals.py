@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.events.declare import hookimpl
 from hatbus.log import log
-from hatbus.loop.control import Request
+from hatbus.loop.control import SIGNAL, Request
 from hatbus.option_values import short
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ STOPPED_AND_SAVED: Final = 75
 """Exit code of a run that was stopped by a signal and can be resumed."""
 _STOPS: Final = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGINT") if hasattr(signal, n))
 _SAVES: Final = tuple(getattr(signal, n) for n in ("SIGUSR1",) if hasattr(signal, n))
+_FORWARDED_S: Final = 20.0
+"""Seconds in which a second signal is torchrun's, which hands on to its processes what it got."""
 _active: list[Signals] = []
 _deadlines: list[float] = []
 _forking: list[bool] = []
@@ -50,7 +52,7 @@ class Signals:
     def __init__(self) -> None:
         self.stop = 0
         self._control: Control | None = None
-        self._saved_at = -1
+        self._saved_at, self._stopped_at = -1, 0.0
 
     @hookimpl(wrapper=True, tryfirst=True)
     def run_loop(self, ctx: Context) -> Generator[None, Any, Any]:
@@ -62,13 +64,15 @@ class Signals:
         _active.append(self)
         try:
             result = yield
-            if _ends_after and kept.get(signal.SIGTERM) is signal.SIG_DFL:
+            if _ends_after and kept.get(signal.SIGTERM) in (signal.SIG_DFL, _leave_restart):
                 kept[signal.SIGTERM] = signal.SIG_IGN  # all is saved: what is left is to say so
             return result
         finally:
             _active.remove(self)
             for number, handler in kept.items():
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            if self.stop and _is_by_torchrun():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the agent's, on the way out
 
     @hookimpl(wrapper=True)
     def load_checkpoint(self, ctx: Context) -> Generator[None, Any, Any]:
@@ -83,14 +87,26 @@ class Signals:
         """Remembers which step is safe."""
         self._saved_at = ctx.position.global_step
 
-    def leave(self, ctx: Context) -> None:
+    def heard(self, ctx: Context) -> int:
+        """The signal that ended the run, which another process may have got; 0: none did."""
+        granted = ctx.control.stopped
+        if not self.stop and granted is not None and granted.by == SIGNAL:
+            self.stop = signal.SIGTERM
+        return self.stop
+
+    def leave(self, ctx: Context, ending: Callable[[int], None]) -> None:
         """Ends the process if a signal asked for that; for the end of ``fit``.
+
+        Args:
+            ctx: the state of the run.
+            ending: called before, with the signal's number.
 
         Raises:
             SystemExit: 75 when the state was saved, else 128 + the signal's number.
         """
-        if not self.stop:
+        if not self.heard(ctx):
             return
+        ending(self.stop)
         name = signal.Signals(self.stop).name
         if self._saved_at == ctx.position.global_step:
             way = "resume = 'auto'"
@@ -103,13 +119,15 @@ class Signals:
 
     def _note(self, number: int, _frame: object) -> None:
         if self.stop and number in _STOPS:
+            if _is_by_torchrun() and time.monotonic() - self._stopped_at < _FORWARDED_S:
+                return
             os._exit(128 + number)
         wishes = ["save"]
         if number in _STOPS:
-            self.stop = number
+            self.stop, self._stopped_at = number, time.monotonic()
             wishes.append("stop run")
         name, pending = signal.Signals(number).name, self._control.pending  # type: ignore[union-attr]  # set before the handlers are
-        pending.extend(Request(wish, "a signal", name) for wish in wishes)
+        pending.extend(Request(wish, SIGNAL, name) for wish in wishes)
 
 
 def ignore_saves(*, ends_after: bool = False) -> None:
@@ -125,6 +143,17 @@ def ignore_saves(*, ends_after: bool = False) -> None:
     for number in _SAVES if can_serve() else ():
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.SIG_IGN)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and can_serve():
+        signal.signal(signal.SIGTERM, _leave_restart)
+
+
+def _is_by_torchrun() -> bool:
+    return "TORCHELASTIC_RESTART_COUNT" in os.environ
+
+
+def _leave_restart(_number: int, _frame: object) -> None:
+    """What was saved before the restart is all there is."""
+    os._exit(STOPPED_AND_SAVED)
 
 
 def can_serve() -> bool:

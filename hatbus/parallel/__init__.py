@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         refuse_sharded,
         reshard,
     )
+    from hatbus.parallel.stopping import stop_agreed
 
 __all__ = [
     "full_tensor",
@@ -27,6 +28,7 @@ __all__ = [
     "local_tensor",
     "refuse_sharded",
     "reshard",
+    "stop_agreed",
     "wrapped_in_ddp",
 ]
 
@@ -39,4 +41,5 @@ __getattr__ = lazily(
     local_tensor="sharding",
     refuse_sharded="sharding",
     reshard="sharding",
+    stop_agreed="stopping",
 )

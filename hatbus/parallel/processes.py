@@ -1,83 +1,149 @@
-"""Several processes: DDP, gradients shared once per step, and requests agreed over all ranks."""
+"""Several processes: their group, DDP, and gradients shared once per step."""
 
 from __future__ import annotations
 
 import gc
 import operator
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
-from zlib import crc32
 
 import torch
 from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
-from hatbus.batches.finite import FINITE
 from hatbus.events.declare import hookimpl
-from hatbus.loop.control import LASTING, STOP_EPOCH, Control, Request, plain
+from hatbus.log import log
+from hatbus.loop.control import Control
 from hatbus.loop.structure import structure_of
+from hatbus.parallel.agreed import AgreedControl, Timeouts
+from hatbus.parallel.alike import check_alike, facts_of
+from hatbus.parallel.board import START_TIMEOUT
+from hatbus.parallel.failures import peers_told
+from hatbus.parallel.launch import RANKS_FOLDER, may_restart, rank_and_world, restarts
+from hatbus.parallel.meeting import board_of_all
 from hatbus.parallel.sharding import is_sharded
+from hatbus.parallel.watch import WATCH
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator
 
     from hatbus.loop.context import Context
+    from hatbus.parallel.board import Board
 
-_runs: Final = count()
+TIMEOUTS: Final = "parallel.timeouts"
+"""Where in a context's storage the timeouts of its run are."""
+TIMEOUT: Final = 600.0
+"""Seconds that processes wait for each other after the first step, if nobody says otherwise."""
+_groups: Final = count()
+_SAVED: Final = "saved"
 _exchanged: Final[WeakKeyDictionary[Any, list[torch.nn.Parameter]]] = WeakKeyDictionary()
 """What the wrappers reduce: torch finds that out once, when a wrapper is made."""
-_PLACES: Final = 256
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of processes, as torchrun set them; (0, 1) without it."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+_FLIGHT_RECORDER: Final = {
+    "TORCH_FR_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+}
+"""What makes torch write down the last collectives of NCCL when one does not end."""
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
-    """The process group of a torchrun run; nothing without torchrun, or when one exists."""
-    if rank_and_world()[1] == 1 or distributed.is_initialized():
+def joined(ctx: Context) -> Iterator[None]:
+    """The process group of a run of several processes, which is watched over meanwhile.
+
+    It is made where there is none. Nothing in a run of one process.
+
+    Raises:
+        PeerError: another process failed, or left the others waiting.
+    """
+    if ctx.world_size == 1 and not may_restart():
         yield
         return
-    store, rank, world = _meeting()
-    # The store outlives a group: without a prefix of its own a second run would meet the first's
-    # addresses there, and wait for ever.
-    store = PrefixStore(f"hatbus run {next(_runs)}", store)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
+    board = board_of_all()
+    board.patience = timeouts_of(ctx).start
+    go_on_after_restart(board, ctx)
+    try:
+        with WATCH.of(ctx), peers_told(ctx), _group(board, ctx):
+            yield
+    finally:
+        board.turn()
+
+
+def go_on_after_restart(board: Board, ctx: Context) -> None:
+    """Lets a run that torchrun has started again go on from what it has saved, if it has."""
+    if restarts() and ctx.position.global_step == 0 and board.lasting.check([_SAVED]):
+        ctx.storage["resume"] = "auto"
+        if ctx.rank == 0:
+            log.info("restart %d by torchrun: going on from the newest checkpoint", restarts())
+
+
+class NotesSaves:
+    """Remembers for a restart by torchrun that this run has a checkpoint to go on from."""
+
+    @hookimpl
+    def on_checkpoint_saved(self, ctx: Context) -> None:
+        """Leaves the note."""
+        if ctx.rank == 0:
+            board_of_all().lasting.set(_SAVED, "")
+
+
+def timeouts_of(ctx: Context) -> Timeouts:
+    """How long the processes of a run wait for each other."""
+    found: Timeouts = ctx.storage.setdefault(TIMEOUTS, Timeouts(START_TIMEOUT, TIMEOUT))
+    return found
+
+
+def control_of(ctx: Context) -> Control:
+    """What takes the requests of a run; every process asks for it at the same place."""
+    if ctx.world_size == 1:
+        return Control(ctx.bus.callers)
+    return AgreedControl(ctx, timeouts_of(ctx))
+
+
+def check_processes(ctx: Context, **more: Any) -> None:
+    """Refuses processes that are about to do different things; all of them ask.
+
+    Raises:
+        JobError: which rank differs, and in what.
+    """
+    if ctx.world_size > 1:
+        check_alike(facts_of(ctx, **more), board_of_all())
+
+
+@contextmanager
+def _group(board: Board, ctx: Context) -> Iterator[None]:
+    """The process group, made where there is none."""
+    if board.world == 1 or distributed.is_initialized():
+        yield
+        return
+    backend = "nccl" if ctx.device.type == "cuda" else "gloo"
+    if backend == "nccl":
+        record_flights(ctx)
+    distributed.init_process_group(
+        backend,
+        store=PrefixStore(f"group {next(_groups)}", board.store),
+        rank=board.rank,
+        world_size=board.world,
+        timeout=timedelta(seconds=timeouts_of(ctx).start),
+    )
     try:
         yield
     finally:
         distributed.destroy_process_group()
 
 
-@cache
-def _meeting() -> tuple[Any, int, int]:
-    """Where the processes meet, for all runs: some would wait at the first store for ever."""
-    found: tuple[Any, int, int] = next(rendezvous("env://"))
-    return found
-
-
-def told_by_first(key: str, text: str) -> str:
-    """What the first process says; the others wait for it. Every rank asks once per key."""
-    if distributed.is_initialized():
-        said = [text]
-        distributed.broadcast_object_list(said, 0)
-        return said[0]
-    store, rank, _ = _meeting()
-    store = PrefixStore("hatbus says", store)
-    if rank == 0:
-        store.set(key, text)
-        return text
-    return bytes(store.get(key)).decode()
+def record_flights(ctx: Context) -> None:
+    """Switches torch's flight recorder on; its files go into the run's folder."""
+    for name, value in _FLIGHT_RECORDER.items():
+        os.environ.setdefault(name, value)
+    if ctx.run_dir is not None:
+        folder = ctx.run_dir / RANKS_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(folder / "nccl-rank-"))
 
 
 def let_go(ctx: Context) -> None:
@@ -110,10 +176,18 @@ def wrapped_in_ddp(model: torch.nn.Module, device: torch.device, *, many_tasks: 
         return model
     ids = [device.index or 0] if device.type == "cuda" else None
     wrapper = torch.nn.parallel.DistributedDataParallel(
-        model, device_ids=ids, find_unused_parameters=many_tasks
+        model, device_ids=ids, find_unused_parameters=many_tasks, process_group=_own_group(device)
     )
     _exchanged[wrapper] = trained_in(model)
     return wrapper
+
+
+def _own_group(device: torch.device) -> Any:
+    """A group for gradients alone, so that a plugin's exchange never meets them in it.
+
+    On the host. On GPUs it would be a second communicator with memory of its own: None.
+    """
+    return None if device.type == "cuda" else distributed.new_group(backend="gloo")
 
 
 def trained_in(model: torch.nn.Module) -> list[torch.nn.Parameter]:
@@ -162,160 +236,3 @@ class ShareGradientsOnce:
         gc.collect()
         many_tasks = len(getattr(ctx.data, "tasks", ())) > 1
         ctx.wrapped_model = wrapped_in_ddp(inner, ctx.device, many_tasks=many_tasks)
-
-
-class AgreedDecisions:
-    """What one rank decides, all do: leave out a batch, an update or a checkpoint.
-
-    Otherwise gradients would be shared with a rank that has none, or weights drift apart. The ranks
-    wait for each other, so it is done only where some plugin of the run decides (``Bus``).
-    """
-
-    @hookimpl(wrapper=True, tryfirst=True)
-    def skip_batch(self, ctx: Context) -> Generator[None, Any, Any]:
-        """The reasons of all ranks."""
-        return agreed((yield), ctx)
-
-    @hookimpl(wrapper=True, tryfirst=True)
-    def skip_update(self, ctx: Context) -> Generator[None, Any, Any]:
-        """The reasons of all ranks."""
-        return agreed((yield), ctx)
-
-    @hookimpl(wrapper=True, tryfirst=True)
-    def veto_checkpoint(self, ctx: Context) -> Generator[None, Any, Any]:
-        """The reasons of all ranks."""
-        return agreed((yield), ctx)
-
-
-def agreed(found: list[tuple[str, str]], ctx: Context) -> list[tuple[str, str]]:
-    """This rank's reasons, and one in the name of every plugin that has one on another rank.
-
-    What is exchanged has one length on all ranks, also where their plugins are not the same.
-    """
-    mine = {name for name, _ in found}
-    flags = [False] * _PLACES
-    for name in mine:
-        flags[place_of(name)] = True
-    more = {place for place, asked in enumerate(ctx.control.anywhere(flags)) if asked}
-    more -= {place_of(name) for name in mine}
-    names = {place_of(name): name for name in ctx.bus.members}
-    return [*found, *((names.get(place, "a plugin"), "on another rank") for place in sorted(more))]
-
-
-def place_of(name: str) -> int:
-    """Where a plugin's answer stands among the answers; the first place is for bad losses alone."""
-    return 0 if name == FINITE else 1 + crc32(name.encode()) % (_PLACES - 1)
-
-
-class AgreedControl(Control):
-    """Requests that every rank knows: what one rank asks for, all do, at the same boundary.
-
-    One small all-reduce per boundary, launched at one and read at the next, so that no rank waits
-    for it. A request is therefore served one boundary later than in a single process. Rank 0's
-    clock goes with it: plugins with an interval in seconds are due in the same steps everywhere.
-    """
-
-    __slots__ = ("_counts", "_granted", "_group", "_is_timekeeper", "_mine", "_now", "_work")
-    is_shared = True
-    _WISHES = ("validate", "save", "stop epoch", "stop run")
-
-    def __init__(self, lines: Any = None) -> None:
-        super().__init__(lines)
-        self._group: Any = distributed.new_group(backend="gloo")
-        self._is_timekeeper = distributed.get_rank() == 0
-        self._counts = self._message([])
-        distributed.all_reduce(self._counts, group=self._group)
-        self._now = self._counts[-1].item()
-        self._granted: list[Request] = []
-        self._mine: list[Request] = []
-        self._work: Any = None
-
-    def due(self) -> bool:
-        """Whether a request was agreed; every rank calls this at the same boundaries."""
-        self._granted = self._agreed()
-        self._ask_all()
-        return bool(self._granted)
-
-    def is_owed(self) -> bool:
-        """Whether a request was agreed that was made since; every rank calls this at the end.
-
-        The first time that is a request of the last boundary; then the ranks wait for each other.
-        """
-        self._granted = self._agreed()
-        if not self._granted:
-            self._ask_all()
-            self._granted = self._agreed()
-        self._work = None
-        return bool(self._granted)
-
-    def now(self) -> float:
-        """Rank 0's clock at the last boundary but one."""
-        return self._now
-
-    def anywhere(self, flags: list[bool]) -> list[bool]:
-        """Which flags are set on any rank; the ranks wait for each other."""
-        counts = torch.tensor(flags, dtype=torch.float32)
-        distributed.all_reduce(counts, group=self._group)
-        return [bool(count) for count in counts.tolist()]
-
-    def close(self) -> None:
-        """Ends the group; what was agreed is known by now."""
-        if self._group is not None:
-            distributed.destroy_process_group(self._group)
-        self._group = self._work = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """What this rank asked for: what all know at this boundary, and what they know later."""
-        known = [r for r in (self.epoch_stopped,) if r is not None]
-        asked = self._mine if self._work is not None else []
-        parts = {"over": known, "asked": asked, "later": self.pending}
-        found = {k: plain(r for r in part if r.wish in LASTING) for k, part in parts.items()}
-        state: dict[str, Any] = {k: part for k, part in found.items() if part}
-        return {**state, "is_asked": self.is_serving} if state else {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what was asked for, and asks again; every rank calls this at the same place.
-
-        Saved before the requests of the boundary were agreed, those asked for at the one before are
-        granted now, and those of this one are sent; saved after it, they had been.
-        """
-        read = {k: [Request(*r) for r in state.get(k, ())] for k in ("over", "asked", "later")}
-        anew, self.pending = self.pending, []
-        over, asked, later = read["over"], read["asked"], read["later"]
-        if not self.anywhere([bool(state.get("is_asked"))])[0]:
-            over, asked, later = [*over, *asked], later, []
-        is_over = self.anywhere([any(r.wish == STOP_EPOCH for r in over)])[0]
-        if is_over:
-            mine = [r for r in over if r.wish == STOP_EPOCH]
-            self.grant(mine[0] if mine else Request(STOP_EPOCH, "another rank", "see its log"))
-        self.pending = asked
-        self._ask_all()
-        self.pending = [*(r for r in over if r.wish != STOP_EPOCH), *later, *anew]
-
-    def _ask_all(self) -> None:
-        """Sends what was asked for here; the answer is there at the next boundary."""
-        self._mine, self.pending = self.pending, []
-        self._counts = self._message(self._mine)
-        self._work = distributed.all_reduce(self._counts, group=self._group, async_op=True)
-
-    def _message(self, requests: list[Request]) -> torch.Tensor:
-        """What this rank adds to the sum over all: a number per wish, and the time on rank 0."""
-        wishes = [float(any(r.wish == wish for r in requests)) for wish in self._WISHES]
-        clock = time.monotonic() if self._is_timekeeper else 0.0
-        return torch.tensor([*wishes, clock], dtype=torch.float64)
-
-    def _agreed(self) -> list[Request]:
-        if self._work is None:
-            return []
-        self._work.wait()
-        found = []
-        *counts, self._now = self._counts.tolist()
-        for wish, asked in zip(self._WISHES, counts, strict=True):
-            mine = [r for r in self._mine if r.wish == wish]
-            if asked:
-                found.append(mine[0] if mine else Request(wish, "another rank", "see its log"))
-        return found
-
-    def _taken(self) -> list[Request]:
-        taken, self._granted = self._granted, []
-        return taken

@@ -16,15 +16,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from hatbus.errors import PluginError
+from hatbus.events import declaration_of
 from hatbus.testing.subject import skip
 from hatbus.testing.trees import difference
+from hatbus.testing.verdict import ContractFailure
 
 if TYPE_CHECKING:
     from hatbus.testing.contract import PluginContract
+    from hatbus.testing.trial import Trial
 
 WORLD: Final = 2
 PATIENCE_S: Final = 90
-PATIENCE_EACH_S: Final = 5
+PATIENCE_EACH_S: Final = 10
+PATIENCE_ALONE_S: Final = 20
 _MARK: Final = "hatbus.testing runs "
 
 
@@ -91,9 +96,46 @@ def _run(subject: PluginContract, result: Path) -> None:
     if isinstance(data, list):  # every rank sees other batches
         data = data[rank:] + data[:rank]
     trial = subject.with_plugin(data=data).fit(subject.num_steps)
-    # parameters, not buffers: the statistics of a batch norm are each rank's own
-    weights = {n: p.detach() for n, p in trial.trainer.ctx.model.named_parameters()}
+    weights = weights_of(trial)
     torch.save(weights, result)
+    if may_be_on_zero_alone(subject, trial):
+        _run_on_zero(subject, data, weights)
+
+
+def _run_on_zero(subject: PluginContract, data: Any, weights: dict[str, torch.Tensor]) -> None:
+    """Runs it as a job with ``ranks = "zero"`` would, which must then change nothing."""
+    advice = "declare @plugin(everywhere=True), so that a job cannot put it on one rank alone"
+    trial = subject.with_plugin(data=data, timeout=PATIENCE_ALONE_S)
+    plugin = trial.trainer.bus.unregister(subject.name)
+    trial.trainer.bus.register(plugin, subject.name, overrides={"ranks": "zero"})
+    try:
+        trial.fit(subject.num_steps)
+    except Exception as error:
+        raise ContractFailure(
+            f"{subject.name} with ranks='zero' fails ({error}); {advice}"
+        ) from error
+    found = difference(weights, weights_of(trial), "weights")
+    if found:
+        raise ContractFailure(
+            f"{subject.name} trains otherwise with ranks='zero': {found}; {advice}"
+        )
+
+
+def weights_of(trial: Trial) -> dict[str, torch.Tensor]:
+    """Parameters, not buffers: the statistics of a batch norm are each rank's own."""
+    return {n: p.detach().clone() for n, p in trial.trainer.ctx.model.named_parameters()}
+
+
+def may_be_on_zero_alone(subject: PluginContract, trial: Trial) -> bool:
+    """Whether a job could put it on the first process, though its class says nothing of that."""
+    plugin = trial.trainer.bus.members[subject.name].plugin
+    if declaration_of(plugin).ranks == "zero":
+        return False
+    try:
+        declaration_of(plugin, {"ranks": "zero"})
+    except PluginError:
+        return False
+    return True
 
 
 def _ends(process: subprocess.Popen[bytes], until: float) -> bool:

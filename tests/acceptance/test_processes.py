@@ -171,7 +171,7 @@ def test_both_processes_share_one_folder_and_are_refused_one_that_is_taken(outsi
     assert json.loads((folder / "run.json").read_text())["state"] == "finished"
     named = (*place, "-o", f"run.name={folder.name}")
     refused = outside.torchrun("run", job, *named)
-    line = f"hatbus: error: there is a run in 'place/{folder.name}' already; go on with it"
+    line = f"hatbus: error: [rank 0] there is a run in 'place/{folder.name}' already; go on with"
     assert sum(one.startswith(line) for one in refused.err.splitlines()) >= 1
     assert refused.code != 0
     assert "after 3 steps" not in refused.out

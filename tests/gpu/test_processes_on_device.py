@@ -18,7 +18,7 @@ import sys
 import torch
 from torch import distributed, nn
 from hatbus import Trainer, callbacks
-from hatbus.parallel.processes import rank_and_world
+from hatbus.parallel.launch import rank_and_world
 
 folder, device, backend = sys.argv[1:]
 rank, world = rank_and_world()

@@ -171,8 +171,7 @@ def summary(trainer):
 
 play = Decides()
 trainer = tiny_trainer([play, OnRankZero()], batches(8, seed=rank), accumulate=2)
-if rank == 0:
-    trainer.bus.register(Watches(), "only_here")
+trainer.bus.register(Watches(), "only_here", overrides={"ranks": "zero"})
 trainer.fit(num_epochs=1)
 seen = {"skips": {**summary(trainer), "grads": play.grads, "saved": play.saved}}
 silent = tiny_trainer(data=batches(2, seed=rank))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hatbus import Context
 
 
-@plugin(stage="monitor")
+@plugin(stage="monitor", everywhere=True)
 class GradMonitor:
     """Publishes learning rates and the norms of gradients per module, every few steps.
 

@@ -35,7 +35,7 @@ ONLY_LOSSES: Final = ("losses",)
 OWN_KINDS: Final = (Mean, Accuracy, LossShow)
 
 
-@plugin(stage="monitor")
+@plugin(stage="monitor", everywhere=True)
 class MetricUpdater:
     """Updates metrics with every batch, and publishes them at their intervals.
 

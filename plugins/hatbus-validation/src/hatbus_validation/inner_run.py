@@ -15,8 +15,8 @@ from hatbus.loop import (
     UnprovidedSpans,
     kept_batches,
     losses_of_task,
-    stop_wanted,
 )
+from hatbus.parallel import stop_agreed
 from hatbus_validation.published import outer_name
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class EvaluationLoop:
     """One epoch over the validation data; a step is a batch, and makes no update.
 
-    A signal that asks the run to end cuts it short (``ctx.is_cut``), in a single process.
+    A signal that asks the run to end cuts it short (``ctx.is_cut``), on all processes alike.
     """
 
     @hookimpl(trylast=True)
@@ -42,9 +42,8 @@ class EvaluationLoop:
     def run_epoch(self, ctx: InnerContext) -> int:
         """Runs a step per batch."""
         position, run_step = ctx.position, ctx.emit.run_step
-        alone = ctx.world_size == 1  # ranks must agree: a metric may be exchanged in every step
         for step, batches in enumerate(ctx.data.steps(ctx)):
-            if alone and stop_wanted():
+            if stop_agreed(ctx, step):
                 ctx.is_cut = True
                 break
             ctx.batches, ctx.step_id, ctx.global_step_id = batches, step, step

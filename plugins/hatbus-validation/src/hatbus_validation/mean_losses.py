@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hatbus import Context
 
 
-@plugin(stage="monitor")
+@plugin(stage="monitor", everywhere=True)
 class MeanLosses:
     """Publishes ``<loss>``, or ``<task>/<loss>``: the mean over all samples of all ranks.
 
