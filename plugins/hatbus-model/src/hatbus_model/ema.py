@@ -218,7 +218,7 @@ class ExponentialMovingAverage:
         }
         if any(map(is_lazy, (*ctx.all_modules.parameters(), *ctx.all_modules.buffers()))):
             self._structure = -1  # their tensors are made in the first forward pass
-        is_known = bool(before[0]) and is_same(old, self._values) and not anew
+        is_known = bool(before[0]) and is_same(old, self._values) and not (anew or folded)
         if is_known and is_in_place(before[0], self._followed):
             return
         every = [plain_name(n) for n, _ in ctx.all_modules.named_buffers()]
