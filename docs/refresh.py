@@ -98,9 +98,10 @@ def refreshed(text: str) -> str:
 
     It needs a ``workplace``.
     """
+    from hosts_table import with_hosts  # type: ignore[import-not-found]  # beside this script
     from options_tables import with_tables  # type: ignore[import-not-found]  # beside this script
 
-    return CONSOLE.sub(_refreshed_block, with_tables(text))
+    return CONSOLE.sub(_refreshed_block, with_hosts(with_tables(text)))
 
 
 def _refreshed_block(found: re.Match[str]) -> str:

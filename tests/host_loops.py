@@ -116,7 +116,16 @@ def in_hatbus(model: Net, plugins: Mapping[str, object], epochs: int, **_: Any) 
     return trainer
 
 
-def in_plain(model: Net, plugins: Mapping[str, object], epochs: int, **_: Any) -> Any:
+def in_plain(
+    model: Net,
+    plugins: Mapping[str, object],
+    epochs: int,
+    *,
+    each: Callable[[Context], None] | None = None,
+    ended: Callable[[Context, Any], None] | None = None,
+    state: Mapping[str, Any] | None = None,
+    **_: Any,
+) -> Any:
     """A loop of one's own around a bus, as docs/bus-alone.md has it."""
     from hatbus import BatchProcessor, Bus
     from hatbus.loop import Loop
@@ -126,26 +135,64 @@ def in_plain(model: Net, plugins: Mapping[str, object], epochs: int, **_: Any) -
     bus.register(Moments(), "core.moments", core=True)
     bus.register(Loop(), "core.loop", core=True)
     bus.register(BatchProcessor(), "core.batch_processor", core=True)
-    ctx = Context(bus, model=model, optimizer=new_optimizer(model), num_epochs=epochs)
+    optimizer = new_optimizer(model)
+    ctx = Context(bus, model=model, optimizer=optimizer, num_epochs=epochs)
     ctx.device, ctx.steps_per_epoch = torch.device("cpu"), len(loader)
     ctx.total_steps, spans, place = epochs * len(loader), OpenSpans(ctx), ctx.position
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        place.epoch, place.global_step = 1, len(loader)
+        bus.register(Restores(state["plugins"]), "restores")
+
     try:
         spans.enter("run_loop")
-        for ctx.epoch_id in range(epochs):
+        for ctx.epoch_id in range(place.epoch, epochs):
             ctx.step_id, ctx.global_step_id = 0, place.global_step
             spans.enter("run_epoch")
-            for batch in loader:
-                ctx.step_id, ctx.global_step_id = place.step, place.global_step
-                place.step, place.global_step = place.step + 1, place.global_step + 1
-                ctx.committed, ctx.losses, ctx.batches = False, {}, [(None, batch, 1.0)]
-                ctx.emit.run_step(ctx)
-            place.epoch, place.step = place.epoch + 1, 0
+            _epoch(ctx, loader, each)
+            is_over = ctx.control.stopped is None or ctx.control.leave_epoch()
+            if is_over:
+                place.epoch, place.step = place.epoch + 1, 0
             spans.leave("run_epoch")
+            if not is_over:
+                break
+            if ended is not None:
+                ended(ctx, optimizer)
         spans.leave("run_loop")
     except BaseException as error:
         spans.fail(error)
         raise
     return ctx
+
+
+def _epoch(ctx: Context, loader: Any, each: Callable[[Context], None] | None) -> None:
+    from hatbus.loop import serve_requests
+
+    place = ctx.position
+    for batch in loader:
+        ctx.step_id, ctx.global_step_id = place.step, place.global_step
+        place.step, place.global_step = place.step + 1, place.global_step + 1
+        ctx.committed, ctx.losses, ctx.batches = False, {}, [(None, batch, 1.0)]
+        ctx.emit.run_step(ctx)
+        if each is not None:
+            each(ctx)
+        if ctx.control.due():
+            serve_requests(ctx)
+        if ctx.control.stopped is not None:
+            return
+
+
+@plugin(stage="checkpoint")
+class Restores:
+    """Gives plugins their states where hatbus's checkpoint does."""
+
+    def __init__(self, states: Mapping[str, Any]) -> None:
+        self.states = states
+
+    @hookimpl
+    def on_loop_begin(self, ctx: Context) -> None:
+        ctx.bus.load_state_dict(self.states)
 
 
 def in_accelerate(
@@ -155,6 +202,7 @@ def in_accelerate(
     *,
     accumulate: int = 1,
     each: Callable[[Any], None] | None = None,
+    ended: Callable[[Any], None] | None = None,
     resume: Path | None = None,
     size: int = SIZE,
     **options: Any,
@@ -186,6 +234,9 @@ def in_accelerate(
                     optimizer.zero_grad()
                 if each is not None:
                     each(host)
+            if ended is not None:
+                host.end_epoch()
+                ended(host)
     return host
 
 
@@ -390,18 +441,20 @@ HOSTS: dict[str, Callable[..., Any]] = {
 # ---- what a run left -----------------------------------------------------------------------------
 
 
+def is_comparable(name: str) -> bool:
+    """Whether a plugin published this; not what a clock said, nor what hatbus's own Trainer did."""
+    return not name.startswith("time") and name != "train/loss"
+
+
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a jsonl log, without what a clock says."""
-    found = [json.loads(line) for line in path.read_text().splitlines()]
-    return [
-        {name: v for name, v in row.items() if not name.startswith("time")}
-        for row in found
-        if any(not n.startswith("time") for n in row.keys() - {"step", "epoch", "event"})
-    ]
+    """The rows of a jsonl log."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    found = [{name: v for name, v in row.items() if is_comparable(name)} for row in rows]
+    return [row for row in found if row.keys() - {"step", "epoch", "event"}]
 
 
 def curves_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """The curves in a folder of TensorBoard's, without what a clock says."""
+    """The curves in a folder of TensorBoard's."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = EventAccumulator(str(folder))
@@ -409,7 +462,7 @@ def curves_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {
         tag: [(one.step, one.value) for one in found.Scalars(tag)]
         for tag in found.Tags()["scalars"]
-        if not tag.startswith("time")
+        if is_comparable(tag)
     }
 
 

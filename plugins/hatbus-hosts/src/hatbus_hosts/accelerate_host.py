@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hatbus import hookimpl
+from hatbus_hosts.capabilities import ACCELERATE
 from hatbus_hosts.host import Host
-from hatbus_hosts.needs import Capabilities, rows
 from hatbus_hosts.versions import check_version
 from hatbus_hosts.work import Work
 
@@ -19,19 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from hatbus import Bus, Context
-
-_NEVER = (
-    "run_loop replaced",
-    "run_epoch replaced",
-    "run_step replaced",
-    "run_batch replaced",
-    "skip_batch",
-    "save_checkpoint replaced",
-    "load_checkpoint replaced",
-    "load_checkpoint wrapped",
-    "request save",
-    "request validate",
-)
+    from hatbus_hosts.needs import Capabilities
 
 
 class _Calls(Work):
@@ -77,6 +65,7 @@ class AccelerateHost(Host):
         optimizer: as ``prepare`` gave it.
         data_loader: as ``prepare`` gave it.
         num_epochs: that are planned.
+        checkpoint_dir: where a save that a plugin asks for goes, in a folder ``step-<n>``.
         options: of ``Host``.
 
     Raises:
@@ -84,16 +73,7 @@ class AccelerateHost(Host):
     """
 
     name = "AccelerateHost"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        {
-            **{row: row not in _NEVER for row in rows()},
-            "on_checkpoint_saved": "when the loop saves by host.save(folder)",
-            "veto_checkpoint": "when the loop saves by host.save(folder)",
-            "on_validation_begin": "when the loop validates inside `with host.validation():`",
-            "on_validation_end": "when the loop validates inside `with host.validation():`",
-            "validate wrapped": "when the loop validates inside `with host.validation():`",
-        }
-    )
+    capabilities: ClassVar[Capabilities] = ACCELERATE
 
     def __init__(
         self,
@@ -104,9 +84,12 @@ class AccelerateHost(Host):
         optimizer: Any,
         data_loader: Any = None,
         num_epochs: int | None = None,
+        checkpoint_dir: str | Path | None = None,
         **options: Any,
     ) -> None:
         check_version("accelerate")
+        if checkpoint_dir is not None:
+            options.setdefault("save", self._save_in(Path(checkpoint_dir)))
         self._calls = _Calls(self, options.get("loss"))
         super().__init__(plugins, work=self._calls, **options)
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
@@ -254,6 +237,13 @@ class AccelerateHost(Host):
         self.accelerator.save_state(str(folder))
         self.checkpoint_saved(folder)
         return True
+
+    def _save_in(self, folder: Path) -> Callable[[str], bool]:
+        def save(reason: str) -> bool:
+            ctx, _ = self._running()
+            return self.save(folder / f"step-{ctx.position.global_step}", reason)
+
+        return save
 
     def _serve(self) -> None:
         self.serve({"stop epoch": self._stop("epoch"), "stop run": self._stop("run")})

@@ -24,6 +24,7 @@ class Events:
     Attributes:
         ctx: the state of the run; None before it begins.
         ends_batch_before_update: whether all of a batch is known before the update.
+        has_failed: whether the last run ended with an error.
         is_updating: whether gradients are being looked at, and the model called only for that.
     """
 
@@ -34,7 +35,7 @@ class Events:
         self.ctx: Context | None = None
         self._spans: OpenSpans | None = None
         self._losses: dict[str, torch.Tensor] = {}
-        self._since, self.is_updating = 0.0, False
+        self._since, self.is_updating, self.has_failed = 0.0, False, False
 
     @property
     def is_running(self) -> bool:
@@ -46,10 +47,16 @@ class Events:
     def begin_epoch(self) -> None:
         """An epoch begins, or the rest of one in a resumed run; once, however often it is said."""
         ctx, spans = self._running()
-        if not spans.is_open("run_epoch"):
-            ctx.epoch_id = ctx.position.epoch
-            ctx.step_id, ctx.global_step_id = ctx.position.step, ctx.position.global_step
-            spans.enter("run_epoch")
+        if spans.is_open("run_epoch"):
+            return
+        position, known = ctx.position, ctx.steps_per_epoch
+        is_left_over = known is not None and position.step >= known > 0
+        ctx.epoch_id, ctx.step_id = position.epoch, position.step - is_left_over
+        ctx.global_step_id = position.global_step - is_left_over
+        spans.enter("run_epoch")
+        if is_left_over:  # saved after an epoch's last step: its end is still to come
+            self.end_epoch()
+            self.begin_epoch()
 
     def end_epoch(self, *, is_complete: bool = True) -> None:
         """An epoch ends.

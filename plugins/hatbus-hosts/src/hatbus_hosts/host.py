@@ -106,10 +106,14 @@ class Host(Events):
     def can(self) -> Capabilities:
         """What this host can deliver with its options."""
         more = {}
-        if self._save is not None:
-            more["request save"] = True
-        if self._validate is not None:
-            more["request validate"] = True
+        for wish, how in (("save", self._save), ("validate", self._validate)):
+            row = f"request {wish}"
+            if how is not None:
+                more[row] = True
+            elif str(self.capabilities[row]).startswith(f"with {wish}="):
+                more[row] = False
+        if any(not impl.wrapper for impl in self.bus.implementations("validate")):
+            more["request validate"] = True  # a plugin does it
         return Capabilities({**self.capabilities, **more})
 
     # ---- the run ------------------------------------------------------------------------------
@@ -154,7 +158,7 @@ class Host(Events):
         ctx.position, ctx.updates = self._resume.place(position or Position())
         ctx.epoch_id, ctx.step_id = ctx.position.epoch, ctx.position.step
         ctx.global_step_id = ctx.position.global_step
-        self._spans = OpenSpans(ctx)
+        self._spans, self.has_failed = OpenSpans(ctx), False
         self._spans.enter("run_loop")
         self._since = time.perf_counter()
         return ctx
@@ -169,6 +173,7 @@ class Host(Events):
     def fail(self, error: BaseException) -> None:
         """The run ended with an error, which is for the caller to raise: everything is closed."""
         if self._spans is not None and self._spans.names:
+            self.has_failed = True
             self._spans.fail(error)
             self._over()
 

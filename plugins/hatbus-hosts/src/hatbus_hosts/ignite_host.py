@@ -6,63 +6,25 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hatbus.errors import JobError, PluginError
 from hatbus.loop import Position
+from hatbus_hosts.capabilities import IGNITE
 from hatbus_hosts.host import Host
-from hatbus_hosts.needs import Capabilities
 from hatbus_hosts.versions import check_version
 from hatbus_hosts.work import named_losses
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
     from hatbus import Bus
-
-_LOSS = "with loss=<the loss module>; else losses come from the engine's output, after the update"
-_CALL = "around the model's call, found by a hook on the model"
-_HANDLER = "with attach_ignite(evaluator=...)"
+    from hatbus_hosts.needs import Capabilities
 
 
 class IgniteHost(Host):
     """What ``attach_ignite`` gives, to be saved by Ignite's ``Checkpoint``."""
 
     name = "attach_ignite"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        {
-            "run_loop wrapped": True,
-            "on_loop_begin": True,
-            "on_loop_end": True,
-            "run_epoch wrapped": True,
-            "on_epoch_begin": True,
-            "on_epoch_end": True,
-            "run_step wrapped": True,
-            "on_step_begin": True,
-            "on_step_end": True,
-            "run_batch wrapped": True,
-            "on_batch_begin": "another batch in ctx.batch has no effect",
-            "on_batch_end": _LOSS,
-            "forward wrapped": _CALL,
-            "on_forward_begin": _CALL,
-            "on_forward_end": _CALL,
-            "clip_gradients wrapped": _LOSS,
-            "clip_gradients replaced": True,
-            "optimizer_step wrapped": "around the optimizer's own step, found by its hooks",
-            "on_optimizer_step_begin": True,
-            "on_optimizer_step_end": True,
-            "validate wrapped": _HANDLER,
-            "validate replaced": "on request only",
-            "on_validation_begin": _HANDLER,
-            "on_validation_end": _HANDLER,
-            "save_checkpoint wrapped": "around the saving of the plugins' states",
-            "export_model wrapped": True,
-            "export_model replaced": True,
-            "on_log": "what plugins publish, and the evaluator's metrics",
-            "on_exception": True,
-            "request stop run": True,
-            "request stop epoch": True,
-            "state saved": "with Checkpoint({'hatbus': host, ...})",
-        }
-    )
+    capabilities: ClassVar[Capabilities] = IGNITE
 
     def __init__(
         self,
@@ -87,10 +49,10 @@ class IgniteHost(Host):
 
         on = self.engine.add_event_handler
         on(Events.STARTED, self._started)
-        on(Events.EPOCH_STARTED, lambda: self.begin_epoch())
-        on(Events.ITERATION_STARTED, self._iteration_started)
-        on(Events.ITERATION_COMPLETED, self._iteration_completed)
-        on(Events.EPOCH_COMPLETED, self._epoch_completed)
+        on(Events.EPOCH_STARTED, self._unless_failed, self.begin_epoch)
+        on(Events.ITERATION_STARTED, self._unless_failed, self._iteration_started)
+        on(Events.ITERATION_COMPLETED, self._unless_failed, self._iteration_completed)
+        on(Events.EPOCH_COMPLETED, self._unless_failed, self._epoch_completed)
         on(Events.COMPLETED, lambda: self.end())
         on(Events.EXCEPTION_RAISED, self._raised)
         if evaluator is not None:
@@ -98,6 +60,11 @@ class IgniteHost(Host):
             evaluator.add_event_handler(Events.COMPLETED, self._evaluated, "end")
 
     # ---- what the engine says -----------------------------------------------------------------
+
+    def _unless_failed(self, _: Any, handler: Callable[[], None]) -> None:
+        """An engine whose error somebody swallows goes on; for plugins the run is over."""
+        if not self.has_failed:
+            handler()
 
     def _started(self) -> None:
         state, accumulated = self.engine.state, self._accumulated

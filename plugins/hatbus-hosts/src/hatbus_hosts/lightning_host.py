@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.log import log
 from hatbus.loop import Position
+from hatbus_hosts.capabilities import LIGHTNING
 from hatbus_hosts.host import Host
-from hatbus_hosts.needs import Capabilities
+from hatbus_hosts.states import NOTHING_SAVED
 from hatbus_hosts.versions import check_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from hatbus import Bus, Context
+    from hatbus_hosts.needs import Capabilities
 
     Callback: Any
 elif "lightning.pytorch" in sys.modules or "pytorch_lightning" not in sys.modules:
@@ -27,8 +29,6 @@ elif "lightning.pytorch" in sys.modules or "pytorch_lightning" not in sys.module
         from pytorch_lightning import Callback
 else:
     from pytorch_lightning import Callback
-
-_FORWARD = "from on_train_batch_start to the loss; with model='net', around that module's call"
 
 
 class LightningHost(Host, Callback):  # type: ignore[misc]  # typed as Any
@@ -40,6 +40,7 @@ class LightningHost(Host, Callback):  # type: ignore[misc]  # typed as Any
         plugins: as for ``Host``.
         model: name of the submodule that plugins see as the model, such as ``"net"``; empty: the
             ``LightningModule``.
+        key: tells its state in checkpoints apart from that of another host in the same trainer.
         options: of ``Host``.
 
     Raises:
@@ -47,63 +48,25 @@ class LightningHost(Host, Callback):  # type: ignore[misc]  # typed as Any
     """
 
     name: ClassVar[str] = "LightningHost"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        {
-            "run_loop wrapped": True,
-            "on_loop_begin": True,
-            "on_loop_end": True,
-            "run_epoch wrapped": True,
-            "on_epoch_begin": True,
-            "on_epoch_end": True,
-            "run_step wrapped": True,
-            "on_step_begin": True,
-            "on_step_end": True,
-            "run_batch wrapped": True,
-            "on_batch_begin": "another batch in ctx.batch has no effect",
-            "on_batch_end": True,
-            "forward wrapped": _FORWARD,
-            "on_forward_begin": _FORWARD,
-            "on_forward_end": _FORWARD,
-            "backward wrapped": True,
-            "on_backward_begin": "another loss in ctx.loss has no effect",
-            "on_backward_end": True,
-            "clip_gradients wrapped": True,
-            "clip_gradients replaced": True,
-            "optimizer_step wrapped": True,
-            "on_optimizer_step_begin": True,
-            "on_optimizer_step_end": True,
-            "validate wrapped": True,
-            "validate replaced": "on request only",
-            "on_validation_begin": True,
-            "on_validation_end": True,
-            "save_checkpoint wrapped": "around the saving of the plugins' states",
-            "export_model wrapped": True,
-            "export_model replaced": True,
-            "on_log": "what plugins publish, and Lightning's metrics at the end of a validation",
-            "on_exception": True,
-            "request stop run": True,
-            "request save": "into hatbus-step=<n>.ckpt in the trainer's default_root_dir",
-            "state saved": True,
-        }
-    )
+    capabilities: ClassVar[Capabilities] = LIGHTNING
 
     def __init__(
         self,
         plugins: Sequence[object] | Mapping[str, object] | Bus,
         *,
         model: str = "",
+        key: str = "",
         **options: Any,
     ) -> None:
         check_version("lightning", "pytorch-lightning")
         super().__init__(plugins, **options)
-        self._module = model
+        self._module, self._key = model, key
         self._accumulated = 1
 
     @property
     def state_key(self) -> str:
-        """The name of its state in a checkpoint: two hosts in one trainer have two."""
-        names = [name for name, member in self.bus.members.items() if not member.core]
-        return f"{self.name}({', '.join(names)})"
+        """The name of its state in a checkpoint."""
+        return f"{self.name}({self._key})" if self._key else self.name
 
     # ---- what the trainer says ----------------------------------------------------------------
 
@@ -141,6 +104,11 @@ class LightningHost(Host, Callback):  # type: ignore[misc]  # typed as Any
         if self._module:
             self.heard.model(model, lambda *_: self._in_batch())
         self.heard.optimizer(trainer.optimizers[0], None, self._updated)
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        """Says so where the checkpoint was saved without this host."""
+        if self.state_key not in checkpoint.get("callbacks", {}):
+            log.warning(NOTHING_SAVED, self.name)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """An epoch begins."""

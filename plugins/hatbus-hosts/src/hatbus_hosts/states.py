@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from hatbus import hookimpl, plugin
 from hatbus.bus import state_version
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from hatbus import Bus, Context
     from hatbus.loop import OpenSpans
     from hatbus_hosts.host import Host
+
+
+NOTHING_SAVED: Final = "the checkpoint was saved without a %s: its plugins begin anew"
 
 
 @plugin(stage="checkpoint")

@@ -13,9 +13,11 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from hatbus.errors import CheckpointError, PluginError
+from hatbus.log import log
 from hatbus.loop import Position
+from hatbus_hosts.capabilities import TRANSFORMERS
 from hatbus_hosts.host import Host
-from hatbus_hosts.needs import Capabilities
+from hatbus_hosts.states import NOTHING_SAVED
 from hatbus_hosts.versions import check_version
 from hatbus_hosts.work import named_losses
 
@@ -23,12 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from hatbus import Bus
+    from hatbus_hosts.needs import Capabilities
 
 FILE = "hatbus.pt"
 """The plugins' states in a checkpoint's folder."""
-_LOST = "not after an error of the trainer's, unless it runs inside `with host:`"
-_CALL = "around the model's call, found by a hook on the model"
-_NEXT = "opened by the first batch that is evaluated"
 _living: WeakSet[TransformersHost] = WeakSet()
 
 
@@ -49,45 +49,7 @@ class TransformersHost(TrainerCallback, ExportableState, Host):  # type: ignore[
     """
 
     name: ClassVar[str] = "TransformersHost"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        {
-            "run_loop wrapped": _LOST,
-            "on_loop_begin": True,
-            "on_loop_end": _LOST,
-            "run_epoch wrapped": True,
-            "on_epoch_begin": True,
-            "on_epoch_end": True,
-            "run_step wrapped": True,
-            "on_step_begin": True,
-            "on_step_end": True,
-            "run_batch wrapped": "from the model's call on",
-            "on_batch_begin": "at the model's call; another batch has no effect",
-            "on_batch_end": True,
-            "forward wrapped": _CALL,
-            "on_forward_begin": _CALL,
-            "on_forward_end": _CALL,
-            "clip_gradients wrapped": True,
-            "clip_gradients replaced": True,
-            "optimizer_step wrapped": True,
-            "on_optimizer_step_begin": True,
-            "on_optimizer_step_end": True,
-            "validate wrapped": _NEXT,
-            "validate replaced": "on request only",
-            "on_validation_begin": _NEXT,
-            "on_validation_end": True,
-            "save_checkpoint wrapped": "around the saving of the plugins' states",
-            "on_checkpoint_saved": True,
-            "export_model wrapped": True,
-            "export_model replaced": True,
-            "on_log": True,
-            "on_exception": "of plugins' errors; of the trainer's, inside `with host:`",
-            "request stop run": True,
-            "request stop epoch": True,
-            "request save": True,
-            "request validate": "where the trainer has an eval_dataset",
-            "state saved": True,
-        }
-    )
+    capabilities: ClassVar[Capabilities] = TRANSFORMERS
 
     def __init__(
         self,
@@ -227,6 +189,8 @@ class TransformersHost(TrainerCallback, ExportableState, Host):  # type: ignore[
         entry = entry[0] if isinstance(entry, list) and entry else entry
         token = entry["attributes"].get("_token", "") if state.global_step and entry else ""
         if not token:
+            if state.global_step:
+                log.warning(NOTHING_SAVED, self.name)
             return
         own = _folder(args, state) / f"checkpoint-{state.global_step}" / FILE
         resumed = args.resume_from_checkpoint
@@ -261,7 +225,8 @@ class TransformersHost(TrainerCallback, ExportableState, Host):  # type: ignore[
             return False
         if not spans.is_open("run_batch"):
             batch = kwargs or (args[0] if len(args) == 1 else args)
-            self.begin_batch(batch, 1.0 / self._accumulated)
+            is_scaled = kwargs.get("num_items_in_batch") is not None  # by the model
+            self.begin_batch(batch, 1.0 if is_scaled else 1.0 / self._accumulated)
         return True
 
     def end_forward(self, outputs: Any) -> Any:

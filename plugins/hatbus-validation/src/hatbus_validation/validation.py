@@ -150,6 +150,9 @@ class Validation:
         """Whether there is nothing to do: ``callbacks=[]``."""
         return not any(self.callbacks)
 
+    requests = ("stop run",)
+    """What it asks of any loop; a save only where the Trainer lets a signal cut it short."""
+
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
         """Checks the loaders, and puts the callbacks on their buses."""
