@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 RUN_FILE: Final = "run.json"
 CHECKPOINTS: Final = ("none", "last", "best", "all")
-_PATIENCE: Final = 60.0
+_PATIENCE: Final = {"finished": 60.0, "failed": 60.0, "stopped": 10.0}
+"""Seconds for the rest at the end; whoever stops a run, such as a scheduler, may not wait long."""
 _KINDS: Final = ("scalar", "text", "image", "histogram")
 
 
@@ -191,7 +192,7 @@ class Tracker(ABC):
                 self._put(ctx, {f"checkpoint-{self._checkpoints}": str(found)}, "checkpoint")
         delivery, self._delivery = self._delivery, None
         how = "failed" if ctx.exception is not None else how_it_ended(ctx)[0]
-        delivery.close(how, _PATIENCE)
+        delivery.close(how, _PATIENCE[how])
 
     def _place(self, ctx: Context, who: str) -> Path:
         if self._folder is not None:

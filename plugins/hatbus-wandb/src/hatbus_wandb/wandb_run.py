@@ -32,7 +32,7 @@ class WandbRun(Service):
         files = run.folder / "wandb"
         held = -1 if is_online else last_step(files, run.id)
         settings = self._client.Settings(
-            console="off", silent=True, init_timeout=30.0, finish_timeout=60.0
+            console="off", silent=True, init_timeout=30.0, finish_timeout=50.0
         )
         self._run = self._client.init(
             id=run.id,
