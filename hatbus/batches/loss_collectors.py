@@ -24,7 +24,8 @@ def collect_losses(model_outs: Any) -> Any:
 
     A tensor stands for itself, every 0-d tensor of a list is a loss. Of a mapping it is the entries
     named like a loss; those of mappings and lists inside it too, by names joined with "_", unless
-    there is an entry ``"loss"``, which is then the whole.
+    there is an entry ``"loss"``, which is then the whole. In an output of Transformers ``"loss"`` is
+    always the whole: what else is named so there are parts of it (``aux_loss``).
     """
     if not isinstance(model_outs, Mapping):
         return _of_list(model_outs) if isinstance(model_outs, (list, tuple)) else model_outs
@@ -33,9 +34,15 @@ def collect_losses(model_outs: Any) -> Any:
         for name, value in model_outs.items()
         if _LOSS_NAME.match(str(name)) and isinstance(value, torch.Tensor)
     }
+    if "loss" in found and any(map(_is_of_transformers, type(model_outs).__mro__)):
+        return {"loss": found["loss"]}
     if "loss" in found or not any(isinstance(value, _NESTED) for value in model_outs.values()):
         return found
     return matching(model_outs, _LOSS_NAME)
+
+
+def _is_of_transformers(cls: type) -> bool:
+    return cls.__name__ == "ModelOutput" and cls.__module__.partition(".")[0] == "transformers"
 
 
 def collect_loss_by_index(indexes: int | Sequence[int]) -> Callable[[Any], list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from tiny import tiny_trainer
 from torch import Tensor, nn
 
 from hatbus import BatchProcessor, hookimpl
-from hatbus.batches import collect_loss_by_index, collect_loss_by_regex
+from hatbus.batches import collect_loss_by_index, collect_loss_by_regex, collect_losses
 from hatbus.errors import JobError
 
 torch.set_num_threads(1)
@@ -109,3 +110,11 @@ def test_a_loss_that_is_no_number_is_named() -> None:
 def test_a_pattern_that_is_none_is_refused() -> None:
     with pytest.raises(JobError, match=r"loss_collector: '\*' is no pattern"):
         collect_loss_by_regex("*")
+
+
+def test_of_an_output_of_transformers_the_loss_is_the_whole() -> None:
+    output = type("ModelOutput", (OrderedDict,), {"__module__": "transformers.utils.generic"})
+    output_with_parts = type("MoeOutput", (output,), {})
+    found = {"loss": TWO, "aux_loss": ONE}
+    assert collect_losses(output_with_parts(found)) == {"loss": TWO}
+    assert collect_losses(found) == found

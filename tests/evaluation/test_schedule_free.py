@@ -230,6 +230,15 @@ def test_a_second_fit_goes_on_where_the_first_ended() -> None:
     assert weights(found).equal(by_hand(9)[1])
 
 
+def test_a_rehearsal_leaves_it_as_it_was() -> None:
+    found = trainer()
+    found.rehearse(2)
+    found.fit(num_steps=4)
+    found.rehearse(3)
+    found.fit(num_steps=9)
+    assert weights(found).equal(by_hand(9)[1])
+
+
 def test_weights_that_were_changed_between_two_fits_are_trained_on() -> None:
     found, looks = trainer(), Looks()
     found.fit(num_steps=3)
