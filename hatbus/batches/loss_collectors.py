@@ -24,8 +24,8 @@ def collect_losses(model_outs: Any) -> Any:
 
     A tensor stands for itself, every 0-d tensor of a list is a loss. Of a mapping it is the entries
     named like a loss; those of mappings and lists inside it too, by names joined with "_", unless
-    there is an entry ``"loss"``, which is then the whole. In an output of Transformers ``"loss"`` is
-    always the whole: what else is named so there are parts of it (``aux_loss``).
+    there is an entry ``"loss"``, which is then the whole. In an output of Transformers it is always
+    the whole: what else is named so there are parts of it (``aux_loss``).
     """
     if not isinstance(model_outs, Mapping):
         return _of_list(model_outs) if isinstance(model_outs, (list, tuple)) else model_outs
