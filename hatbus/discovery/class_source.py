@@ -118,7 +118,7 @@ class Sources:
     """Parsed modules by name.
 
     Args:
-        folders: where modules are looked for; the installed ones when None.
+        folders: where modules are looked for, beside hatbus's own; the installed ones when None.
     """
 
     def __init__(self, folders: Sequence[Path] | None = None) -> None:
@@ -233,7 +233,9 @@ class Sources:
             return None
 
     def _file(self, name: str) -> Path | None:
-        return file_in(self._folders, name) if self._folders is not None else find_source(name)
+        if self._folders is None or name.partition(".")[0] == "hatbus":
+            return find_source(name)
+        return file_in(self._folders, name)
 
 
 def first_line(node: ast.ClassDef | Function) -> str:
@@ -258,14 +260,20 @@ def _is_near(source: str, module: str) -> bool:
 
 
 def _imports(module: Module) -> dict[str, tuple[str, str]]:
-    """Local name to (module, name) of every ``from ... import ...`` at the top level."""
+    """Local name to (module, name) of every ``from ... import ...``, for type checkers too."""
     found = {}
-    for node in module.tree.body:
+    for node in _statements(module.tree):
         if isinstance(node, ast.ImportFrom):
             source = source_of(module, node)
             for alias in node.names:
                 found[alias.asname or alias.name] = (source, alias.name)
     return found
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
+    """What stands at the top level, or there in an ``if``: a lazy module's imports do."""
+    for node in tree.body:
+        yield from (node, *node.body) if isinstance(node, ast.If) else (node,)
 
 
 def _class_in(tree: ast.Module, qualname: str) -> ast.ClassDef | None:

@@ -51,6 +51,11 @@ CLASS = "@plugin()\nclass Hat:\n    @hookimpl\n    def on_loop_begin(self): ...\
 OLD = "class Hat(CallbackMixin):\n    def on_step_end(self, **kwargs): ...\n"
 
 
+def test_what_a_base_class_of_hatbus_implements_counts(tmp_path: Path) -> None:
+    head = "from hatbus.tracking import Tracker\n"
+    assert problems(tmp_path, "class Hat(Tracker):\n    def connect(self): ...\n", head) == []
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
     [
