@@ -41,7 +41,7 @@ TRAINING: Final = ("run", "resume")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Runs one command; one that is run inside a program leaves that program's log as it was.
 
     Args:
         argv: the words after ``hatbus``; the process's own when None.
@@ -52,6 +52,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         outlive_readers()
+        return _main(None)
+    before = _log()
+    try:
+        return _main(argv)
+    finally:
+        if "logging" in sys.modules:  # which --help does without
+            log = sys.modules["logging"].getLogger("hatbus")
+            log.handlers[:], level, log.propagate = before
+            log.setLevel(level)
+
+
+def _log() -> tuple[list[Any], int, bool]:
+    """Handlers, level and propagation of hatbus's log."""
+    if "logging" not in sys.modules:
+        return [], 0, True
+    log = sys.modules["logging"].getLogger("hatbus")
+    return log.handlers[:], log.level, log.propagate
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    """Runs one command; as ``main``."""
     words = list(sys.argv[1:] if argv is None else argv)
     args: Any = None
     guilty = ""

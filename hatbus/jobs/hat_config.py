@@ -20,6 +20,7 @@ from hatbus.events.declare import OVERRIDABLE
 from hatbus.jobs.job import Job, Plugin, Run, said
 from hatbus.jobs.options import check
 from hatbus.jobs.overrides import override, switch
+from hatbus.jobs.references import enter
 
 ENV: Final = "HAT_TRAINING_STEP"
 """What HAT's configs read to know which stage they are for."""
@@ -161,8 +162,7 @@ def _executed(file: Path, stage: str | None) -> dict[str, Any]:
     """The names of a config that was executed for one stage, whatever was executed before."""
     if stage is not None:
         os.environ[ENV] = stage.removesuffix("_trainer").removesuffix("_predictor")
-    if str(file.parent.resolve()) not in sys.path:
-        sys.path.insert(0, str(file.parent.resolve()))
+    enter(file.parent.resolve())
     name = f"{file.stem}_{stage or 'config'}"
     spec = spec_from_file_location(name, file)
     if spec is None or spec.loader is None:

@@ -7,18 +7,24 @@ import sys
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.errors import JobError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import ModuleType
 
 ACCEPTED: Final = "'file.py:name', 'package.module:name', '@name' or { call = 'file.py:name' }"
 _ATTR: Final = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
 _FILE: Final = r"([A-Za-z]:)?[^:\n]*\.py"
 _PATTERN: Final = re.compile(rf"(?P<home>{_FILE}|{_ATTR}):(?P<attr>{_ATTR})")
+
+
+_entered: Final[set[str]] = set()
+"""The folders of the jobs that were loaded in this process."""
+_set_aside: Final[dict[str, dict[str, ModuleType]]] = {}
+"""By such a folder, its modules whose names another job's now have."""
 
 
 class References:
@@ -68,11 +74,10 @@ def is_reference(text: str) -> bool:
 
 def load_file(file: Path) -> ModuleType:
     """Imports a file once, under its own name, with its folder on the path, as a script's is."""
+    enter(file.parent)
     name = _module_name(file)
     if name in sys.modules:
         return sys.modules[name]
-    if str(file.parent) not in sys.path:
-        sys.path.insert(0, str(file.parent))
     spec = spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise JobError(f"{str(file)!r} is no Python file")
@@ -83,6 +88,38 @@ def load_file(file: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def enter(folder: Path) -> None:
+    """Makes the modules of a job's folder importable, before those of other jobs' folders.
+
+    Two jobs in one process may each have a ``helpers.py``: the first one's is set aside while the
+    second is loaded, and comes back with its job. Modules that no job has brought stay.
+    """
+    home = str(folder)
+    if home in sys.path and home in _entered:
+        sys.path.remove(home)
+    if home not in sys.path:
+        sys.path.insert(0, home)
+    _entered.add(home)
+    mine = [path.stem for path in folder.glob("*.py")]
+    mine += [path.parent.name for path in folder.glob("*/__init__.py")]
+    homes = {name: _home_of(sys.modules[name]) for name in mine if name in sys.modules}
+    for name in list(sys.modules):
+        other = homes.get(name.partition(".")[0], home)
+        if other in _entered and other != home:
+            _set_aside.setdefault(other, {})[name] = sys.modules.pop(name)
+    for name, module in _set_aside.pop(home, {}).items():
+        sys.modules.setdefault(name, module)
+
+
+def _home_of(module: ModuleType) -> str:
+    """The folder that a top-level module was found in; empty where it has no file."""
+    file = getattr(module, "__file__", None)
+    if not file:
+        return ""
+    place = Path(file).parent
+    return str(place.parent if Path(file).name == "__init__.py" else place)
 
 
 def _module_name(file: Path) -> str:

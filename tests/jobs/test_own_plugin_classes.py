@@ -102,6 +102,7 @@ def test_a_class_that_is_not_there_or_has_no_such_option_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_class_on_the_command_line_is_told_to_stand_in_the_job(tmp_path: Path) -> None:
+def test_a_class_that_a_table_is_named_after_is_told_to_have_a_name(tmp_path: Path) -> None:
+    job = write_job(tmp_path, '[plugins."counts_steps.py:Counts"]\n')
     with pytest.raises(JobError, match=r"write \[plugins.NAME\] and below it use = 'counts_steps"):
-        prepared(tmp_path, "", plugins=("counts_steps.py:Counts",))
+        prepare(job)
