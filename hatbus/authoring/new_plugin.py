@@ -178,11 +178,11 @@ def _code(event: str, plugin: str) -> dict[str, str]:
     return {
         "imports": imports,
         "implementation": "\n".join(f"    {line}" for line in lines),
-        **_test_code(event),
+        **_test_code(event, plugin),
     }
 
 
-def _test_code(event: str) -> dict[str, str]:
+def _test_code(event: str, plugin: str) -> dict[str, str]:
     names = ["EventLog", "Occasions", "PluginContract", "tiny_trainer"]
     fit = "    tiny_trainer([plugin, Occasions(), log]).fit(num_epochs=2)"
     heard = f'log.count("{event}")'
@@ -195,7 +195,7 @@ def _test_code(event: str) -> dict[str, str]:
         )
         names.remove("Occasions")
     elif event == "on_log":
-        heard = 'len(log.published("occasions/one"))'
+        heard = f'sum("{plugin}/count" not in one.more["logs"] for one in log.of("on_log"))'
     imports = (
         f"from hatbus.errors import PluginError\nfrom hatbus.testing import {', '.join(names)}"
     )
