@@ -31,6 +31,7 @@ from hatbus.loop.files import forget_files
 from hatbus.loop.limits import set_limits
 from hatbus.loop.modes import TrainModes, tell_of_eval
 from hatbus.loop.module_names import GIVEN
+from hatbus.loop.shown import ShowsItself
 from hatbus.loop.signals import Signals
 from hatbus.loop.structure import structure_changed, structure_watched
 from hatbus.loop.weights import Weights
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     from hatbus.data.task_sampler import TaskSampler
 
 
-class Trainer:
+class Trainer(ShowsItself):
     """Trains a model; everything beyond the loop is a plugin.
 
     Args:
@@ -213,8 +214,7 @@ class Trainer:
                 over, and take as many batches of each loader in validations.
             max_time: end after a step when so much time is over, with the state saved: seconds, or
                 ``"2h30m"``, ``"90 min"``, ``"2:30:00"``; ``ctx.control.stopped`` tells.
-            sanity_steps: before the first step validate so many batches of each loader, to see
-                that it works; nothing is published. 0: do not.
+            sanity_steps: batches of each loader to validate before the first step; unpublished.
 
         Returns:
             The context, with the counters as they are at the end.
@@ -222,7 +222,7 @@ class Trainer:
         Raises:
             JobError: not exactly one plan, or a number that cannot be used.
             HatbusError: what went wrong in the run, where it can be said in one line.
-            SystemExit: a signal ended the run (75: its state is saved).
+            SystemExit: a signal ended the run (75: it is saved); of Ctrl-C a KeyboardInterrupt.
         """
         ctx = self.ctx
         time_limit = check_limits(limit_steps, max_time, sanity_steps)

@@ -13,11 +13,11 @@ from hatbus import rng
 from hatbus.bus.moments import emit_after_error
 from hatbus.data.feed import generators_of, length_of
 from hatbus.data.moving import to_device
-from hatbus.data.numbered import can_start_at, numbered
 from hatbus.data.seeded import seed_of
 from hatbus.data.workers import own_iteration
 from hatbus.errors import DataError, JobError, did_you_mean
 from hatbus.evaluation.aside import aside
+from hatbus.evaluation.numbered import can_start_at, numbered
 from hatbus.loop.modes import eval_mode
 from hatbus.loop.weights import EMA, RAW
 from hatbus.parallel.sharding import is_sharded

@@ -12,6 +12,7 @@ from hatbus.events.training import PAIRS
 from hatbus.log import log
 from hatbus.loop.control import Control
 from hatbus.loop.module_names import AllModules
+from hatbus.loop.shown import ShowsItself
 from hatbus.loop.weights import EMA, Weights
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from hatbus.bus.bus import Bus, Emitter
 
 
-class Context:
+class Context(ShowsItself):
     """What is so in a run just now. Every event argument of the same name is read from here.
 
     Attributes:

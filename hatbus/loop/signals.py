@@ -1,8 +1,11 @@
 """SIGTERM and SIGINT end a run after the present step, state saved; SIGUSR1 saves and goes on.
 
 A handler only asks, as any plugin would, for a save and a stop at the end of the step. A second
-SIGTERM or SIGINT ends the process at once. Worker processes of loaders do not hear these signals:
-one to the whole process group would else kill them, and with them the step that was to be finished.
+SIGTERM or SIGINT ends the process at once. In a program of the user's, SIGINT (Ctrl-C, a notebook's
+"interrupt") is a ``KeyboardInterrupt`` at last, and a second one is one at once.
+
+Worker processes of loaders do not hear these signals: one to the whole process group would else
+kill them, and with them the step that was to be finished.
 """
 
 from __future__ import annotations
@@ -52,12 +55,13 @@ class Signals:
     def __init__(self) -> None:
         self.stop = 0
         self._control: Control | None = None
-        self._saved_at, self._stopped_at = -1, 0.0
+        self._saved_at, self._stopped_at, self._ends_process = -1, 0.0, False
 
     @hookimpl(wrapper=True, tryfirst=True)
     def run_loop(self, ctx: Context) -> Generator[None, Any, Any]:
         """Serves signals inside the loop; handlers are put back on every way out."""
         self.stop, self._control, self._saved_at = 0, ctx.control, -1
+        self._ends_process = "job" in ctx.storage or _is_by_torchrun()
         if not can_serve():
             return (yield)
         kept = {number: signal.signal(number, self._note) for number in (*_STOPS, *_SAVES)}
@@ -103,11 +107,18 @@ class Signals:
 
         Raises:
             SystemExit: 75 when the state was saved, else 128 + the signal's number.
+            KeyboardInterrupt: SIGINT, in a program that is neither a job nor torchrun's.
         """
         if not self.heard(ctx):
             return
         ending(self.stop)
         name = signal.Signals(self.stop).name
+        if self.stop == signal.SIGINT and not self._ends_process:
+            is_safe = self._saved_at == ctx.position.global_step
+            raise KeyboardInterrupt(
+                f"after step {ctx.position.global_step}, {'' if is_safe else 'not '}saved; "
+                "trainer.fit() goes on from here"
+            )
         if self._saved_at == ctx.position.global_step:
             way = "resume = 'auto'"
             if "job" in ctx.storage and ctx.run_dir is not None:
@@ -121,6 +132,8 @@ class Signals:
         if self.stop and number in _STOPS:
             if _is_by_torchrun() and time.monotonic() - self._stopped_at < _FORWARDED_S:
                 return
+            if number == signal.SIGINT and not self._ends_process:
+                raise KeyboardInterrupt
             os._exit(128 + number)
         wishes = ["save"]
         if number in _STOPS:

@@ -72,7 +72,7 @@ def published(path: Path) -> list[dict[str, Any]]:
 def test_the_logs_are_those_of_a_run_that_was_never_interrupted(tmp_path: Path, step: int) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     expected = trainer(whole).fit(num_epochs=3)
-    with pytest.raises(SystemExit, match="75"):
+    with pytest.raises(KeyboardInterrupt, match=f"after step {step + 1}, saved; trainer.fit"):
         trainer(parts, Interrupts(step)).fit(num_epochs=3)
     found = trainer(parts).fit(num_epochs=3)
     assert published(parts) == published(whole)
@@ -99,3 +99,37 @@ def test_an_epoch_is_published_where_it_ends_for_good(
     assert [s for s, _ in curve(tmp_path / "board", "time/epoch")] == ends
     at_the_end = [row["step"] for row in published(tmp_path) if "time/epoch" in row]
     assert at_the_end == ends
+
+
+def test_the_same_trainer_goes_on_after_ctrl_c(tmp_path: Path) -> None:
+    expected = trainer(tmp_path / "whole").fit(num_epochs=3)
+    stopped = trainer(tmp_path / "parts", Interrupts(STEPS + 2))
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(num_epochs=3)
+    found = stopped.fit(num_epochs=3)
+    assert found.position.global_step == 3 * STEPS
+    assert torch.equal(found.model.weight, expected.model.weight)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path) -> None:
+    class Twice:
+        @hookimpl
+        def on_step_begin(self, global_step_id: int) -> None:
+            if global_step_id == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+                raise AssertionError("the second one was not heard")
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, Twice()).fit(num_epochs=1)
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_what_ctrl_c_leaves_is_told(tmp_path: Path, saves: bool) -> None:
+    run = trainer(tmp_path, Interrupts(1))
+    if not saves:
+        run.bus.unregister("checkpoint")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run.fit(num_epochs=1)
+    told = "saved" if saves else "not saved"
+    assert str(caught.value) == f"after step 2, {told}; trainer.fit() goes on from here"

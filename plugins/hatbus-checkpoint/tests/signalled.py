@@ -52,6 +52,8 @@ def train(path: Path, plan: dict[str, list[int]]) -> int:
         trainer.fit(num_steps=6)
     except SystemExit as leaving:
         return int(leaving.code or 0)
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -62,7 +62,7 @@ def steps(path: Path) -> list[int]:
 SIGINT, SIGTERM, SIGUSR1 = 2, 15, 10
 PLANS: dict[str, tuple[dict[int, list[int]], int, list[int]]] = {
     "terminate": ({2: [SIGTERM]}, 75, [3]),
-    "interrupt": ({2: [SIGINT]}, 75, [3]),
+    "interrupt": ({2: [SIGINT]}, 130, [3]),
     "terminate twice": ({2: [SIGTERM, SIGTERM]}, 143, []),
     "interrupt twice": ({2: [SIGINT, SIGINT]}, 130, []),
     "save": ({1: [SIGUSR1], 3: [SIGUSR1]}, 0, [2, 4, 6]),

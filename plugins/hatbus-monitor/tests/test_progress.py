@@ -18,7 +18,7 @@ from rich.console import Console
 
 from hatbus import hookimpl, plugin
 from hatbus.errors import JobError
-from hatbus_monitor import progress_display
+from hatbus_monitor import progress, progress_display
 from hatbus_monitor.metric_updater import MetricUpdater
 from hatbus_monitor.progress import Progress
 from hatbus_monitor.progress_view import Snapshot, bars, html, line
@@ -208,6 +208,35 @@ def test_a_notebook_gets_a_bar_and_no_markup_of_the_values() -> None:
     text = html(Snapshot(step=3, epoch_steps=9, values={"<b>": 1}))
     assert '<progress value="3" max="9">' in text
     assert "&lt;b&gt; 1" in text
+
+
+def test_a_notebook_has_a_table_of_the_epochs_that_are_over() -> None:
+    epochs = [(n, {"loss": n / 4, **({"val/<acc>": 0.5} if n == 2 else {})}, 61.0) for n in (1, 2)]
+    text = html(Snapshot(epochs=epochs))
+    table = re.sub(r"</?(table|tr)>", "", text.partition("<table>")[2].partition("</table>")[0])
+    assert re.findall(r"<t[hd]>(.*?)</t[hd]>", table) == [
+        *("epoch", "loss", "val/&lt;acc&gt;", "time"),
+        *("1", "0.25", "", "0:01:01"),
+        *("2", "0.5", "0.5", "0:01:01"),
+    ]
+    many = html(Snapshot(epochs=[(n, {}, 1.0) for n in range(1, 81)]))
+    assert "the last 50 of 80 epochs" in many
+    assert many.count("<tr>") == 51
+
+
+def test_epochs_are_noted_with_what_was_published_in_them(trainer, monkeypatch) -> None:
+    shown: list[Any] = []
+
+    class Screen:
+        is_live = True
+        start = show = shown.append
+        stop = staticmethod(lambda: None)
+
+    monkeypatch.setattr(progress, "display_of", lambda kind: Screen())
+    trainer([Progress(refresh=0)]).fit(num_epochs=2)
+    first, second = shown[-1].epochs
+    assert (first[0], second[0]) == (1, 2)
+    assert first[1]["loss"] != second[1]["loss"]
 
 
 def test_notebook_display_replaces_its_cell_and_shows_the_log(monkeypatch, capsys) -> None:

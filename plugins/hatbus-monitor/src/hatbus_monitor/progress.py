@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,11 @@ class Progress:
     """A progress bar in a terminal or notebook, plain lines in a pipe or log file.
 
     Shows epochs, steps, the loss (of every task), the learning rate, published metrics, samples/s
-    over all ranks and the time that remains; a bar of its own for a validation. What is printed or
-    logged meanwhile appears above the bars. Values are read from the device only when they are
-    shown. A plugin that works long inside one step shows how far it is with
-    ``ctx.storage["progress"](title, number, total)``, which costs next to nothing between two
-    refreshes.
+    over all ranks and the time that remains; a bar of its own for a validation, and in a notebook a
+    table of the epochs that are over. What is printed or logged meanwhile appears above the bars.
+    Values are read from the device only when they are shown. A plugin that works long inside one
+    step shows how far it is with ``ctx.storage["progress"](title, number, total)``, which costs
+    next to nothing between two refreshes.
 
     Args:
         refresh: seconds between two looks of a live display.
@@ -71,13 +71,15 @@ class Progress:
         self._interval = self._pause_began = 0.0
         self._first: tuple[float, int] | None = None
         self._shown_line: tuple[int, int] | None = None
+        self._epochs: list[tuple[int, Mapping[str, object], float]] = []
+        self._epoch_began = 0.0
 
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
         """Opens the display; the counters are those of a resumed run already."""
         self._began = self._window_began = self._now()
         self._first, self._samples, self._speed, self._nested = None, 0, 0.0, None
-        self._losses = {}
+        self._losses, self._epochs, self._epoch_began = {}, [], self._began
         self._keeps_losses = len(getattr(ctx.data, "tasks", ())) > 1
         ctx.storage["progress"] = lambda title, number, total=None: self._show_nested(
             ctx, title, number, total
@@ -121,7 +123,7 @@ class Progress:
         if ctx.exception is None:
             self._plan.epoch_ended(ctx)
             self._losses.update(ctx.losses)
-            self._look(ctx)
+            self._look(ctx, ends_epoch=True)
 
     @hookimpl
     def on_loop_end(self, ctx: Context) -> None:
@@ -147,7 +149,7 @@ class Progress:
         if self._screen is not None and self._screen.is_live:
             self._look(ctx)
 
-    def _look(self, ctx: Context) -> None:
+    def _look(self, ctx: Context, *, ends_epoch: bool = False) -> None:
         """Reads the values from the device and shows them."""
         if self._screen is None:
             return
@@ -157,7 +159,11 @@ class Progress:
             speed = self._samples * ctx.world_size / spent
             self._speed += (_SMOOTHING if self._speed else 1.0) * (speed - self._speed)
             self._samples, self._window_began = 0, now
-        self._screen.show(self._snapshot(ctx))
+        snapshot = self._snapshot(ctx)
+        if ends_epoch:
+            self._epochs.append((ctx.epoch_id + 1, snapshot.values, now - self._epoch_began))
+            self._epoch_began = now
+        self._screen.show(snapshot)
         self._next = self._now() + self._interval
 
     def _snapshot(self, ctx: Context) -> Snapshot:
@@ -179,6 +185,7 @@ class Progress:
             values=self._values(ctx),
             nested=self._nested,
             ending=ending(ctx),
+            epochs=self._epochs,
         )
 
     def _remaining(self, done: int, total: int | None) -> float:

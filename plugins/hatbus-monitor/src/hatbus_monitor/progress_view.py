@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import Final
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -13,6 +14,9 @@ from rich.text import Text
 
 from hatbus_monitor.durations import clock_time, of_total, rate
 from hatbus_monitor.metric_values import shown
+
+_MOST_EPOCHS: Final = 50
+"""Rows of the table in a notebook."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,7 @@ class Snapshot:
         values: what is shown by name: losses, lr, metrics.
         nested: title, number and total of what runs inside the step (a validation).
         ending: why the run ends early; empty while it does not.
+        epochs: those that are over: 1-based number, what was shown at its end, and its seconds.
     """
 
     epoch: int = 1
@@ -41,6 +46,7 @@ class Snapshot:
     values: Mapping[str, object] = field(default_factory=dict)
     nested: tuple[str, int, int | None] | None = None
     ending: str = ""
+    epochs: Sequence[tuple[int, Mapping[str, object], float]] = ()
 
 
 def facts(snapshot: Snapshot) -> Iterator[str]:
@@ -95,9 +101,29 @@ def bars(snapshot: Snapshot) -> RenderableType:
 
 
 def html(snapshot: Snapshot) -> str:
-    """A bar and the line, for a notebook."""
+    """A bar, the line, and a table of the epochs that are over, for a notebook."""
     top = f' value="{snapshot.step}" max="{snapshot.epoch_steps}"' if snapshot.epoch_steps else ""
-    return f"<div><progress{top}></progress> <code>{escape(line(snapshot))}</code></div>"
+    bar = f"<progress{top}></progress> <code>{escape(line(snapshot))}</code>"
+    return f"<div>{bar}{_table(snapshot)}</div>"
+
+
+def _table(snapshot: Snapshot) -> str:
+    """A row for each of the last epochs."""
+    shown_epochs = snapshot.epochs[-_MOST_EPOCHS:]
+    if not shown_epochs:
+        return ""
+    names = [*dict.fromkeys(name for _, values, _ in shown_epochs for name in values)]
+    rows = [_row("th", ["epoch", *names, "time"])]
+    for number, values, seconds in shown_epochs:
+        cells = (shown(values[name]) if name in values else "" for name in names)
+        rows.append(_row("td", [str(number), *cells, clock_time(seconds)]))
+    left = len(snapshot.epochs) - len(shown_epochs)
+    note = f"<caption>the last {_MOST_EPOCHS} of {left + _MOST_EPOCHS} epochs</caption>"
+    return f"<table>{note if left else ''}{''.join(rows)}</table>"
+
+
+def _row(kind: str, cells: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in cells) + "</tr>"
 
 
 def _bar(number: int, total: int | None) -> RenderableType:
