@@ -6,6 +6,7 @@ run without being part of its training (validation, export, observers) belongs i
 
 from __future__ import annotations
 
+import hashlib
 import random
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["capture", "fenced", "restore", "seed_all"]
+__all__ = ["capture", "fenced", "restore", "seed_all", "spread"]
 
 RandomState = dict[str, Any]
 
@@ -48,6 +49,19 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)
+
+
+def spread(rank: int) -> None:
+    """From here on a process draws other random numbers than those of other ranks.
+
+    They follow from the seed that was set last and the rank; the first rank's go on as they are.
+    """
+    if rank == 0:
+        return
+    text = f"{torch.initial_seed()} {rank}".encode()
+    seed = int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
+    seed_all(seed)
+    torch.manual_seed(seed)  # on every device
 
 
 @contextmanager

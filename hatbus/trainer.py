@@ -42,7 +42,7 @@ from hatbus.parallel.device import follow, own_device, placed
 from hatbus.parallel.launch import rank_and_world
 from hatbus.parallel.processes import (
     TIMEOUTS,
-    check_processes,
+    begin_together,
     control_of,
     joined,
     let_go,
@@ -368,7 +368,7 @@ class Trainer(ShowsItself):
     def _prepare(self) -> None:
         """What has to be made anew for every ``fit``: requests, views, the model's wrappers."""
         ctx = self.ctx
-        check_processes(ctx, precision=self._precision, nan=self._nan)
+        begin_together(ctx, precision=self._precision, nan=self._nan)
         ctx.data.adopt_seed(ctx.seed)  # another trainer may have the same loader
         if ctx.world_size > 1 and ctx.rank == 0 and ctx.position.global_step == 0:
             ctx.data.warn_of_copies(ctx.world_size)

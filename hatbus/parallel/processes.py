@@ -16,6 +16,7 @@ import torch
 from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore
 
+from hatbus import rng
 from hatbus.events.declare import hookimpl
 from hatbus.log import log
 from hatbus.loop.control import Control
@@ -41,6 +42,7 @@ TIMEOUT: Final = 600.0
 """Seconds that processes wait for each other after the first step, if nobody says otherwise."""
 _groups: Final = count()
 _SAVED: Final = "saved"
+_SPREAD: Final = "parallel.spread"
 _exchanged: Final[WeakKeyDictionary[Any, list[torch.nn.Parameter]]] = WeakKeyDictionary()
 """What the wrappers reduce: torch finds that out once, when a wrapper is made."""
 _FLIGHT_RECORDER: Final = {
@@ -104,14 +106,21 @@ def control_of(ctx: Context) -> Control:
     return AgreedControl(ctx, timeouts_of(ctx))
 
 
-def check_processes(ctx: Context, **more: Any) -> None:
-    """Refuses processes that are about to do different things; all of them ask.
+def begin_together(ctx: Context, **more: Any) -> None:
+    """Refuses processes that are about to do different things; then each draws its own numbers.
+
+    All have built the same model by now, from the same random numbers. Its dropout is to be
+    another on each.
 
     Raises:
         JobError: which rank differs, and in what.
     """
-    if ctx.world_size > 1:
-        check_alike(facts_of(ctx, **more), board_of_all())
+    if ctx.world_size == 1:
+        return
+    check_alike(facts_of(ctx, **more), board_of_all())
+    if ctx.position.global_step == 0 and not ctx.storage.get(_SPREAD):
+        ctx.storage[_SPREAD] = True
+        rng.spread(ctx.rank)
 
 
 @contextmanager

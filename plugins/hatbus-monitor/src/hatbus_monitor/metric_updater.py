@@ -23,7 +23,7 @@ from hatbus_monitor.metric_list import KNOWN, Metric, move, named_metrics
 from hatbus_monitor.metric_prefix import free_prefix, usual_prefix
 from hatbus_monitor.metric_state import copied, lasting_state, restore, state_of
 from hatbus_monitor.metric_values import Shown, has_get, results
-from hatbus_monitor.metrics import Accuracy, LossShow, Mean
+from hatbus_monitor.metrics import Accuracy, LossShow, Mean, together
 from hatbus_monitor.update_functions import usual
 
 if TYPE_CHECKING:
@@ -317,6 +317,8 @@ class MetricUpdater:
 
     def _compute(self, ctx: Context) -> dict[str, Any]:
         """Name to value; empty when nothing was added, on any rank."""
+        if self._are_own and ctx.world_size > 1:
+            return together(self._own, self._updates, ctx.device)
         if not ctx.control.anywhere([self._updates > 0])[0]:
             return {}
         if self._are_own:  # each value is a new 0-d tensor without a graph

@@ -14,6 +14,8 @@ from torch import Tensor, distributed
 from hatbus.errors import PluginError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike
 
 CAN_BE_MANY: Final = distributed.is_available()
@@ -172,6 +174,36 @@ def correct(preds: Tensor, target: Tensor, top_k: int = 1, threshold: float = 0.
         f"Accuracy: predictions of shape {tuple(preds.shape)} and targets of shape "
         f"{tuple(target.shape)}; accepted: (N, C, ...) with (N, ...), or equal shapes"
     )
+
+
+def together(
+    metrics: Sequence[tuple[str, Any]], updates: int, device: torch.device
+) -> dict[str, Tensor]:
+    """The means of several metrics over all ranks, in one exchange.
+
+    Args:
+        metrics: names and means (``Mean``); the same on all ranks.
+        updates: how often this rank has added to them.
+        device: on which ranks exchange tensors.
+
+    Returns:
+        Name to mean, 0-d; empty when no rank has added anything.
+    """
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    counted = torch.full((1,), float(updates), dtype=wide, device=device)
+    totals = [metric.total.to(device, wide).reshape(1) for _, metric in metrics]
+    counts = [
+        torch.as_tensor(metric.count).to(device, wide).reshape(1)
+        if isinstance(metric.count, Tensor)
+        else torch.full((1,), float(metric.count), dtype=wide, device=device)
+        for _, metric in metrics
+    ]
+    sums = torch.cat([counted, *totals, *counts])
+    distributed.all_reduce(sums)
+    if not updates and not sums[0].item():
+        return {}
+    half = 1 + len(metrics)
+    return {name: sums[1 + n] / sums[half + n] for n, (name, _) in enumerate(metrics)}
 
 
 def over_all_ranks(total: Tensor, count: float | Tensor) -> tuple[Tensor, Tensor]:
