@@ -233,10 +233,15 @@ def test_epochs_are_noted_with_what_was_published_in_them(trainer, monkeypatch) 
         stop = staticmethod(lambda: None)
 
     monkeypatch.setattr(progress, "display_of", lambda kind: Screen())
-    trainer([Progress(refresh=0)]).fit(num_epochs=2)
+    run = trainer([Progress(refresh=0)])
+    ctx = run.fit(num_epochs=2)
     first, second = shown[-1].epochs
     assert (first[0], second[0]) == (1, 2)
     assert first[1]["loss"] != second[1]["loss"]
+    run.fit(num_steps=ctx.position.global_step + 1)  # a third one is begun, and not over
+    assert [number for number, _, _ in shown[-1].epochs] == [1, 2]
+    run.fit(num_epochs=3)
+    assert [number for number, _, _ in shown[-1].epochs] == [1, 2, 3]
 
 
 def test_notebook_display_replaces_its_cell_and_shows_the_log(monkeypatch, capsys) -> None:

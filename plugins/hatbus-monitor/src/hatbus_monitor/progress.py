@@ -79,7 +79,9 @@ class Progress:
         """Opens the display; the counters are those of a resumed run already."""
         self._began = self._window_began = self._now()
         self._first, self._samples, self._speed, self._nested = None, 0, 0.0, None
-        self._losses, self._epochs, self._epoch_began = {}, [], self._began
+        self._losses, self._epoch_began = {}, self._began
+        if ctx.position.global_step == 0:  # a second fit goes on with the table
+            self._epochs = []
         self._keeps_losses = len(getattr(ctx.data, "tasks", ())) > 1
         ctx.storage["progress"] = lambda title, number, total=None: self._show_nested(
             ctx, title, number, total
@@ -123,7 +125,7 @@ class Progress:
         if ctx.exception is None:
             self._plan.epoch_ended(ctx)
             self._losses.update(ctx.losses)
-            self._look(ctx, ends_epoch=True)
+            self._look(ctx, ends_epoch=ctx.position.step == 0)
 
     @hookimpl
     def on_loop_end(self, ctx: Context) -> None:
