@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-WITH_CLIENTS = ("hatbus-mlflow", "hatbus-trackio", "hatbus-wandb")
+WITH_CLIENTS = ("hatbus-mlflow", "hatbus-optuna", "hatbus-trackio", "hatbus-wandb")
 """Those that bring a service's client, and dozens of packages with it: asked for by name."""
 
 

@@ -34,6 +34,7 @@ from hatbus_monitor.metric_updater import MetricUpdater as MetricUpdater
 from hatbus_monitor.nan_guard import NanGuard as NanGuard
 from hatbus_monitor.progress import Progress as Progress
 from hatbus_monitor.stats_monitor import StatsMonitor as StatsMonitor
+from hatbus_optuna.optuna_pruning import OptunaPruning as OptunaPruning
 from hatbus_quantization.freeze_observers import FreezeObservers as FreezeObservers
 from hatbus_tensorboard.tensorboard import TensorBoard as TensorBoard
 from hatbus_trackio.trackio import Trackio as Trackio

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -25,6 +27,8 @@ NO_RUN = {
     "testing-a-plugin.md": ["python", "python"],
     "writing-a-plugin.md": ["toml", "toml"],
     "publishing.md": ["console", "sh"],
+    "slurm.md": ["sh"],
+    "sweep.md": ["python"],  # plugins/hatbus-optuna/tests has Optuna
 }
 """The blocks that are marked ``no-run``; each has a test here, but the upload to an index."""
 
@@ -48,6 +52,28 @@ def test_every_fence_has_a_language_that_some_test_knows() -> None:
     known |= {"py", "pycon"}  # signatures and examples of the reference: test_reference.py
     for page in refresh.pages():
         assert {b.language for b in all_blocks(page)} <= known, page.name
+
+
+def test_the_script_for_slurm_is_requeued_when_the_run_ends_with_75(tmp_path: Path) -> None:
+    (script,) = no_run("how-to/slurm.md", "sh")
+    python = f"exec {sys.executable} -m $*"
+    commands = {
+        "srun": f"#!/bin/bash\n{python} -o run.max_time=0.01\n",
+        "scontrol": "#!/bin/bash\necho $* > asked\n",
+    }
+    for name, text in commands.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    with refresh.workplace() as folder:
+        more = {"PATH": path, "SLURM_JOB_ID": "7", "OMP_NUM_THREADS": "1"}
+        where = os.pathsep.join(filter(None, [str(DOCS.parent), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, **more, "PYTHONPATH": where}
+        ended = subprocess.run(
+            ["bash", "-c", script], env=environment, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 75, ended.stderr
+        assert (folder / "asked").read_text() == "requeue 7\n"
 
 
 def test_the_job_of_the_testing_page_publishes_the_mean(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ FIRST_PARTY: Final[dict[str, FirstParty]] = {
     "noam_lr": FirstParty("hatbus-lr", "NoamLrUpdater"),
     "one_cycle_lr": FirstParty("hatbus-lr", "OneCycleUpdater"),
     "orchard_hooks": FirstParty("hatbus-hosts", "OrchardHooks"),
+    "optuna_pruning": FirstParty("hatbus-optuna", "OptunaPruning"),
     "poly_lr": FirstParty("hatbus-lr", "PolyLrUpdater"),
     "predictions": FirstParty("hatbus-checkpoint", "Predictions"),
     "progress": FirstParty("hatbus-monitor", "Progress"),

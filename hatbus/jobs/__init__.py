@@ -13,7 +13,7 @@ from hatbus.lazily import lazily
 if TYPE_CHECKING:
     from hatbus.jobs.command_line import change_options, show_log
     from hatbus.jobs.job import Job, read_job
-    from hatbus.jobs.jobrun import Prepared, prepare
+    from hatbus.jobs.jobrun import Prepared, prepare, run
     from hatbus.jobs.options import Option, Schema, schema_of
     from hatbus.jobs.results import show_metrics
     from hatbus.jobs.schema import argument_docs, job_schema
@@ -28,6 +28,7 @@ __all__ = [
     "job_schema",
     "prepare",
     "read_job",
+    "run",
     "schema_of",
     "show_log",
     "show_metrics",
@@ -41,6 +42,7 @@ __getattr__ = lazily(
     read_job="job",
     Prepared="jobrun",
     prepare="jobrun",
+    run="jobrun",
     Option="options",
     Schema="options",
     schema_of="options",

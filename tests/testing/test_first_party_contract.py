@@ -199,7 +199,7 @@ def contract_of(name: str) -> type[PluginContract]:
     return type(title, (PluginContract,), {"__module__": __name__, **own, **said})
 
 
-TRACKERS = {"mlflow", "trackio", "wandb"}
+TRACKERS = {"mlflow", "optuna_pruning", "trackio", "wandb"}
 """Their own tests hold them to the contract, where the clients of their services are installed."""
 HERE = [name for name in FIRST_PARTY if name not in TRACKERS]
 
