@@ -92,6 +92,16 @@ def killed_and_resumed(name: str, options: dict[str, Any], folder: Path) -> None
         trained(name, options, folder, last)
 
 
+def example_of(name: str, folder: Path) -> str:
+    """Runs the example of a tracker's page, training included; what it said."""
+    page = Path(__file__).parents[1] / f"docs/plugins/hatbus-{name}.md"
+    code = page.read_text("utf-8").split("```python\n")[1].split("```")[0]
+    command = [sys.executable, "-W", "ignore", "-c", f"{code}\ntrainer.fit(num_epochs=2)"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
 def differences(found: dict[str, list[int]]) -> list[str]:
     """What is missing or there twice, of the steps that a service's reader found by name."""
     wrong = []

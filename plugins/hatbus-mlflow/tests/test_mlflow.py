@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,16 @@ from typing import Any
 
 import pytest
 import torch
-from tracker_runs import ENDS, NUMBERS, STEPS, differences, holds, killed_and_resumed, trained
+from tracker_runs import (
+    ENDS,
+    NUMBERS,
+    STEPS,
+    differences,
+    example_of,
+    holds,
+    killed_and_resumed,
+    trained,
+)
 
 from hatbus import Trainer
 from hatbus.errors import JobError
@@ -167,13 +177,38 @@ def test_names_that_mlflow_refuses_are_changed(tmp_path: Path) -> None:
 
 
 @with_client
+def test_the_example_of_the_page_trains(tmp_path: Path) -> None:
+    example_of("mlflow", tmp_path)
+    assert (tmp_path / "runs.db").exists()
+
+
+@with_client
 class TestMlflow(PluginContract):
     """The contract of every plugin."""
 
     observer = True
 
+    @pytest.fixture(scope="class")
+    def empty(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """A database with MLflow's tables, which takes long to make."""
+        from mlflow import MlflowClient
+
+        path = tmp_path_factory.mktemp("empty") / "runs.db"
+        MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+        return path
+
+    @pytest.fixture(autouse=True)
+    def with_tables(self, empty: Path) -> None:
+        self.empty_database = empty
+
+    def database(self) -> str:
+        path = self.folder / "runs.db"
+        if not path.exists():
+            shutil.copy(self.empty_database, path)
+        return f"sqlite:///{path}"
+
     def make(self) -> object:
-        return MLflow(f"sqlite:///{self.folder}/runs.db")
+        return MLflow(self.database())
 
     def make_another(self) -> object:
-        return MLflow(f"sqlite:///{self.folder}/runs.db", save_dir=self.folder / "another")
+        return MLflow(self.database(), save_dir=self.folder / "another")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tracker_runs import ENDS, NUMBERS, STEPS, differences, killed_and_resumed
+from tracker_runs import ENDS, NUMBERS, STEPS, differences, example_of, killed_and_resumed
 
 from hatbus import Trainer
 from hatbus.errors import JobError
@@ -98,6 +98,14 @@ def test_a_space_without_a_login_is_refused_before_training(
     monkeypatch.delenv("TRACKIO_WRITE_TOKEN", raising=False)
     with pytest.raises(JobError, match="the server wants a token"):
         trainer(Trackio(server_url="http://127.0.0.1:9"), tmp_path / "b").fit(num_epochs=1)
+
+
+@with_client
+def test_the_example_of_the_page_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    said = example_of("trackio", tmp_path)
+    assert 'trackio show --project "digits"' in said
+    assert [*tmp_path.glob("trackio/*.db")]
 
 
 @with_client

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -12,7 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from tracker_runs import ENDS, NUMBERS, STEPS, differences, holds, killed_and_resumed, trained
+from tracker_runs import (
+    ENDS,
+    NUMBERS,
+    STEPS,
+    differences,
+    example_of,
+    holds,
+    killed_and_resumed,
+    trained,
+)
 
 from hatbus import Trainer
 from hatbus.errors import JobError
@@ -128,6 +138,28 @@ def test_without_network_the_training_goes_on_and_the_points_wait_for_later(
     found = records(tmp_path / "runs/one/wandb/wandb")
     rows = [record["history"]["item"] for record in found if record["type"] == "history"]
     assert [row["_step"] for row in rows] == STEPS
+
+
+@with_client
+def test_the_example_of_the_page_trains(tmp_path: Path) -> None:
+    example_of("wandb", tmp_path)
+    assert [*tmp_path.glob("runs/*/wandb/wandb/offline-run-*/run-*.wandb")]
+
+
+@with_client
+@with_checkpoints
+def test_the_job_of_the_page_of_trackers_runs(tmp_path: Path) -> None:
+    docs = Path(__file__).parents[3] / "docs"
+    shutil.copytree(docs / "examples/digits", tmp_path / "digits")
+    table = (docs / "trackers.md").read_text("utf-8").split("```toml\n")[1].split("```")[0]
+    job = '[run]\nentry = "digits/train.py:build"\nnum_epochs = 1\n[plugins.checkpoint]\n'
+    (tmp_path / "job.toml").write_text(job + table, "utf-8")
+    command = [sys.executable, "-W", "ignore", "-m", "hatbus", "run", "job.toml"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = tmp_path.glob("runs/**/wandb/wandb")
+    config = next(r["run"] for r in records(found) if r["type"] == "run")["config"]["update"]
+    assert config["run"]["num_epochs"] == 1
 
 
 @with_client

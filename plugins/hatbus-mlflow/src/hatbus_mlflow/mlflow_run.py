@@ -80,8 +80,12 @@ class MLflowRun(Service):
             self._send_files(row)
 
     def close(self, how: str, seconds: float) -> None:
-        """Says how it ended."""
+        """Says how it ended, and lets go of a database that the client has opened."""
         self._client.set_terminated(self._id, _STATES[how])
+        store = getattr(getattr(self._client, "_tracking_client", None), "store", None)
+        engine = getattr(store, "engine", None)
+        if engine is not None:
+            engine.dispose()
 
     def where(self) -> str:
         """The address of its page, or the command that shows it."""
