@@ -148,6 +148,7 @@ def main(kind: str, guilty: int, folder: Path) -> int:
     from tiny import tiny_trainer
 
     from hatbus import hookimpl
+    from hatbus.callbacks import Checkpoint
     from hatbus.cli import display
 
     torch.set_num_threads(1)
@@ -164,7 +165,13 @@ def main(kind: str, guilty: int, folder: Path) -> int:
 
     data = data_of(kind, is_guilty=rank == guilty, rank=rank)
     words = {"timeout": TIMEOUT, "start_timeout": 100, "seed": int(kind == "seed" and rank)}
-    trainer = tiny_trainer({"boom": Boom()}, data, **words)
+    plugins: dict[str, object] = {"boom": Boom()}
+    if kind == "unshared":  # each its own disk
+        own = folder / f"disk-{rank}"
+        own.mkdir()
+        os.chdir(own)
+        plugins["checkpoint"] = Checkpoint("saved")
+    trainer = tiny_trainer(plugins, data, **words)
     try:
         trainer.fit(num_epochs=2)
     except BaseException as error:

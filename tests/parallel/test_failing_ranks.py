@@ -28,3 +28,13 @@ def test_a_plugin_that_hangs_on_one_rank_is_ended_and_named(tmp_path: Path, chec
     assert line in guilty.errors
     assert "time.sleep(600)" in guilty.err  # the stacks
     assert max(peer.seconds, guilty.seconds) < TIMEOUT + 30  # 10 where nobody else computes
+
+
+@pytest.mark.timeout(300)
+def test_a_folder_that_is_not_shared_is_noticed_at_the_start(
+    tmp_path: Path, checkout: Path
+) -> None:
+    for end in two_of_whom_one_fails("unshared", 1, tmp_path, checkout):
+        assert end.code == 2, end.err
+        assert "rank 1 does not see what rank 0 writes into 'saved'; checkpoints need" in end.errors
+    assert not list(tmp_path.glob("disk-*/saved/.tmp-*"))

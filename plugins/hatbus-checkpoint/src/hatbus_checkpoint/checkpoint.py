@@ -18,7 +18,7 @@ from hatbus.log import log
 from hatbus.loop import is_done
 from hatbus.parallel import refuse_sharded
 from hatbus_checkpoint import compare, durable, marks, snapshot
-from hatbus_checkpoint.agree import first_of_all
+from hatbus_checkpoint.agree import check_is_shared, first_of_all
 from hatbus_checkpoint.as_built import as_built
 from hatbus_checkpoint.best import Best
 from hatbus_checkpoint.bests import Bests
@@ -152,6 +152,7 @@ class Checkpoint:
             self.folder.probe()
             self._lock = FolderLock(self.folder.path, self.folder.prefix, self._run)
             self.folder.sweep()
+        check_is_shared(ctx, self.folder.path)
         self._writer = Writer(in_background=self.async_save and ctx.world_size == 1)
         self._saved_at = ctx.position.global_step
         as_built(ctx)
