@@ -68,8 +68,12 @@ class ScheduleFree:
     @hookimpl(specname="on_loop_begin", trylast=True)
     def begin_training(self, ctx: Context) -> None:
         """Train mode, whatever was loaded since."""
-        if self._is_fitting:
-            ctx.optimizer.train()  # type: ignore[union-attr]  # it has modes
+        self._train(ctx)
+
+    @hookimpl(trylast=True)
+    def on_epoch_begin(self, ctx: Context) -> None:
+        """Train mode for an optimizer that a plugin has put in the other's place."""
+        self._train(ctx)
 
     @hookimpl(wrapper=True, tryfirst=True)
     def load_checkpoint(self, ctx: Context) -> Generator[None, Any, Any]:
@@ -115,6 +119,11 @@ class ScheduleFree:
         """Eval mode inside this context; outside of a fit the optimizer is in it already."""
         return self._in_eval_mode(ctx) if self._is_fitting else nullcontext()
 
+    def _train(self, ctx: Context) -> None:
+        optimizer: Any = ctx.optimizer
+        if self._is_fitting and has_modes(optimizer):
+            optimizer.train()
+
     def _leave(self, ctx: Context) -> None:
         self._is_fitting = False
         self._show(ctx)
@@ -135,7 +144,7 @@ class ScheduleFree:
     def _show(self, ctx: Context) -> None:
         """Eval mode; keeps what was trained, where that is something else."""
         optimizer: Any = ctx.optimizer
-        if not has_state(optimizer):
+        if not has_modes(optimizer) or not has_state(optimizer):
             return  # before the first update both are the same, and some cannot tell yet
         self._names = names_of(ctx)
         trained = trained_by(optimizer)
@@ -149,7 +158,8 @@ class ScheduleFree:
     def _hide(self, ctx: Context) -> None:
         """Train mode, with the very weights that were trained before."""
         optimizer: Any = ctx.optimizer
-        optimizer.train()
+        if has_modes(optimizer):
+            optimizer.train()
         put_back(self._kept)
         self._kept = []
         reshard(ctx.model)
@@ -159,7 +169,7 @@ class ScheduleFree:
         """Train mode at the beginning: exactly where the last fit ended, if nobody changed that."""
         optimizer: Any = ctx.optimizer
         now = [(one, local_tensor(one).clone()) for one in trained_by(optimizer)]
-        if self._is_of(now):
+        if has_modes(optimizer) and self._is_of(now):
             optimizer.train()
             put_back(self._kept)
             optimizer.eval()
@@ -177,6 +187,8 @@ class ScheduleFree:
     @torch.no_grad()
     def _give_back(self, ctx: Context) -> None:
         optimizer: Any = ctx.optimizer
+        if not has_modes(optimizer):
+            return
         optimizer.train()
         if has_state(optimizer):  # else it begins anew, with the weights that it is given
             names = names_of(ctx)

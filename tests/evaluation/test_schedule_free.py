@@ -304,3 +304,20 @@ def test_evaluate_and_export_show_the_average(
     assert load_file("model.safetensors")["weight"].equal(
         load_file(manifest.with_name("model.safetensors"))["weight"]
     )
+
+
+def test_an_optimizer_in_the_place_of_another_is_trained_too() -> None:
+    class Switches:
+        def __init__(self, *kinds: Any) -> None:
+            self.kinds = kinds
+
+        @hookimpl
+        def on_epoch_begin(self, ctx: Any, epoch_id: int) -> None:
+            if epoch_id:
+                ctx.optimizer = self.kinds[epoch_id - 1](ctx.model.parameters())
+
+    looks = Looks()
+    found = trainer([Switches(Another, torch.optim.SGD), looks])
+    found.fit(num_epochs=3)
+    assert len(looks.trained) == 9
+    assert weights(found).equal(looks.trained[-1])  # plain SGD shows what it trains
