@@ -18,13 +18,25 @@ from hatbus.events import answers
 from hatbus.events.training import EVENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
     from pluggy import HookImpl
 
+    from hatbus.bus.bus import Emitter
+    from hatbus.bus.dispatch import Gate
     from hatbus.loop.context import Context
 
 Wrapper = Generator[None, Any, Any]
+_CTX: Final = ("ctx",)
+
+
+class _Around(NamedTuple):
+    """A wrapper that stands around a span, and what is to be known of it at every call."""
+
+    impl: HookImpl
+    function: Callable[..., Any]
+    names: tuple[str, ...]
+    gate: Gate | None
 
 
 class _Open(NamedTuple):
@@ -47,17 +59,18 @@ class OpenSpans:
     def __init__(self, ctx: Context) -> None:
         self._ctx: Final = ctx
         self._open: Final[list[_Open]] = []
-        self._around: dict[str, list[HookImpl]] = {}
+        self._names: Final[list[str]] = []
+        self._around: dict[tuple[str, str | None], list[_Around]] = {}
         self._freezes = -1
 
     @property
     def names(self) -> tuple[str, ...]:
         """What is open, outermost first."""
-        return tuple(one.span for one in self._open)
+        return tuple(self._names)
 
     def is_open(self, span: str) -> bool:
         """Whether a span is open."""
-        return any(one.span == span for one in self._open)
+        return span in self._names
 
     def enter(self, span: str, **more: Any) -> None:
         """Begins a span.
@@ -69,19 +82,26 @@ class OpenSpans:
         Raises:
             Exception: what a plugin raised; then ``fail`` is to be called.
         """
-        opened = _Open(span, [])
+        ctx, opened = self._ctx, _Open(span, [])
         self._open.append(opened)
-        for impl in self._wrappers(span):
-            if self._is_idle(impl):
+        self._names.append(span)
+        if self._freezes != ctx.bus.freezes:
+            self._around.clear()
+        for around in self._around.get((span, ctx.task)) or self._look(span):
+            if around.gate is not None and not around.gate.is_open:
                 continue
-            wrapper: Any = impl.function(**self._arguments(impl, more))
-            opened.wrappers.append((impl, wrapper))
+            if around.names == _CTX:
+                wrapper: Wrapper = around.function(ctx)
+            else:
+                given = {n: more[n] if n in more else _read(ctx, n) for n in around.names}
+                wrapper = around.function(**given)
+            opened.wrappers.append((around.impl, wrapper))
             try:
                 next(wrapper)
             except StopIteration:
-                answers.wrong_yields(EVENTS[span], impl, "did not yield")
+                answers.wrong_yields(EVENTS[span], around.impl, "did not yield")
             except BaseException as error:
-                self._blame(error, impl, span)
+                self._blame(error, around.impl, span)
                 raise
 
     def leave(self, span: str, result: Any = True) -> Any:
@@ -98,11 +118,11 @@ class OpenSpans:
             HookError: another span is the innermost.
             Exception: what a plugin raised; all wrappers of this span were told.
         """
-        if not self._open or self._open[-1].span != span:
-            raise HookError(f"{span!r} cannot be left; open, outermost first: {list(self.names)}")
-        opened = self._open.pop()
+        if not self._names or self._names[-1] != span:
+            raise HookError(f"{span!r} cannot be left; open, outermost first: {self._names}")
+        self._names.pop()
         error: BaseException | None = None
-        for impl, wrapper in reversed(opened.wrappers):
+        for impl, wrapper in reversed(self._open.pop().wrappers):
             try:
                 result = self._left(impl, wrapper, span, result, error)
                 error = None
@@ -121,8 +141,8 @@ class OpenSpans:
             error: what ended the run; it is for the caller to raise.
         """
         while self._open:
-            opened = self._open.pop()
-            for _, wrapper in reversed(opened.wrappers):
+            self._names.pop()
+            for _, wrapper in reversed(self._open.pop().wrappers):
                 try:
                     wrapper.throw(error)
                 except StopIteration:
@@ -148,30 +168,28 @@ class OpenSpans:
             return stop.value
         return answers.second_yield(EVENTS[span], impl, wrapper)
 
-    def _wrappers(self, span: str) -> list[HookImpl]:
-        bus = self._ctx.bus
-        if self._freezes != bus.freezes:
-            self._around.clear()
-            self._freezes = bus.freezes
-        if span not in self._around:
-            found = bus.implementations(span, self._ctx.task)
-            self._around[span] = [impl for impl in found if impl.wrapper]
-            self._freezes = bus.freezes
-        return self._around[span]
-
-    def _is_idle(self, impl: HookImpl) -> bool:
-        """Whether a wrapper has nothing to do: not due, or nobody hears its moments."""
-        gate = self._ctx.bus.gates.get(impl.plugin_name)
-        if gate is not None and not gate.is_open:
-            return True
-        moments = getattr(impl.function, "moments", ())
-        return bool(moments) and all(getattr(self._ctx.emit, name) is None for name in moments)
-
-    def _arguments(self, impl: HookImpl, more: Mapping[str, Any]) -> dict[str, Any]:
-        given = {"ctx": self._ctx, **more}
-        names = impl.argnames
-        return {n: given[n] if n in given else getattr(self._ctx, n) for n in names}
+    def _look(self, span: str) -> list[_Around]:
+        """Finds the wrappers of a span, but those whose moments nobody hears."""
+        ctx, bus = self._ctx, self._ctx.bus
+        found = [impl for impl in bus.implementations(span, ctx.task) if impl.wrapper]
+        self._freezes = bus.freezes
+        self._around[span, ctx.task] = [
+            _Around(impl, impl.function, tuple(impl.argnames), bus.gates.get(impl.plugin_name))
+            for impl in found
+            if _is_needed(impl, ctx.emit)
+        ]
+        return self._around[span, ctx.task]
 
     def _blame(self, error: BaseException, impl: HookImpl, span: str) -> None:
         if not is_core(impl.plugin_name):
             blame(error, impl, span, self._ctx)
+
+
+def _is_needed(impl: HookImpl, emit: Emitter) -> bool:
+    """Whether a wrapper has anything to do: one that only emits moments may be heard by nobody."""
+    moments = getattr(impl.function, "moments", ())
+    return not moments or any(getattr(emit, name) is not None for name in moments)
+
+
+def _read(ctx: Context, name: str) -> Any:
+    return ctx if name == "ctx" else getattr(ctx, name)

@@ -220,7 +220,7 @@ class Events:
         self._since = time.perf_counter()
 
     def _running(self) -> tuple[Context, OpenSpans]:
-        if self.ctx is None or self._spans is None or not self.is_running:
+        if self.ctx is None or self._spans is None or not self._spans.is_open("run_loop"):
             raise HookError(
                 f"{self.name} was attached in the middle of a run, so plugins could not prepare "
                 "for it (on_loop_begin); attach it before the run starts"
