@@ -25,6 +25,7 @@ OTHERS = {
     r"python -m pytest": "",  # of the tutorial: test_docs.py
     r"tox( -e \w+)?": "env_exists",
     r"tensorboard --logdir \S+": "",
+    r"(#|srun |code=|\[ \$code |scontrol |exit ).*": "",  # a script for SLURM: test_docs_no_run.py
     r"hatbus .*": "",  # test_docs.py
 }
 """Commands of other programs that pages show, and what is looked at."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from hatbus.bus import default_name
-from hatbus.discovery import build
-from hatbus.errors import PluginError
+from hatbus.discovery import build, is_config
+from hatbus.errors import JobError, PluginError
 from hatbus.events import declaration_of
+from hatbus_validation.mean_losses import MeanLosses
 
 ACCEPTED: Final = (
     "accepted: a plugin, the name of an installed one, or a table such as "
@@ -61,3 +62,26 @@ def _built(given: Any) -> tuple[object, dict[str, Any], str]:
         raise PluginError(f"validation: callbacks: {given!r} names no plugin in 'use'; {ACCEPTED}")
     made = build({"type": what, **table}, "validation: callbacks")
     return made, {}, default_name(made)
+
+
+def per_loader(callbacks: Sequence[Any] | None, *, share: bool) -> list[list[Named]]:
+    """One list of callbacks for all loaders, or one for each; the mean losses when None.
+
+    Raises:
+        JobError: no list.
+        PluginError: ``share_callbacks=False`` without a list of lists.
+    """
+    if is_config(callbacks):  # a list of one, its brackets forgotten
+        callbacks = [callbacks]
+    if isinstance(callbacks, (str, Mapping)) or not isinstance(callbacks, (Iterable, type(None))):
+        raise JobError(f"validation: callbacks is {callbacks!r:.80}; accepted: a list of plugins")
+    if callbacks is None:
+        callbacks, share = [MeanLosses()], True
+    if share:
+        return [named_callbacks(callbacks)]
+    if not all(isinstance(one, (list, tuple)) for one in callbacks):
+        raise PluginError(
+            "validation: share_callbacks=False wants a list of callbacks per loader: "
+            "callbacks=[[...], [...]]"
+        )
+    return [named_callbacks(one) for one in callbacks]

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from hatbus import hookimpl, plugin
-from hatbus.discovery import is_config
-from hatbus.errors import JobError, PluginError
+from hatbus.errors import PluginError
 from hatbus.evaluation import expected_losses, published_names
 from hatbus.events import EVENTS
 from hatbus.insight import marks_every
@@ -25,11 +24,10 @@ from hatbus.option_values import UNITS, one_of, text, whole
 from hatbus.parallel import is_sharded, refuse_sharded
 from hatbus.rng import fenced
 from hatbus_validation import shown_weights as shown
-from hatbus_validation.callback_tables import Named, named_callbacks, without_writers
+from hatbus_validation.callback_tables import Named, per_loader, without_writers
 from hatbus_validation.fellows import FIRST_NAME, asking, fellows_of, first_names
 from hatbus_validation.inner_run import InnerContext, evaluate, give_states, inner_bus, states_of
 from hatbus_validation.loaders import Passes, Source, built_loaders, sources
-from hatbus_validation.mean_losses import MeanLosses
 from hatbus_validation.processor import evaluation_processor, modules_of
 from hatbus_validation.profile_steps import ProfileSteps
 from hatbus_validation.published import Said, outer_name
@@ -131,7 +129,7 @@ class Validation:
         self.strict_match = bool(strict_match)
         self.log_interval = log_interval
         self.weights, self.name = weights, name
-        self.callbacks = _per_loader(callbacks, share=share_callbacks)
+        self.callbacks = per_loader(callbacks, share=share_callbacks)
         self.share_callbacks = share_callbacks or callbacks is None
         self._pipeline = shown.converters(model_convert_pipeline)
         self._profile = ProfileSteps(profiler) if profiler is not None else None
@@ -378,26 +376,3 @@ class Validation:
         if self._profile is not None and not self._runs:
             own.append(Named("profile_steps", self._profile, {}))
         return own
-
-
-def _per_loader(callbacks: Sequence[Any] | None, *, share: bool) -> list[list[Named]]:
-    """One list of callbacks for all loaders, or one for each; the mean losses when None.
-
-    Raises:
-        JobError: no list.
-        PluginError: ``share_callbacks=False`` without a list of lists.
-    """
-    if is_config(callbacks):  # a list of one, its brackets forgotten
-        callbacks = [callbacks]
-    if isinstance(callbacks, (str, Mapping)) or not isinstance(callbacks, (Iterable, type(None))):
-        raise JobError(f"validation: callbacks is {callbacks!r:.80}; accepted: a list of plugins")
-    if callbacks is None:
-        callbacks, share = [MeanLosses()], True
-    if share:
-        return [named_callbacks(callbacks)]
-    if not all(isinstance(one, (list, tuple)) for one in callbacks):
-        raise PluginError(
-            "validation: share_callbacks=False wants a list of callbacks per loader: "
-            "callbacks=[[...], [...]]"
-        )
-    return [named_callbacks(one) for one in callbacks]
