@@ -10,7 +10,7 @@ import torch
 from tiny import batches, tiny_trainer, weights
 
 from hatbus import hookimpl
-from hatbus.callbacks import ExponentialMovingAverage
+from hatbus.callbacks import ExponentialMovingAverage, Validation
 from hatbus.data import loader
 from hatbus.errors import DataError, JobError, PluginError
 
@@ -123,3 +123,20 @@ def test_an_iterator_that_is_left_gives_the_trainer_back() -> None:
 def test_what_cannot_be_predicted_is_told(data: Any, options: Any, kind: Any, told: str) -> None:
     with pytest.raises(kind, match=told):
         list(tiny_trainer().predict(data, **options))
+
+
+def test_nothing_is_validated() -> None:
+    asked: list[str] = []
+
+    class Asked:
+        @hookimpl(wrapper=True)
+        def validate(self, reason: str) -> Any:
+            asked.append(reason)
+            return (yield)
+
+    trainer = tiny_trainer([Validation(batches(2), val_on_train_end=True, val_interval=9), Asked()])
+    trainer.fit(num_steps=2)
+    trainer.bus.members["validation"].plugin.validated_at = 0  # as one that a signal stopped
+    asked.clear()
+    list(trainer.predict(INPUTS))
+    assert asked == []

@@ -201,7 +201,7 @@ class Validation:
     @hookimpl
     def on_loop_end(self, ctx: Context) -> None:
         """Validates at the end, unless this step was validated, or a signal or error ended it."""
-        if not ctx.position.global_step or ctx.exception is not None:
+        if not ctx.position.global_step or ctx.exception is not None or ctx.is_aside:
             return
         wanted = [one for one in self._fellows.values() if one.val_on_train_end]
         if self._new(ctx, wanted) and not ctx.control.anywhere([stop_wanted()])[0]:
