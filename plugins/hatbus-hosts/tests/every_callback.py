@@ -91,6 +91,103 @@ def test_tensorboard_of_transformers_writes_what_is_published(
     assert [step for step, _ in curves[name]] == [STEPS, 2 * STEPS, 3 * STEPS]
 
 
+class Configured(loops.Net):
+    """As models of Transformers are made: of a config."""
+
+    config = None
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__()
+
+    def save_pretrained(self, folder: str) -> None:
+        """Is asked for at the end."""
+
+
+def both(make: Callable[[], Any], folder: Path, arguments: Mapping[str, Any]) -> list[Any]:
+    """A callback after two epochs in Transformers' Trainer, and another in hatbus's."""
+    made = []
+    for where in ("theirs", "ours"):
+        torch.manual_seed(0)
+        model, callback = Configured(), make()
+        made.append(callback)
+        place = folder / where
+        if where == "theirs":
+            loops.transformers_trainer(
+                model, [callback], 2, folder=place, arguments=arguments
+            ).train()
+        else:
+            plugin = TransformersCallback(callback, arguments)
+            data, optimizer = loops.new_loader(), loops.new_optimizer(model)
+            Trainer(model, optimizer, data, plugins=[plugin], device="cpu", run_dir=place).fit(
+                num_epochs=2
+            )
+    return made
+
+
+def test_trls_average_is_bit_for_bit_what_it_is_in_transformers(tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl.trainer.callbacks")
+    theirs, ours = both(lambda: trl.BEMACallback(update_freq=3), tmp_path, {})
+    assert len(ours.ema_params) == len(theirs.ema_params) > 0
+    for one, other in zip(theirs.ema_params, ours.ema_params, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_trls_reference_model_follows_by_the_arguments_of_its_own_class(tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl.trainer.callbacks")
+
+    class Arguments(transformers.TrainingArguments):
+        ref_model_sync_steps = 4
+        ref_model_mixup_alpha = 0.5
+
+    reference, model = loops.new_model(), loops.new_model()
+    expected, plain = [p.detach().clone() for p in reference.parameters()], loops.new_model()
+    callback = trl.SyncRefModelCallback(reference, None)
+    plugin = TransformersCallback(callback, Arguments(str(tmp_path), report_to=[], use_cpu=True))
+    __import__("accelerate").Accelerator(cpu=True)  # the callback looks for its state
+    loader, optimizer = loops.new_loader(), loops.new_optimizer(model)
+    Trainer(model, optimizer, loader, plugins=[plugin], device="cpu").fit(num_steps=4)
+    again = Trainer(plain, loops.new_optimizer(plain), loops.new_loader(), device="cpu")
+    again.fit(num_steps=4)
+    for one, other, trained_one in zip(
+        expected, reference.parameters(), plain.parameters(), strict=True
+    ):
+        assert torch.equal(other, one.mul(0.5).add(trained_one.detach(), alpha=0.5))
+
+
+def test_trls_rich_progress_shows_the_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trl = pytest.importorskip("trl.trainer.callbacks")
+    trained(TransformersCallback(trl.RichProgressCallback()), tmp_path)
+    assert "Training" in capsys.readouterr().out
+
+
+def test_the_progress_of_notebooks_shows_its_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("IPython")
+    from transformers.utils.notebook import NotebookProgressCallback
+
+    arguments = {"eval_strategy": "epoch"}
+    callback = NotebookProgressCallback()
+    trained(TransformersCallback(callback, arguments), tmp_path)
+    assert "HTML object" in capsys.readouterr().out
+
+
+def test_wandb_of_transformers_gets_what_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    callback = integration_utils.WandbCallback()
+    trained(TransformersCallback(callback), tmp_path, epochs=1)
+    found = dict(callback._wandb.run.summary)
+    assert any(name.endswith("val/loss") for name in found)
+    callback._wandb.finish()
+
+
 def counts(*events: str) -> tuple[type[Any], dict[str, int]]:
     """A callback as strangers write them: a subclass of ``TrainerCallback``."""
     heard: dict[str, int] = {}
