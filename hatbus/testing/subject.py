@@ -46,6 +46,7 @@ class Subject:
     volatile: ClassVar[Sequence[str]] = ()
     same_when_accumulated: ClassVar[bool] = True
     two_processes: ClassVar[bool] = False
+    _common_folder: Path | None = None
     most_us_per_step: ClassVar[float | None] = None
 
     @abstractmethod
@@ -77,7 +78,10 @@ class Subject:
         return self._folder
 
     def new_folder(self) -> None:
-        """Gives the next runs a folder of their own."""
+        """Gives the next runs a folder of their own; several processes have one for all."""
+        if self._common_folder is not None:
+            self._folder = self._common_folder
+            return
         self._folder = Path(tempfile.mkdtemp(prefix="hatbus-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 

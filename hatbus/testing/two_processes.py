@@ -87,7 +87,10 @@ def main(file: str, folder: str, *names: str) -> None:
     for name in names:
         sys.stderr.write(f"{_MARK}{name}\n")
         sys.stderr.flush()
-        _run(attrgetter(name)(module)(), _result(Path(folder), name, int(os.environ["RANK"])))
+        subject = attrgetter(name)(module)()
+        subject._common_folder = Path(folder) / f"{name}-files"  # noqa: SLF001 - of this package
+        subject._common_folder.mkdir(exist_ok=True)  # noqa: SLF001
+        _run(subject, _result(Path(folder), name, int(os.environ["RANK"])))
 
 
 def _run(subject: PluginContract, result: Path) -> None:
