@@ -19,7 +19,8 @@ def test_the_page_shows_what_was_measured() -> None:
 def test_every_cell_was_measured_and_says_what_the_host_says() -> None:
     """``HATBUS_HOSTS_REFRESH=1 tox -e hosts`` measures anew."""
     cells = json.loads((DOCS / "hosts.json").read_text("utf-8"))["cells"]
-    assert list(cells) == list(rows())
+    new = [row for row in rows() if row not in cells]
+    assert [(row, h) for row in new for h, table in TABLES.items() if table[row]] == []
     for row, measured in cells.items():
         for host, table in TABLES.items():
             said = table[row]

@@ -6,6 +6,13 @@ from typing import Final
 
 from hatbus_hosts.needs import Capabilities, rows
 
+_LATER: Final = (
+    "on_prediction_begin",
+    "on_prediction_end",
+    "write_outputs wrapped",
+    "write_outputs replaced",
+)
+"""What only a prediction of hatbus's Trainer has."""
 _SAVE: Final = "with save=<a function of a reason>"
 _VALIDATE: Final = "with validate=<a function of a reason>, or a plugin that validates"
 _TRANSFORMERS_LOST: Final = (
@@ -161,7 +168,7 @@ _ACCELERATE_NEVER: Final = (
 
 ACCELERATE: Final = Capabilities(
     {
-        **{row: row not in _ACCELERATE_NEVER for row in rows()},
+        **{row: row not in (*_ACCELERATE_NEVER, *_LATER) for row in rows()},
         "request save": f"{_SAVE}, or checkpoint_dir=",
         "request validate": _VALIDATE,
         "on_checkpoint_saved": "when the loop saves by host.save(folder)",
@@ -174,7 +181,7 @@ ACCELERATE: Final = Capabilities(
 
 PLAIN: Final = Capabilities(
     {
-        **dict.fromkeys(rows(), True),
+        **{row: row not in _LATER for row in rows()},
         "run_loop replaced": False,
         "run_epoch replaced": False,
         "load_checkpoint wrapped": "when the loop loads by ctx.emit.load_checkpoint",
