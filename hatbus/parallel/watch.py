@@ -82,6 +82,9 @@ class Watch:
     def _stop(self, thread: threading.Thread) -> None:
         self._over.set()
         thread.join(_GRACE_S)
+        error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+        if isinstance(error, BaseException):  # the end of a group would wait for the others
+            leave_at_once(getattr(error, "exit_code", 1))
 
     def _watch(self, board: Board) -> None:
         beat_at, gone_at = 0.0, None
