@@ -51,10 +51,12 @@ class LossMeans:
             self._settle()
 
     def merge(self, other: LossMeans) -> None:
-        """Adds what another has gathered."""
-        other._settle()
+        """Adds what another has gathered, which stays as it is."""
         for name, total in other._sums.items():
             self._add(name, total, other._counts[name])
+        self._waiting += other._waiting
+        if len(self._waiting) >= _MOST:
+            self._settle()
 
     def means(self, world_size: int, device: torch.device) -> dict[str, Tensor]:
         """Name to mean over all ranks, 0-d in float64 (float32 where the device has none).

@@ -126,7 +126,7 @@ class TrainLoss:
     def on_epoch_end(self, ctx: Context) -> None:
         """Publishes the means over the epoch."""
         if ctx.exception is None and not is_cut_short(ctx):
-            whole = LossMeans()
+            whole = LossMeans(only_finite=self._epoch.only_finite)
             for part in (self._epoch, self._recent):  # which stay: a resumed run may go on in it
                 whole.merge(part)
             self._publish(ctx, whole, "")
