@@ -75,7 +75,7 @@ def test_losses_are_found_by_their_flattened_names_whatever_the_case(tmp_path: P
     narrow = TensorBoard(str(tmp_path / "b"), loss_name_reg="DET_")
     trainer(narrow, model=Outs(), **options).fit(num_epochs=1)
     found = set(read(tmp_path / "b").Tags()["scalars"])
-    assert found == {"det_cls", "det_box_Loss_0", "det_box_Loss_1"}
+    assert found == {"det_cls", "det_box_Loss_0", "det_box_Loss_1", "train/loss"}
 
 
 def test_a_loss_of_another_name_is_written_below_loss(tmp_path: Path) -> None:
