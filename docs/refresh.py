@@ -128,7 +128,12 @@ def main() -> None:
     from callbacks_stub import STUB, callbacks_stub  # type: ignore[import-not-found]  # beside this script
     from events_page import events_page  # type: ignore[import-not-found]  # beside this script
     from reference_page import reference_page  # type: ignore[import-not-found]  # beside this script
+    from works_with_page import (  # type: ignore[import-not-found]  # beside this script
+        recorded,
+        works_with_page,
+    )
 
+    (DOCS / "works-with.md").write_text(works_with_page(recorded()), "utf-8")
     (DOCS / "events.md").write_text(events_page(), "utf-8")
     (DOCS / "reference.md").write_text(reference_page(), "utf-8")
     STUB.write_text(callbacks_stub(), "utf-8")
