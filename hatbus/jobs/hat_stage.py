@@ -77,7 +77,7 @@ class PreparedStage(Prepared):
         )
         trainer.ctx.run_dir = self.job.run_dir
         self._register(trainer, builder, model)
-        trainer.ctx.storage["resume"] = run.resume
+        trainer.ctx.storage["resume"] = run.resume if trains(config) else None
         trainer.ctx.storage["job"] = self.job.to_tables()
         for line in self.told if trainer.ctx.rank == 0 else ():
             log.warning("%s", line)
@@ -91,7 +91,7 @@ class PreparedStage(Prepared):
         """Data, optimizer and processor; those of a stage that trains nothing do nothing."""
         processor = builder.build(processor_of(config))
         optimizer = built_optimizer(config.get("optimizer"), model, builder)
-        if config.get("data_loader") is None or config.get("type") == "Predictor":
+        if not has_steps(config):
             return {
                 "data": _NOTHING,
                 "optimizer": optimizer or idle_optimizer(model),
@@ -190,6 +190,16 @@ def converted(model: Any, pipeline: Any, where: str) -> nn.Module:
     for convert in pipeline or ():
         result = convert(result) or result
     return result
+
+
+def has_steps(config: Mapping[str, Any]) -> bool:
+    """Whether a stage goes over a loader of its own; a Predictor only validates."""
+    return config.get("data_loader") is not None and config.get("type") != "Predictor"
+
+
+def trains(config: Mapping[str, Any]) -> bool:
+    """Whether a stage changes weights; what does not has nothing to go on from, and begins anew."""
+    return has_steps(config) and config.get("optimizer") is not None
 
 
 def idle_optimizer(model: nn.Module) -> torch.optim.Optimizer:
