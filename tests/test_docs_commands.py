@@ -27,6 +27,7 @@ OTHERS = {
     r"tensorboard --logdir \S+": "",
     r"(#|srun |code=|\[ \$code |scontrol |exit ).*": "",  # a script for SLURM: test_docs_no_run.py
     r"hatbus .*": "",  # test_docs.py
+    r"torchrun .*": "",  # test_many_processes_page.py
 }
 """Commands of other programs that pages show, and what is looked at."""
 
@@ -54,13 +55,13 @@ def test_commands_of_other_programs_name_what_is_there(page: Path) -> None:
 def environments() -> set[str]:
     """The environments of tox.ini."""
     text = (CHECKOUT / "tox.ini").read_text("utf-8")
-    names = re.findall(r"^\[testenv:\{?([\w,]+)\}?\]", text, re.MULTILINE)
+    names = re.findall(r"^\[testenv:\{?([\w,-]+)\}?\]", text, re.MULTILINE)
     return {"py", *",".join(names).split(",")}
 
 
 def test_chores_of_the_contributing_guide_are_environments_of_tox() -> None:
     text = (CHECKOUT / "CONTRIBUTING.md").read_text("utf-8")
-    assert set(re.findall(r"tox (?:-r )?-e (\w+)", text)) <= environments()
+    assert set(re.findall(r"tox (?:-r )?-e ([\w-]+)", text)) <= environments()
 
 
 def inline(page: Path) -> list[str]:

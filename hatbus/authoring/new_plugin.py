@@ -195,7 +195,10 @@ def _test_code(event: str, plugin: str) -> dict[str, str]:
         )
         names.remove("Occasions")
     elif event == "on_log":
-        heard = f'sum("{plugin}/count" not in one.more["logs"] for one in log.of("on_log"))'
+        heard = (
+            f'[\n        "{plugin}/count" in one.more["logs"] for one in log.of("on_log")\n'
+            "    ].count(False)"
+        )
     imports = (
         f"from hatbus.errors import PluginError\nfrom hatbus.testing import {', '.join(names)}"
     )

@@ -36,3 +36,12 @@ class Occasions:
         if self.load:
             ctx.emit.load_checkpoint(ctx, Path("no-checkpoint"))
         ctx.emit.export_model(ctx, "occasions")
+        self._predict(ctx)
+
+    def _predict(self, ctx: Context) -> None:
+        """The events of a prediction, of which nothing is written."""
+        if ctx.emit.on_prediction_begin is not None:
+            ctx.emit.on_prediction_begin(ctx)
+        ctx.emit.write_outputs(ctx, None)
+        if ctx.emit.on_prediction_end is not None:
+            ctx.emit.on_prediction_end(ctx)

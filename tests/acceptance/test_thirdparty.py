@@ -30,6 +30,10 @@ path = "log.jsonl"
 """
 
 
+WITHOUT_CLIENTS = ("No broken", *(f"hatbus-{n} " for n in ("mlflow", "optuna", "trackio", "wandb")))
+"""What ``pip check`` may say: the tests' environment leaves out what only the trackers need."""
+
+
 @dataclass
 class Fresh:
     """A virtual environment that reaches this one's packages, and is its own otherwise."""
@@ -96,7 +100,8 @@ def install(fresh: Fresh, checkout: Path) -> None:
     (wheel,) = (fresh.cwd / "wheels").iterdir()
     assert wheel.name == "hat_stand-2.1-py3-none-any.whl"
     fresh.succeed("pip", "install", "-q", *offline[:1], *offline[2:], wheel)
-    assert "No broken requirements" in fresh.succeed("pip", "check")
+    broken = fresh.run("pip", "check").stdout.splitlines()
+    assert [line for line in broken if not line.startswith(WITHOUT_CLIENTS)] == []
 
 
 @pytest.mark.timeout(300)

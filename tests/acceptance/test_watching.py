@@ -93,7 +93,8 @@ def test_a_tensorboard_server_shows_the_examples(outside, checkout, server) -> N
     job = examples / "digits/job.toml"
     digits = outside.hatbus("run", job, *board, "tensorboard.update_freq=10", *more)
     job = examples / "multitask/job.toml"
-    short = ("-o", "run.num_epochs=1", "-p", "no:checkpoint", "-p", "no:validation")
+    short = ("-o", "run.num_epochs=1", "-p", "no:checkpoint")
+    short += ("-p", "no:validation", "-p", "no:early_stopping")
     tasks = outside.hatbus("run", job, *board, "tensorboard.update_freq=10", *short)
     assert (digits.code, tasks.code) == (0, 0), digits.err + tasks.err
 

@@ -36,7 +36,7 @@ def lines(folder: Path) -> list[str]:
 def test_a_run_writes_what_it_logs_quiet_or_not_and_a_run_that_goes_on_adds_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quiet
 ) -> None:
-    job = write_job(tmp_path, "[plugins.stats_monitor]\n")
+    job = write_job(tmp_path, "[plugins.stats_monitor]\n[plugins.checkpoint]\n")
     monkeypatch.chdir(tmp_path)
     words = ["run", str(job), "-o", "run.run_dir=.", "-o", "run.name=here", *quiet]
     assert main(words) == main([*words, "-o", "run.resume=auto"]) == 0
