@@ -5,11 +5,9 @@ Nor does a full disk that they are written to; that is said at the end.
 
 from __future__ import annotations
 
-import atexit
 import io
 import os
 import sys
-import threading
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -71,6 +69,9 @@ def leave(code: int) -> NoReturn:
     What Python does at its end is done, but for the end of the interpreter itself: threads of a
     process group, or of what torch keeps for a sharded model, may meet it and abort (SIGABRT).
     """
+    import atexit  # what no help has to wait for
+    import threading
+
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
