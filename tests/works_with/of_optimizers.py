@@ -150,7 +150,7 @@ TIMM = """
     adabelief adadelta adafactor adafactorbv adafactorbvc adagrad adam adamax adamc adamp adamuon
     adamw adamwlegacy adan adanw adopt adoptc adoptw cadafactor cadafactorbv cadafactorbvc cadamc
     cadamp cadamw cadan cadanw cadopt cadoptc cadoptw clamb clambw claprop clion clionc cmars
-    cnadamc cnadamw crmsproptf csgdc csgdp csgdw lamb lambc lambcd lambcw lambw
+    cnadamc cnadamw crmsproptf csgdc csgdp csgdw kron kronw lamb lambc lambcd lambcw lambw
     laprop lapropc larc lars lion lionc madgrad madgradw mars momentum muon nadam nadamc nadamlegacy
     nadamuon nadamw nesterov nesterovw nlarc nlars nmuon novograd novogradc novogradw radabelief
     radam radamlegacy radamw rmsprop rmsproptf rmsproptfc rmsproptfw sgd sgdc sgdp sgdw
@@ -158,7 +158,7 @@ TIMM = """
 
 
 def of_timm() -> list[Pair]:
-    """By name, as ``create_optimizer_v2`` makes them; not kron, which takes minutes to begin."""
+    """By name, as ``create_optimizer_v2`` makes them."""
 
     def make(name: str) -> Make:
         def made(model: nn.Module) -> Any:
@@ -284,6 +284,7 @@ def wrappers() -> list[Pair]:
         "Lookahead": using(of("Lookahead", adamw, k=4)),
         "Lookahead with momentum": using(pulled),
         "OrthoGrad": using(of("OrthoGrad", adamw)),
+        "ScheduleFreeWrapper": using(of("ScheduleFreeWrapper", sgd)),
         "TRAC": using(of("TRAC", adamw)),
     }
     return [
@@ -314,7 +315,8 @@ def of_small_packages() -> list[Pair]:
 
             if name == "ScheduleFreeWrapper":
                 return schedulefree.ScheduleFreeWrapper(torch.optim.SGD(model.parameters(), 0.01))
-            more = {} if name.startswith("R") else {"warmup_steps": 5}
+            plain = name.startswith("R") or name.endswith("Reference")
+            more = {} if plain else {"warmup_steps": 5}
             return getattr(schedulefree, name)(model.parameters(), lr=0.01, **more)
 
         return made
@@ -325,12 +327,18 @@ def of_small_packages() -> list[Pair]:
         return Adafactor(model.parameters())
 
     frees = ("SGDScheduleFree", "AdamWScheduleFree", "RAdamScheduleFree", "ScheduleFreeWrapper")
+    frees += ("AdamWScheduleFreeReference",)
+    closed = [f"{kind}ScheduleFreeClosure" for kind in ("SGD", "AdamW", "RAdam")]
     return [
         Pair(KIND, "lion-pytorch", "Lion", using(lion)),
         Pair(KIND, "prodigyopt", "Prodigy", using(prodigy())),
         Pair(KIND, "prodigyopt", "Prodigy with slice_p", using(prodigy(slice_p=11))),
         Pair(KIND, "prodigyopt", "Prodigy with beta3", using(prodigy(beta3=0.9, growth_rate=1.02))),
         *(Pair(KIND, "schedulefree", name, using(free(name))) for name in frees),
+        *(
+            Pair(KIND, "schedulefree", name, using(free(name), Closure, model=Plain), note=CLOSURE)
+            for name in closed
+        ),
         Pair(KIND, "transformers", "Adafactor", using(adafactor)),
     ]
 
