@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hatbus.lazily import lazily
 
 if TYPE_CHECKING:
+    from hatbus.parallel.agreed import host_group
     from hatbus.parallel.processes import wrapped_in_ddp
     from hatbus.parallel.sharding import (
         full_tensor,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "full_tensor",
+    "host_group",
     "is_shard",
     "is_sharded",
     "local_tensor",
@@ -36,6 +38,7 @@ __getattr__ = lazily(
     __name__,
     wrapped_in_ddp="processes",
     full_tensor="sharding",
+    host_group="agreed",
     is_shard="sharding",
     is_sharded="sharding",
     local_tensor="sharding",

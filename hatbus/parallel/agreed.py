@@ -98,6 +98,21 @@ class SameTasks:
         return (yield)
 
 
+def host_group(ctx: Context) -> Any:
+    """A group of all processes, over the host (gloo), for what a plugin exchanges itself.
+
+    Nothing else uses it, so the plugin may do so in a thread of its own, beside the training. It
+    waits as long as the run's other exchanges, and ends with the run.
+
+    Args:
+        ctx: the run; every process calls this at the same place, in ``on_loop_begin`` say.
+
+    Returns:
+        For torch's collectives, as ``group``; None in a run of one process.
+    """
+    return ctx.control.new_group() if isinstance(ctx.control, AgreedControl) else None
+
+
 def agreed(found: list[tuple[str, str]], ctx: Context) -> list[tuple[str, str]]:
     """This rank's reasons, and one in the name of every plugin that has one on another rank.
 
@@ -134,6 +149,7 @@ class AgreedControl(Control):
         "_is_starting",
         "_is_timekeeper",
         "_mine",
+        "_more",
         "_now",
         "_timeouts",
         "_work",
@@ -146,9 +162,8 @@ class AgreedControl(Control):
         super().__init__(ctx.bus.callers)
         self.at = ""
         self._ctx, self._timeouts, self._is_starting = ctx, timeouts, True
-        self._group: Any = distributed.new_group(
-            backend="gloo", timeout=timedelta(seconds=timeouts.start)
-        )
+        self._more: list[Any] = []
+        self._group = self._new_group()
         self._is_timekeeper = distributed.get_rank() == 0
         self._counts = self._message([])
         distributed.all_reduce(self._counts, group=self._group)
@@ -201,11 +216,22 @@ class AgreedControl(Control):
         distributed.all_reduce(sums, group=self._group)
         return self._all_same(*sums.tolist())
 
+    def new_group(self) -> Any:
+        """A further group of all processes, which lasts as long as this."""
+        self._more.append(self._new_group())
+        return self._more[-1]
+
     def close(self) -> None:
-        """Ends the group; what was agreed is known by now."""
-        if self._group is not None:
-            distributed.destroy_process_group(self._group)
+        """Ends the groups; what was agreed is known by now."""
+        for group in (*self._more, self._group):
+            if group is not None:
+                distributed.destroy_process_group(group)
+        self._more.clear()
         self._group = self._work = None
+
+    def _new_group(self) -> Any:
+        seconds = self._timeouts.start if self._is_starting else self._timeouts.later
+        return distributed.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
 
     def state_dict(self) -> dict[str, Any]:
         """What this rank asked for: what all know at this boundary, and what they know later."""
@@ -239,7 +265,7 @@ class AgreedControl(Control):
         """The first step is over: from now on no rank waits longer for another than is usual."""
         self._is_starting = False
         ddp = getattr(self._ctx.wrapped_model, "process_group", None)
-        self._timeouts.shorten(None, self._group, *(() if ddp is None else (ddp,)))
+        self._timeouts.shorten(None, self._group, *self._more, *(() if ddp is None else (ddp,)))
 
     def _ask_all(self) -> None:
         """Sends what was asked for here; the answer is there at the next boundary."""

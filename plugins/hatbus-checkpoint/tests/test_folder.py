@@ -122,7 +122,7 @@ def _swap(path: Path, make: Callable[[Path], None]) -> None:
 
 
 def _newer(data: bytes) -> bytes:
-    return data.replace(b'"format": 1', b'"format": 2')
+    return data.replace(b'"format": 1', b'"format": 3')
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -152,7 +152,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         _damage("MANIFEST.json", lambda b: b.replace(b'"format"', b'"run": "x", "format"', 1)),
         "was changed",
     ),
-    "newer format": (_damage("MANIFEST.json", _newer), "has format 2"),
+    "newer format": (_damage("MANIFEST.json", _newer), "has format 3"),
     "link": (lambda p: _swap(p, lambda f: f.symlink_to("/etc/hostname")), "cannot be read"),
     "fifo": (lambda p: _swap(p, os.mkfifo), "no regular file"),
     "folder in place of a file": (lambda p: _swap(p, Path.mkdir), "no regular file"),

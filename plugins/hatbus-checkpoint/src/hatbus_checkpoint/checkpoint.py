@@ -16,9 +16,8 @@ from hatbus import hookimpl, option_values, plugin, rng
 from hatbus.insight import marks_every
 from hatbus.log import log
 from hatbus.loop import is_done
-from hatbus.parallel import refuse_sharded
-from hatbus_checkpoint import compare, durable, marks, snapshot
-from hatbus_checkpoint.agree import check_is_shared, first_of_all
+from hatbus_checkpoint import compare, marks, snapshot
+from hatbus_checkpoint.agree import check_is_shared
 from hatbus_checkpoint.as_built import as_built
 from hatbus_checkpoint.best import Best
 from hatbus_checkpoint.bests import Bests
@@ -28,8 +27,11 @@ from hatbus_checkpoint.loading import load
 from hatbus_checkpoint.locate import AUTO, locate, wanted_first, wanted_place
 from hatbus_checkpoint.lock import FolderLock
 from hatbus_checkpoint.options import check_options
-from hatbus_checkpoint.restore import ClassSource, Saved
+from hatbus_checkpoint.restore import ClassSource, saved_for
 from hatbus_checkpoint.retention import check_kept, superfluous
+from hatbus_checkpoint.sharded.locating import locate_together
+from hatbus_checkpoint.sharded.peers import Peers
+from hatbus_checkpoint.sharded.saving import save
 from hatbus_checkpoint.storable import check_optimizer, check_state
 from hatbus_checkpoint.writer import Writer
 
@@ -70,8 +72,7 @@ class Checkpoint:
             any; ``"last"``, ``"best"``: from the one that is marked so; or the path of a
             checkpoint, or of a ``.pth.tar`` of HAT's, whose weights it starts from. ``resume`` in
             the job's ``[run]`` comes first.
-        async_save: write in the background; training waits only for a copy of the state. In a run
-            of one process.
+        async_save: write in the background; training waits only for a copy of the state.
         drop_plugin_state: plugins whose saved state is left out.
         override: what may differ from the run that saved (the error message names it).
         hat_optimizer: from a ``.pth.tar`` take the optimizer's state and options as well, but for
@@ -135,6 +136,7 @@ class Checkpoint:
         self._kept: dict[str, Any] = {}
         self._has_seen_update = False
         self._writer = Writer(in_background=False)
+        self._peers: Peers
         self._lock: FolderLock | None = None
         self._found: Entry | None = None
         self._random: rng.RandomState | None = None
@@ -144,16 +146,13 @@ class Checkpoint:
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
         """Takes the folder, then resumes when that is wanted and the run is at its start."""
-        refuse_sharded(
-            ctx.model, "checkpoint", "save it by torch.distributed.checkpoint, or use DDP"
-        )
         check_state(ctx)
         if ctx.rank == 0:
             self.folder.probe()
             self._lock = FolderLock(self.folder.path, self.folder.prefix, self._run)
             self.folder.sweep()
         check_is_shared(ctx, self.folder.path)
-        self._writer = Writer(in_background=self.async_save and ctx.world_size == 1)
+        self._writer, self._peers = Writer(in_background=self.async_save), Peers(ctx)
         self._saved_at = ctx.position.global_step
         as_built(ctx)
         wanted = wanted_first(ctx.storage.get("resume"), self.resume)
@@ -166,7 +165,7 @@ class Checkpoint:
                 override=self.override,
             )
         elif wanted and ctx.position.global_step == 0:
-            found = first_of_all(ctx, partial(locate, wanted, self.folder))
+            found = locate_together(wanted, self.folder, self._peers)
             if found is None:
                 log.info("no checkpoint in %r; starting anew", str(self.folder.path))
             else:
@@ -191,8 +190,8 @@ class Checkpoint:
         """Saves when a step or some time is the interval."""
         if ctx.exception is not None:
             return
-        if self._writer.is_finished():
-            self._tell(ctx)
+        if ctx.world_size == 1 and self._writer.is_finished():
+            self._tell(ctx)  # of several processes each is done at another time
         if not self._has_seen_update and ctx.committed and ctx.optimizer is not None:
             self._has_seen_update = True  # most optimizers have a state only now
             check_optimizer(ctx.model, ctx.optimizer)
@@ -258,7 +257,7 @@ class Checkpoint:
             taken = taken.copied(self._kept)
         self._path = self.folder.path / f"{self.folder.prefix}{self._stem(ctx)}"
         job = partial(self._write, self._stem(ctx), taken, fields, won)
-        self._writer.start(partial(first_of_all, ctx, job))
+        self._writer.start(job)
         self._saved_at = step
         self._next_time = time.monotonic() + (self.save_seconds or 0.0)
         if not self._writer.is_background:
@@ -272,7 +271,8 @@ class Checkpoint:
         entry = found if found and found.path == path else locate(path, self.folder)
         if entry is None:
             return False
-        reading = ClassSource(ctx, Saved(entry), self.drop_plugin_state, self.override)
+        saved = saved_for(ctx, entry)
+        reading = ClassSource(ctx, saved, self.drop_plugin_state, self.override)
         self._random = reading.give(ctx, strict=self.strict_match)
         self.bests.tell_replaced(compare.warner(ctx))
         position = ctx.position
@@ -344,12 +344,14 @@ class Checkpoint:
     def _write(
         self, stem: str, taken: Snapshot, fields: dict[str, Any], won: Sequence[str]
     ) -> Path:
-        """Writes one checkpoint, then what hangs on it being durable."""
-        folder = self.folder
-        try:
-            entry = folder.write(stem, taken.files(), fields, hashed=self.save_hash)
-        except OSError as error:
-            raise durable.save_error(error, folder.path, taken.size) from error
+        """Writes one checkpoint together with the other processes."""
+        hashed, then = self.save_hash, partial(self._follow, taken, fields, won)
+        return save(self.folder, stem, taken, fields, self._peers, hashed=hashed, afterwards=then)
+
+    def _follow(
+        self, taken: Snapshot, fields: dict[str, Any], won: Sequence[str], entry: Entry
+    ) -> Path:
+        """What hangs on a checkpoint being durable; on the first process."""
         log.info("saved %s (%s)", entry.path.name, fields["reason"])
         self._parent = entry.path.name
         try:
@@ -364,7 +366,7 @@ class Checkpoint:
         for kind in ("last", *won):
             folder.point(kind, entry.path.name, progress=entry.manifest["progress"])
             if exported or (exported is None and kind != "last"):
-                write_weights(folder, kind, taken)
+                write_weights(folder, kind, taken, entry)
         if self.keep_last is None and self.keep_best is None and not self.bests.are_kept:
             return
         rankings = self.bests.rankings(folder, self.keep_best)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import io
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,14 +17,15 @@ from hatbus.loop import RAW
 from hatbus_checkpoint import durable, model_state
 from hatbus_checkpoint.as_built import AsBuilt, as_built
 from hatbus_checkpoint.compare import warner
+from hatbus_checkpoint.parts import Parts, whole_of
 from hatbus_checkpoint.restore import Saved
+from hatbus_checkpoint.sharded.placing import Placing
 from hatbus_checkpoint.snapshot import plugin_stem
 from hatbus_checkpoint.tensor_file import chunks_of
-from hatbus_checkpoint.tree import Tensors
 
 if TYPE_CHECKING:
     from hatbus.loop import Context
-    from hatbus_checkpoint.folder import CheckpointFolder
+    from hatbus_checkpoint.folder import CheckpointFolder, Entry
     from hatbus_checkpoint.snapshot import Snapshot
 
 _SHOWN: Final = 3
@@ -47,13 +48,20 @@ def to_single(saved: Saved, target: Path, weights: str = RAW, only: Sequence[str
         CheckpointError: it holds no such averages, or a pattern matches nothing.
         SaveError: the disk failed.
     """
-    tensors = {n: v for n, v in saved.model().items() if isinstance(v, torch.Tensor)}
+    tensors = tensors_in(saved.model())
     if weights != RAW:
         tensors |= averages_of(saved, weights, tensors)
     _replace(target, chunks_of(picked(tensors, only), {"format": "pt"}))
 
 
-def picked(tensors: Tensors, only: Sequence[str]) -> Tensors:
+def tensors_in(state: Mapping[str, Any]) -> dict[str, torch.Tensor | Parts]:
+    """What of a state dict is a tensor, perhaps in parts."""
+    return {n: v for n, v in state.items() if isinstance(v, (torch.Tensor, Parts))}
+
+
+def picked(
+    tensors: dict[str, torch.Tensor | Parts], only: Sequence[str]
+) -> dict[str, torch.Tensor | Parts]:
     """The tensors whose names match a pattern; all without one.
 
     Raises:
@@ -67,22 +75,37 @@ def picked(tensors: Tensors, only: Sequence[str]) -> Tensors:
     return {name: tensor for name, tensor in tensors.items() if name in wanted}
 
 
-def write_weights(folder: CheckpointFolder, kind: str, taken: Snapshot) -> None:
+def write_weights(folder: CheckpointFolder, kind: str, taken: Snapshot, entry: Entry) -> None:
     """Writes a save's raw weights under a fixed name beside the checkpoints.
 
     Args:
         folder: of the checkpoints.
         kind: ``"last"`` or ``"best"``.
         taken: what was saved.
+        entry: the checkpoint, from which parts of other processes are read.
 
     Raises:
         OSError: the disk failed.
     """
     path = folder.path / f"{folder.prefix}weights-{kind}.safetensors"
-    durable.replace_file(path, chunks_of(taken.parts["model"][1], {"format": "pt"}))
+    durable.replace_file(path, weight_chunks(entry) if taken.shards else _chunks_of(taken))
 
 
-def averages_of(saved: Saved, name: str, raw: Mapping[str, torch.Tensor]) -> Tensors:
+def _chunks_of(taken: Snapshot) -> Iterator[memoryview]:
+    return chunks_of(taken.parts["model"][1], {"format": "pt"})
+
+
+def weight_chunks(entry: Entry) -> Iterator[memoryview]:
+    """The bytes of a file with a checkpoint's raw weights; shared tensors stand there once."""
+    saved = Saved(entry)
+    aliases = saved.aliases()
+    tensors = {n: v for n, v in tensors_in(saved.model()).items() if n not in aliases}
+    return chunks_of(tensors, {"format": "pt"})
+
+
+def averages_of(
+    saved: Saved, name: str, raw: Mapping[str, torch.Tensor | Parts]
+) -> dict[str, torch.Tensor | Parts]:
     """The averages that a plugin saved, by the names and in the types of the raw weights.
 
     Raises:
@@ -116,8 +139,8 @@ def to_hat(saved: Saved, target: Path) -> None:
         "epoch": progress["epoch"],
         "step": progress["step"],
         "global_step": progress["global_step"],
-        "state_dict": saved.model(),
-        "optimizer": torchs_own(saved.tree("optim")),
+        "state_dict": {name: whole_of(value) for name, value in saved.model().items()},
+        "optimizer": torchs_own(Placing({}, ()).of_plugin(saved.tree("optim"))),
     }
     torch.save(whole, file)
     _replace(target, [file.getbuffer()])

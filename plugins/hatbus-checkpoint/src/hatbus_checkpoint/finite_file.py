@@ -7,6 +7,7 @@ an older version may hold weights that a finite loss with a NaN gradient spoilt.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -25,6 +26,7 @@ _EXPONENTS: Final = {
     "BF16": ("<u2", 0x7F80),
 }
 """Element types, each as whole numbers, and the bits that are all set in a NaN or an infinity."""
+_OF_A_RANK: Final = re.compile(r"rank-\d+/model\.safetensors")
 _AT_ONCE: Final = 1 << 20
 
 
@@ -35,10 +37,23 @@ def verify(folder: Path) -> dict[str, Any]:
         CheckpointError: the first thing that is wrong.
     """
     found = manifest.verify(folder)
+    check(folder, found)
+    return found
+
+
+def check(folder: Path, found: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint whose weights are not finite.
+
+    Args:
+        folder: the checkpoint.
+        found: its manifest.
+
+    Raises:
+        CheckpointError: which are not.
+    """
     name = "" if found.get("finite") is True else first_bad(folder, found)
     if name:
         raise CheckpointError(f"its parameter {name!r} is not finite: the run had gone wrong")
-    return found
 
 
 def first_bad(folder: Path, found: Mapping[str, Any]) -> str:
@@ -48,10 +63,15 @@ def first_bad(folder: Path, found: Mapping[str, Any]) -> str:
     try:
         groups = json.loads((folder / "optim.json").read_bytes())["groups"]
         trained = {name for group in groups for name in group["params"]}
-        with (folder / "model.safetensors").open("rb") as file:
-            return next((n for n, part in _parts(file, trained) if not _is_finite(part)), "")
+        names = [n for n in found["files"] if n == "model.safetensors" or _OF_A_RANK.fullmatch(n)]
+        return next(filter(None, (_first_bad_in(folder / name, trained) for name in names)), "")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return ""  # of another form: whoever loads it says so
+
+
+def _first_bad_in(path: Path, trained: set[str]) -> str:
+    with path.open("rb") as file:
+        return next((n for n, part in _parts(file, trained) if not _is_finite(part)), "")
 
 
 def _parts(

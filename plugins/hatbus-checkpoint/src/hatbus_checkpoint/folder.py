@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 
 from hatbus.errors import CheckpointError, SaveError
@@ -21,6 +21,7 @@ MARKS: Final = ("last", BEST)
 _MARK: Final = re.compile(rf"last|{BEST}(-\w+)?")
 JOB_FILE: Final = "job.json"
 """What a run's folder is known by."""
+Verify = Callable[[Path], dict[str, Any]]
 Chunks = Callable[[], Iterable[memoryview | bytes]]
 _NAME: Final = r"checkpoint-(epoch|step)-(\d+)(-[0-9a-f]{8})?(\.\d+)?"
 _ANY: Final = re.compile(rf"(.*?){_NAME}")
@@ -70,8 +71,11 @@ class CheckpointFolder:
         """Every checkpoint, newest first; those whose manifest cannot be read come before."""
         return sorted(map(entry_of, self._paths()), key=lambda e: e.age, reverse=True)
 
-    def latest(self) -> Entry | None:
+    def latest(self, verify: Verify = finite_file.verify) -> Entry | None:
         """The newest checkpoint whose bytes are right and weights finite; others are told.
+
+        Args:
+            verify: finds that out.
 
         Returns:
             None when there is no checkpoint at all.
@@ -82,7 +86,7 @@ class CheckpointFolder:
         found = self.entries()
         for entry in found:
             try:
-                return Entry(entry.path, finite_file.verify(entry.path))
+                return Entry(entry.path, verify(entry.path))
             except CheckpointError as error:
                 self.passed_over.add(entry.path)
                 log.warning("checkpoint %r is passed over: %s", entry.path.name, error)
@@ -146,7 +150,7 @@ class CheckpointFolder:
     def write(
         self, stem: str, files: Mapping[str, Chunks], fields: Mapping[str, Any], *, hashed: bool
     ) -> Entry:
-        """Writes and commits one checkpoint.
+        """Writes and commits one checkpoint of a run of one process.
 
         Args:
             stem: of its name, such as ``"checkpoint-step-100"``.
@@ -158,24 +162,68 @@ class CheckpointFolder:
             OSError: the disk failed; nothing of it is left, or the next ``sweep`` removes it.
             SaveError: a state cannot be stored; as before.
         """
-        temporary = self.path / f".tmp-{self.prefix}{stem}-{os.getpid()}"
+        try:
+            temporary = self.begin(stem)
+            return self.finish(temporary, stem, self.fill(temporary, files), fields, hashed=hashed)
+        except BaseException:
+            self.abandon(stem)
+            raise
+
+    def begin(self, stem: str) -> Path:
+        """Makes the folder that becomes a checkpoint.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        temporary = self._temporary(stem)
         with suppress(FileNotFoundError):
             durable.remove_folder(temporary)
-        try:
-            os.mkdir(temporary)  # noqa: PTH102
-            table = _write_files(temporary, files)
-            content = manifest.content_hash(table)
-            text = manifest.write({**fields, "files": table, "content": content})
-            durable.write_file(temporary / manifest.NAME, [text])
-            durable.sync_folder(temporary)
-            final = self._free(f"{self.prefix}{stem}" + (f"-{content[:8]}" if hashed else ""))
-            durable.commit(temporary, final)
-            self.passed_over.discard(final)  # a damaged one of this name was removed by hand
-        except BaseException:
-            with suppress(OSError):
-                durable.remove_folder(temporary)
-            raise
+        os.mkdir(temporary)  # noqa: PTH102
+        return temporary
+
+    def fill(self, temporary: Path, files: Mapping[str, Chunks]) -> dict[str, dict[str, Any]]:
+        """Writes files into it, durably; their sizes and hashes. Several processes may do so.
+
+        Raises:
+            OSError: the disk failed.
+            SaveError: a state cannot be stored.
+        """
+        return _write_files(temporary, files)
+
+    def finish(
+        self,
+        temporary: Path,
+        stem: str,
+        table: Mapping[str, Mapping[str, Any]],
+        fields: Mapping[str, Any],
+        *,
+        hashed: bool,
+    ) -> Entry:
+        """Commits it.
+
+        Args:
+            temporary: the folder.
+            stem: of the name.
+            table: everything in it, from ``fill``.
+            fields: of the manifest.
+            hashed: as in ``write``.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        content = manifest.content_hash(table)
+        text = manifest.write({**fields, "files": table, "content": content})
+        durable.write_file(temporary / manifest.NAME, [text])
+        durable.sync_folder(temporary)
+        final = self._free(f"{self.prefix}{stem}" + (f"-{content[:8]}" if hashed else ""))
+        durable.commit(temporary, final)
+        self.passed_over.discard(final)  # a damaged one of this name was removed by hand
         return Entry(final, json.loads(text))
+
+    def abandon(self, stem: str) -> None:
+        """Removes what there is of one that is not to be."""
+        with suppress(OSError):
+            durable.remove_folder(self._temporary(stem))
 
     def point(self, kind: str, name: str, **more: Any) -> None:
         """Writes a hint, ``checkpoint-<kind>.json``: for people and scripts; no run trusts it."""
@@ -194,6 +242,9 @@ class CheckpointFolder:
         os.rename(path, trash)  # noqa: PTH104
         durable.sync_folder(self.path)
         durable.remove_folder(trash)
+
+    def _temporary(self, stem: str) -> Path:
+        return self.path / f".tmp-{self.prefix}{stem}-{os.getpid()}"
 
     def _free(self, name: str) -> Path:
         """The path of this name, numbered when an earlier run has it."""
@@ -256,7 +307,7 @@ def entry_of(path: Path) -> Entry:
 
 def _write_files(folder: Path, files: Mapping[str, Chunks]) -> dict[str, dict[str, Any]]:
     """Writes all files, then brings the folders in between to the disk."""
-    table, below = {}, sorted({name.rpartition("/")[0] for name in files} - {""})
+    table, below = {}, sorted({str(p) for n in files for p in PurePosixPath(n).parents} - {"."})
     for name in below:
         os.mkdir(folder / name)  # noqa: PTH102
     for name, chunks in files.items():

@@ -14,6 +14,7 @@ from hatbus_checkpoint.folder import (
     MARKS,
     CheckpointFolder,
     Entry,
+    Verify,
     is_mark,
     prefixes_in,
     save_dir_in,
@@ -24,7 +25,9 @@ NEW: Final = "new"
 """What ``resume`` of the run is when it begins anew, whatever the plugin's own says."""
 
 
-def locate(wanted: str | Path, own: CheckpointFolder) -> Entry | None:
+def locate(
+    wanted: str | Path, own: CheckpointFolder, verify: Verify = finite_file.verify
+) -> Entry | None:
     """The checkpoint to resume from.
 
     Args:
@@ -33,6 +36,7 @@ def locate(wanted: str | Path, own: CheckpointFolder) -> Entry | None:
             a checkpoint (no other is tried in its place), or a folder of checkpoints, or a run's
             folder.
         own: the run's own folder.
+        verify: finds out whether every byte is right; the manifest.
 
     Returns:
         None when ``"auto"`` finds no checkpoint at all: the run starts from scratch.
@@ -41,7 +45,7 @@ def locate(wanted: str | Path, own: CheckpointFolder) -> Entry | None:
         CheckpointError: there is nothing, or nothing that can be used.
     """
     if wanted == AUTO:
-        return own.latest()
+        return own.latest(verify)
     path = Path(wanted)
     if is_mark(wanted):
         path = _marked(str(wanted), own)
@@ -53,9 +57,9 @@ def locate(wanted: str | Path, own: CheckpointFolder) -> Entry | None:
     if not (path / manifest.NAME).exists():
         inside = CheckpointFolder(save_dir_in(path), own.prefix)
         if inside.entries():
-            return inside.latest()
+            return inside.latest(verify)
     try:
-        return Entry(path, finite_file.verify(path))
+        return Entry(path, verify(path))
     except CheckpointError as error:
         raise CheckpointError(
             f"checkpoint {str(path)!r} cannot be used: {error}; an explicit path has no fallback, "

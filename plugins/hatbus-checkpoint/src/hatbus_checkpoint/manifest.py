@@ -15,7 +15,11 @@ from typing import Any, Final
 from hatbus.errors import CheckpointError
 
 NAME: Final = "MANIFEST.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""The newest that can be read."""
+PLAIN: Final = 1
+SHARDED: Final = 2
+"""With tensors in parts, in folders of the processes; older versions would take it for damaged."""
 _LARGEST: Final = 2 << 20
 """No manifest has so many bytes (that is 15,000 files); a look at so many takes no second."""
 _WORTH_THREADS: Final = 4 << 20
@@ -43,7 +47,7 @@ _OPEN: Final = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBL
 
 def write(fields: Mapping[str, Any]) -> bytes:
     """The manifest as text, sealed with its own hash."""
-    body = {"format": FORMAT, **fields}
+    body = {"format": PLAIN, **fields}
     return _text({**body, "sha256": _seal(body)})
 
 
@@ -88,17 +92,21 @@ def read(folder: Path) -> dict[str, Any]:
     return found
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path, part: slice = slice(None)) -> dict[str, Any]:
     """The manifest of a checkpoint whose every file is what was saved.
+
+    Args:
+        folder: the checkpoint.
+        part: which of its files to read, largest first, where several processes share them.
 
     Raises:
         CheckpointError: the first thing that is wrong.
     """
     found = read(folder)
     files: dict[str, dict[str, Any]] = found["files"]
-    largest_first = sorted(files, key=lambda name: -files[name]["size"])
+    largest_first = sorted(files, key=lambda name: -files[name]["size"])[part]
     with ThreadPoolExecutor(2) as pool:
-        large = sum(entry["size"] for entry in files.values()) > _WORTH_THREADS
+        large = sum(files[name]["size"] for name in largest_first) > _WORTH_THREADS
         each = pool.map if large else map
         for fault in each(lambda name: _fault(folder, name, files[name]), largest_first):
             if fault:

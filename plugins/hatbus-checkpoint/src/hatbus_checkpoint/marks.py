@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from hatbus.log import log
 from hatbus_checkpoint import durable
 from hatbus_checkpoint.bests import mark_of
+from hatbus_checkpoint.exchange import weight_chunks
+from hatbus_checkpoint.sharded.shard_files import ranks_with
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from hatbus_checkpoint.folder import CheckpointFolder, Entry
@@ -44,9 +46,19 @@ def mend(
 
 def _mend_weights(path: Path, entry: Entry) -> None:
     """The weights file, where it is missing or another checkpoint's."""
-    there = entry.manifest["files"]["model.safetensors"]
-    if not path.exists() or _digest(path) != there["sha256"]:
+    files = entry.manifest["files"]
+    if ranks_with("model", files):
+        if not path.exists() or _digest(path) != _digest_of(weight_chunks(entry)):
+            durable.replace_file(path, weight_chunks(entry))
+    elif not path.exists() or _digest(path) != files["model.safetensors"]["sha256"]:
         durable.replace_file(path, [(entry.path / "model.safetensors").read_bytes()])
+
+
+def _digest_of(chunks: Iterable[memoryview]) -> str:
+    found = hashlib.sha256(usedforsecurity=False)
+    for chunk in chunks:
+        found.update(chunk)
+    return found.hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -11,7 +11,10 @@ from torch.nn.parameter import is_lazy
 from hatbus.errors import CheckpointError
 from hatbus.log import log
 from hatbus.loop import Beside, plain_name
+from hatbus.parallel import is_shard
+from hatbus_checkpoint.parts import Parts
 from hatbus_checkpoint.shapes import give_shapes, takes_its_own
+from hatbus_checkpoint.sharded.placing import Placing
 from hatbus_checkpoint.tree import Tensors, identity
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ def take(model: torch.nn.Module) -> tuple[Tensors, dict[str, str], dict[str, Any
     aliases: dict[str, str] = {}
     extra: dict[str, Any] = {}
     first: dict[Any, str] = {}
+    held = {n: id(p) for n, p in model.named_parameters(remove_duplicate=False)}
     for wrapped, value in model.state_dict().items():
         name = plain_name(wrapped)
         if is_lazy(value):  # nothing yet: it comes with the first batch
@@ -34,7 +38,9 @@ def take(model: torch.nn.Module) -> tuple[Tensors, dict[str, str], dict[str, Any
         if not isinstance(value, torch.Tensor):
             extra[name] = value
             continue
-        same = first.setdefault(identity(value), name)
+        # A process may have no memory of a shard; whether two are one is the same on all.
+        same_as = held.get(wrapped, id(value)) if is_shard(value) else identity(value)
+        same = first.setdefault(same_as, name)
         if same == name:
             tensors[name] = value
         else:
@@ -83,7 +89,7 @@ def give(
     if rows:
         log.warning("%s is not the one that was saved; loading what fits\n%s", what, table(rows))
     give_shapes(model, mine, grown)
-    model.load_state_dict(mine, strict=False)
+    model.load_state_dict(Placing(model.state_dict(), ()).model(mine), strict=False)
 
 
 def _inside(name: str, wrapped: Mapping[str, str]) -> str:
@@ -143,4 +149,5 @@ def table(rows: list[tuple[str, str, str]]) -> str:
 
 def shape_of(value: Any) -> str:
     """The shape of a tensor in words; the kind of anything else."""
-    return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
+    is_tensor = isinstance(value, (torch.Tensor, Parts))
+    return str(tuple(value.shape)) if is_tensor else type(value).__name__

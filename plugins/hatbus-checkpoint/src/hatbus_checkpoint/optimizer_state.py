@@ -17,6 +17,7 @@ from hatbus.errors import CheckpointError
 from hatbus.log import log
 from hatbus.loop import plain_name
 from hatbus_checkpoint.same_tree import differing
+from hatbus_checkpoint.sharded.placing import Placing
 
 
 def take(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -75,15 +76,21 @@ def give(
                 f"the state of {kind} is by place and not by parameter: build it with the "
                 "parameters in the order in which it was saved"
             )
-        optimizer.load_state_dict(whole)
+        optimizer.load_state_dict(Placing(dict(model.named_parameters()), ()).of_plugin(whole))
         return fresh
+    placing = Placing(dict(model.named_parameters()), ())
     state: dict[Any, Any] = dict(saved["other"])
     groups, index = [], 0
     live, shared = optimizer.param_groups, shared_options(optimizer)
     for group, mine, now in zip(saved["groups"], names, live, strict=True):
         built = {key: value for key, value in now.items() if _is_as_built(value)}
         groups.append({**built, **group, "params": list(range(index, index + len(mine)))})
-        state |= {index + i: saved["state"][n] for i, n in enumerate(mine) if n in saved["state"]}
+        held = enumerate(zip(mine, now["params"], strict=True))
+        state |= {
+            index + i: placing.of_optimizer(saved["state"][n], p)
+            for i, (n, p) in held
+            if n in saved["state"]
+        }
         index += len(mine)
     optimizer.load_state_dict({**saved["more"], "state": state, "param_groups": groups})
     _keep_types(optimizer, state)

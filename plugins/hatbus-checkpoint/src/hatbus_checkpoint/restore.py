@@ -14,10 +14,20 @@ from hatbus import rng
 from hatbus.data import seed_of
 from hatbus.errors import CheckpointError, did_you_mean
 from hatbus.loop import plain_name
+from hatbus.parallel import is_sharded
 from hatbus_checkpoint import compare, model_state, optimizer_state, tensor_file
 from hatbus_checkpoint.as_built import as_built
 from hatbus_checkpoint.listing import lock_differences
-from hatbus_checkpoint.tree import Tensors, decode
+from hatbus_checkpoint.parts import Parts
+from hatbus_checkpoint.sharded.placing import Placing
+from hatbus_checkpoint.sharded.shard_files import (
+    OWN,
+    ShardFiles,
+    folder_of,
+    is_of_rank,
+    ranks_with,
+)
+from hatbus_checkpoint.tree import decode
 
 if TYPE_CHECKING:
     import torch
@@ -39,22 +49,31 @@ _GARBLED: Final = (
 
 
 class Saved:
-    """The contents of one verified checkpoint."""
+    """The contents of one verified checkpoint.
 
-    def __init__(self, entry: Entry) -> None:
+    Args:
+        entry: the checkpoint.
+        rank: the process that reads it, out of as many as saved it: it has what was its own.
+        mapped: whether trees hold tensors as they stand in the files, of which nothing is read
+            yet, and not copies.
+    """
+
+    def __init__(self, entry: Entry, rank: int | None = None, *, mapped: bool = False) -> None:
         self.path: Path = entry.path
         self.manifest = entry.manifest
+        self._rank, self._mapped = rank, mapped
 
     @property
     def stems(self) -> list[str]:
         """What it holds, such as ``"optim"`` and ``"plugins/ema"``."""
-        return list(dict.fromkeys(name.rpartition(".")[0] for name in self.manifest["files"]))
+        names = (name for name in self.manifest["files"] if not is_of_rank(name))
+        return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
 
     def tree(self, stem: str) -> Any:
         """The state tree of a stem; ``None`` when the checkpoint has none."""
         if f"{stem}.json" not in self.manifest["files"]:
             return None
-        return decode(self._json(stem), self._tensors(stem))
+        return decode(self._json(stem), self._tensors(stem), mapped=self._mapped)
 
     def model(self, stem: str = "model") -> dict[str, Any]:
         """The model's state dict; its tensors are mapped from the file.
@@ -67,6 +86,12 @@ class Saved:
             extra = decode(more.get("extra", {}), {})
             found = model_state.joined(self._tensors(stem), more.get("aliases", {}), extra)
             return {plain_name(name): value for name, value in found.items()}
+
+    def aliases(self) -> dict[str, str]:
+        """Names of the model's tensors that are another one, to that one's."""
+        more = self._json("model") if "model.json" in self.manifest["files"] else {}
+        found: dict[str, str] = more.get("aliases", {})
+        return found
 
     def changed_buffers(self) -> list[str]:
         """Names of the buffers that the run had given another shape than they were built with."""
@@ -94,15 +119,35 @@ class Saved:
                 f"{type(error).__name__}: {error!s:.200}; resume from another"
             ) from error
 
+    def were_whole(self) -> set[str]:
+        """Names of the model's tensors that are not in parts."""
+        return {name for name, value in self.model().items() if not isinstance(value, Parts)}
+
     def _json(self, stem: str) -> Any:
         try:
-            return json.loads((self.path / f"{stem}.json").read_bytes())
+            return json.loads((self.path / f"{self._own(stem)}.json").read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{stem}.json of {self.path.name!r} is garbled") from error
 
-    def _tensors(self, stem: str) -> Tensors:
-        name = f"{stem}.safetensors"
-        return tensor_file.read(self.path / name) if name in self.manifest["files"] else {}
+    def _tensors(self, stem: str) -> dict[str, Any]:
+        files, name = self.manifest["files"], f"{self._own(stem)}.safetensors"
+        whole = tensor_file.read(self.path / name) if name in files else {}
+        ranks = ranks_with(stem, files)
+        if not ranks:
+            return dict(whole)
+        return {**whole, **ShardFiles(self.path, stem, ranks, self._rank).parts()}
+
+    def _own(self, stem: str) -> str:
+        """The stem of this process's own, where it has one that is not as on the first."""
+        files, own = self.manifest["files"], f"{folder_of(self._rank or 0)}/{OWN}/{stem}"
+        is_there = f"{own}.json" in files or f"{own}.safetensors" in files
+        return own if self._rank is not None and is_there else stem
+
+
+def saved_for(ctx: Context, entry: Entry) -> Saved:
+    """A checkpoint as this process of a run reads it."""
+    rank = ctx.rank if entry.manifest["world_size"] == ctx.world_size else None
+    return Saved(entry, rank, mapped=is_sharded(ctx.model))
 
 
 class ClassSource:
@@ -123,8 +168,13 @@ class ClassSource:
     ) -> None:
         lock = saved.manifest["plugins"]
         self.saved = saved
+        live = {**ctx.model.state_dict(), **dict(ctx.all_modules.named_parameters())}
+        self.placing = Placing(live, saved.were_whole())
         self.overridden = compare.check_same(ctx, saved.manifest, override)
         self.states = saved.plugins()
+        for name, state in self.states.items():
+            with saved.using(f"plugins/{name}"):
+                self.states[name] = self.placing.of_plugin(state)
         for name in drop:
             if name not in self.states:
                 raise CheckpointError(
@@ -144,6 +194,7 @@ class ClassSource:
         self.optimizer = saved.tree("optim")
         self.rank = rank_state(ctx, saved)
         with saved.using(f"rank-{ctx.rank}"):
+            _check_places(ctx, saved, self.rank["data"])
             self._take_rank_parts(ctx)
         self.model, self.changed_buffers = saved.model(), saved.changed_buffers()
         self.beside = saved.model("beside")
@@ -238,6 +289,23 @@ def rank_state(ctx: Context, saved: Saved) -> dict[str, Any]:
             found["rng"] = rng.capture()
     state: dict[str, Any] = found
     return state
+
+
+def _check_places(ctx: Context, saved: Saved, data: dict[str, Any]) -> None:
+    """Refuses places in the data that other processes cannot go to.
+
+    Raises:
+        CheckpointError: a loader keeps its place itself, as one of another number of processes.
+    """
+    before, inside = saved.manifest["world_size"], saved.manifest["progress"]["step"] > 0
+    own = [task for task, place in data.items() if "loader" in place]
+    if before != ctx.world_size and inside and own:
+        of = f" of task {own[0]!r}" if own[0] else ""
+        raise CheckpointError(
+            f"{saved.path.name!r} is of {before} processes in the middle of an epoch, and the "
+            f"loader{of} keeps its place itself, as one of {before}: resume on {before} processes, "
+            "or from a checkpoint between two epochs, or use hatbus.data.loader"
+        )
 
 
 def _nothing() -> None:

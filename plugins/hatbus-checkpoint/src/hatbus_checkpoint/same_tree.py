@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 
+from hatbus.parallel import is_shard, local_tensor
 from hatbus_checkpoint.tensor_file import flat_bytes
 
 _SEQUENCES: Final = (list, tuple, deque)
@@ -36,6 +37,6 @@ def differing(one: Any, other: Any, path: str = "") -> str | None:
 
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """The same bits: NaN is the same as itself."""
-    if one.dtype != other.dtype or one.shape != other.shape:
+    if one.dtype != other.dtype or one.shape != other.shape or is_shard(one) != is_shard(other):
         return False
-    return torch.equal(flat_bytes(one), flat_bytes(other))
+    return torch.equal(flat_bytes(local_tensor(one)), flat_bytes(local_tensor(other)))

@@ -10,6 +10,7 @@ from hatbus_checkpoint import model_state
 from hatbus_checkpoint.agree import first_of_all
 from hatbus_checkpoint.compare import versions_of
 from hatbus_checkpoint.restore import Saved
+from hatbus_checkpoint.sharded.placing import Placing
 
 if TYPE_CHECKING:
     from hatbus.loop import Context
@@ -72,7 +73,9 @@ class ShownCheckpoint:
             entry = first_of_all(ctx, self.target.entry)
             try:
                 saved = Saved(entry)
-                return entry, saved.model(), saved.model("beside"), saved.plugins()
+                placing = Placing(ctx.model.state_dict(), saved.were_whole())
+                states = {n: placing.of_plugin(state) for n, state in saved.plugins().items()}
+                return entry, placing.model(saved.model()), saved.model("beside"), states
             except Exception:
                 if entry.path.exists() or ctx.world_size > 1 or not left:
                     raise

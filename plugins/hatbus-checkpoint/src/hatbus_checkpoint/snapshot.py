@@ -15,8 +15,10 @@ import torch
 from hatbus import rng
 from hatbus.errors import SaveError
 from hatbus.loop import RAW, Beside
+from hatbus.parallel import is_shard, reshard
 from hatbus_checkpoint import compare, model_state, optimizer_state
 from hatbus_checkpoint.shapes import changed_buffers
+from hatbus_checkpoint.sharded.placing import Part, part_of
 from hatbus_checkpoint.tensor_file import chunks_of
 from hatbus_checkpoint.tree import Tensors, encode
 from hatbus_checkpoint.versions import versions
@@ -32,18 +34,36 @@ _SCALARS = 16
 class Snapshot:
     """What goes into the files: per stem JSON data and tensors.
 
-    Attributes:
+    Args:
         parts: stem such as ``"plugins/ema"`` to (data or None, tensors).
+        rank: the process whose state it is.
+
+    Attributes:
+        parts: the same, but for the tensors that are spread over the processes.
+        shards: stem to name to what this process has of one of those.
     """
 
-    def __init__(self, parts: dict[str, tuple[Any, Tensors]]) -> None:
-        self.parts = parts
+    def __init__(
+        self,
+        parts: dict[str, tuple[Any, Tensors]],
+        rank: int = 0,
+        shards: dict[str, dict[str, Part]] | None = None,
+    ) -> None:
+        self.rank = rank
+        self.parts: dict[str, tuple[Any, Tensors]] = {}
+        self.shards: dict[str, dict[str, Part]] = shards or {}
+        for stem, (data, tensors) in parts.items():
+            found = {n: part_of(t, f"{stem}:{n}") for n, t in tensors.items() if is_shard(t)}
+            self.parts[stem] = (data, {n: t for n, t in tensors.items() if n not in found})
+            if found:
+                self.shards[stem] = found
 
     @property
     def size(self) -> int:
-        """Bytes of all tensors."""
-        found = (t for _, tensors in self.parts.values() for t in tensors.values())
-        return sum(t.numel() * t.element_size() for t in found)
+        """Bytes of all tensors that this process writes."""
+        whole = [t for _, tensors in self.parts.values() for t in tensors.values()]
+        parts = [p.local for found in self.shards.values() for p in found.values() if p.is_written]
+        return sum(t.numel() * t.element_size() for t in (*whole, *parts))
 
     def files(self) -> dict[str, Chunks]:
         """Relative path to what gives the file's bytes, largest kind first."""
@@ -67,11 +87,18 @@ class Snapshot:
             for name, tensor in tensors.items():
                 mine[name] = _copied(tensor, f"{stem}:{name}", kept)
             parts[stem] = (data, mine)
-        return Snapshot(parts)
+        shards = {
+            stem: {n: p._replace(local=_copied(p.local, f"{stem}:{n}", kept)) for n, p in d.items()}
+            for stem, d in self.shards.items()
+        }
+        return Snapshot(parts, self.rank, shards)
 
 
 def take(ctx: Context, *, weights_only: bool = False) -> Snapshot:
-    """The state of the whole run, as rank 0 writes it; other ranks give their own part of it.
+    """The state of the whole run, as rank 0 writes it; of another rank what it alone has.
+
+    Nothing is exchanged. Where tensors are spread, every rank also has what should be alike on all,
+    for the writing to find out whether it is.
 
     Raises:
         SaveError: something cannot be stored, or other weights than the raw ones are shown.
@@ -81,6 +108,7 @@ def take(ctx: Context, *, weights_only: bool = False) -> Snapshot:
             f"a checkpoint was asked for while the model shows {ctx.weights.current!r} weights; "
             "save before or after, never inside a weight view"
         )
+    reshard(ctx.model)
     parts = dict(_model_parts(ctx))
     if weights_only:
         return Snapshot(parts)
@@ -91,10 +119,10 @@ def take(ctx: Context, *, weights_only: bool = False) -> Snapshot:
         )
     parts["progress"] = encode(progress(ctx))
     states = ctx.bus.state_dict()
-    plugins = dict(_plugin_parts(states))  # what cannot be stored is known before ranks meet
-    for rank, part in enumerate(rank_states(ctx, states)):
-        parts[f"rank-{rank}"] = part
-    return Snapshot(parts | plugins)
+    parts |= dict(_plugin_parts(states))
+    mine = {f"rank-{ctx.rank}": rank_state(ctx, states)}
+    whole = Snapshot(parts | mine, ctx.rank)
+    return whole if ctx.rank == 0 or whole.shards else Snapshot(mine, ctx.rank)
 
 
 def plugin_stem(name: str) -> str:
@@ -113,23 +141,19 @@ def progress(ctx: Context) -> dict[str, Any]:
     }
 
 
-def rank_states(ctx: Context, states: dict[str, Any]) -> list[tuple[Any, Tensors]]:
-    """What every rank has of its own, encoded; a collective.
+def rank_state(ctx: Context, states: dict[str, Any]) -> tuple[Any, Tensors]:
+    """What this rank has of its own, encoded.
 
     Random state, data position, and what was asked for and not done yet inside an epoch; over
-    several processes also their parts of plugins' states.
+    several processes also its part of plugins' states.
     """
     mine = {"rng": rng.capture(), "data": ctx.data.state_dict(ctx)}
     asked = ctx.control.state_dict() if ctx.position.step else {}
     if asked:
         mine["asked"] = asked
-    if ctx.world_size == 1:
-        return [encode(mine)]
-    data, tensors = encode({**mine, "plugins": ctx.bus.rank_parts(states)})
-    found: list[Any] = [None] * ctx.world_size
-    on_host = {name: tensor.cpu() for name, tensor in tensors.items()}  # no rank has another's GPU
-    torch.distributed.all_gather_object(found, (data, on_host))
-    return found
+    if ctx.world_size > 1:
+        mine["plugins"] = ctx.bus.rank_parts(states)
+    return encode(mine)
 
 
 def scalars(latest: dict[str, Any]) -> dict[str, float | int | str]:

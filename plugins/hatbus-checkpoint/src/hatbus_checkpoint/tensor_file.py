@@ -17,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from hatbus.errors import CheckpointError, SaveError
+from hatbus.parallel import local_tensor
+from hatbus_checkpoint.parts import Parts, whole_of
 
 DTYPES: Final[dict[str, torch.dtype]] = {
     "F64": torch.float64,
@@ -52,12 +54,13 @@ _PLAIN: Final = (torch.Tensor, torch.nn.Parameter)
 
 
 def chunks_of(
-    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    tensors: Mapping[str, torch.Tensor | Parts], metadata: Mapping[str, str] | None = None
 ) -> Iterator[memoryview]:
     """The bytes of a safetensors file; tensors on the CPU are not copied.
 
     Args:
-        tensors: by name; any device and layout.
+        tensors: by name; any device and layout. One in parts is read when its turn comes, and no
+            two are in memory at a time.
         metadata: texts for the header.
 
     Raises:
@@ -101,8 +104,9 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path.name!r} is no safetensors file: {error!s:.200}") from error
 
 
-def as_bytes(tensor: torch.Tensor) -> memoryview:
-    """The elements of a tensor in row-major order, as bytes."""
+def as_bytes(tensor: torch.Tensor | Parts) -> memoryview:
+    """The elements of a tensor in row-major order, as bytes; of one in parts it is read now."""
+    tensor = whole_of(tensor)
     array: Any = flat_bytes(tensor).numpy()
     return memoryview(array)
 
@@ -118,13 +122,13 @@ def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return flat.view(torch.uint8)
 
 
-def check_storable(tensor: torch.Tensor, where: str) -> None:
+def check_storable(tensor: torch.Tensor | Parts, where: str) -> None:
     """Refuses tensors that the format cannot hold.
 
     Raises:
         SaveError: naming the tensor.
     """
-    kind = _odd_kind(tensor)
+    kind = "" if isinstance(tensor, Parts) else _odd_kind(local_tensor(tensor))
     if kind:
         raise SaveError(f"tensor {where!r} is {kind}; accepted: dense tensors with data")
     if tensor.dtype not in NAMES:
@@ -145,7 +149,7 @@ def _odd_kind(tensor: torch.Tensor) -> str:
     return "a half of a byte" if NAMES.get(tensor.dtype) == "F4" and not tensor.ndim else ""
 
 
-def _as_stored(tensor: torch.Tensor) -> tuple[str, list[int]]:
+def _as_stored(tensor: torch.Tensor | Parts) -> tuple[str, list[int]]:
     """The element type and shape that stand in the header."""
     name, shape = NAMES[tensor.dtype], list(tensor.shape)
     if name == "C128":

@@ -6,6 +6,7 @@ JSON holds what JSON can hold; everything else is a mapping with one key that st
     {0: "a"}          {"$dict": [[0, "a"]]}
     nan               {"$float": "7ff8000000000000"}          the bits of the double
     torch.ones(1000)  {"$tensor": "state/w"}                  a tensor in the file beside
+    a DTensor         {"$tensor": {"parts": "state/w"}}       its parts in files of the processes
     torch.tensor(3.)  {"$tensor": {"dtype": "F32", "shape": [], "data": "AABAQA=="}}
     a numpy array     {"$numpy": ...}                         as a tensor
 
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 
 from hatbus.errors import CheckpointError, SaveError
+from hatbus.parallel import is_shard
 from hatbus_checkpoint.tensor_file import DTYPES, NAMES, as_bytes, check_storable
 
 Tensors = dict[str, torch.Tensor]
@@ -48,14 +50,20 @@ def encode(tree: Any, *, inline: int = INLINE) -> tuple[Any, Tensors]:
     return encoder.encode(tree, ()), encoder.tensors
 
 
-def decode(data: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def decode(data: Any, tensors: Mapping[str, Any], *, mapped: bool = False) -> Any:
     """The state tree that ``encode`` was given.
+
+    Args:
+        data: the JSON data.
+        tensors: what stands beside it.
+        mapped: give tensors as they stand there, of which nothing may have been read yet, and
+            not copies.
 
     Raises:
         CheckpointError: this is not what ``encode`` makes.
     """
     try:
-        return _Decoder(tensors).decode(data)
+        return _Decoder(tensors, mapped=mapped).decode(data)
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
         what = "it is nested too deep" if isinstance(error, RecursionError) else repr(error)
         raise CheckpointError(f"a state tree cannot be read: {what:.200}") from error
@@ -68,6 +76,7 @@ class _Encoder:
         self.tensors: Tensors = {}
         self._inline = inline
         self._keys: dict[Any, str] = {}
+        self._shards: dict[int, str] = {}
 
     def encode(self, value: Any, path: tuple[str, ...]) -> Any:
         if len(path) > MOST_DEEP:
@@ -80,7 +89,8 @@ class _Encoder:
         if found is not None:
             return found
         if isinstance(value, torch.Tensor):
-            return {"$tensor": self._tensor(value, path)}
+            spread = is_shard(value)
+            return {"$tensor": self._shard(value, path) if spread else self._tensor(value, path)}
         if isinstance(value, (np.ndarray, np.generic)):
             return {"$numpy": self._numpy(value, path), "scalar": isinstance(value, np.generic)}
         for tag, kind, write in _SIMPLE:
@@ -119,6 +129,19 @@ class _Encoder:
                 f"state at {_at(path)!r} is a numpy {value.dtype}; {ACCEPTED}"
             ) from error
 
+    def _shard(self, tensor: torch.Tensor, path: tuple[str, ...]) -> Any:
+        """A tensor that is spread over processes; every one finds the same key for it."""
+        if id(tensor) not in self._shards:
+            self._shards[id(tensor)] = self._stored(tensor, path)
+        return {"parts": self._shards[id(tensor)]}
+
+    def _stored(self, tensor: torch.Tensor, path: tuple[str, ...]) -> str:
+        key = _at(path)
+        while key in self.tensors or key == "__metadata__":
+            key += "~"
+        self.tensors[key] = tensor
+        return key
+
     def _tensor(self, tensor: torch.Tensor, path: tuple[str, ...]) -> Any:
         check_storable(tensor, _at(path))
         tensor = tensor.detach()
@@ -129,18 +152,14 @@ class _Encoder:
             return found | ({"stride": strides} if strides else {})
         same = identity(tensor)
         if same not in self._keys:
-            key = _at(path)
-            while key in self.tensors or key == "__metadata__":
-                key += "~"
-            self.tensors[key] = tensor
-            self._keys[same] = key
+            self._keys[same] = self._stored(tensor, path)
         key = self._keys[same]
         return {"key": key, "stride": strides} if strides else key
 
 
 class _Decoder:
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self._tensors = tensors
+    def __init__(self, tensors: Mapping[str, Any], *, mapped: bool) -> None:
+        self._tensors, self._mapped = tensors, mapped
         self._made: dict[str, torch.Tensor] = {}
 
     def decode(self, data: Any) -> Any:
@@ -165,7 +184,7 @@ class _Decoder:
         tensor = self._tensor(data[tag])
         if tag == "$tensor":
             return tensor
-        found = tensor.numpy()
+        found = tensor.clone().numpy() if self._mapped else tensor.numpy()
         return found[()] if data["scalar"] else found
 
     def _tensor(self, data: Any) -> torch.Tensor:
@@ -175,10 +194,13 @@ class _Decoder:
             flat = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0).byte()
             flat = flat.view(dtype)
             return _laid_out(flat.reshape(data["shape"]), data.get("stride"))
+        if isinstance(data, dict) and "parts" in data:
+            return self._tensors[data["parts"]]  # type: ignore[no-any-return]  # perhaps in parts
         key = data if isinstance(data, str) else data["key"]
         if key not in self._made:
             strides = None if isinstance(data, str) else data["stride"]
-            self._made[key] = _laid_out(self._tensors[key].clone(), strides)
+            found = self._tensors[key] if self._mapped else self._tensors[key].clone()
+            self._made[key] = _laid_out(found, strides)
         return self._made[key]
 
 

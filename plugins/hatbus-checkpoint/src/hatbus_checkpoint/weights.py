@@ -6,15 +6,14 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from hatbus.errors import CheckpointError
 from hatbus.loop import RAW
 from hatbus.runs import run_folder
 from hatbus_checkpoint import manifest, tensor_file
-from hatbus_checkpoint.exchange import averages_of, state_in
+from hatbus_checkpoint.exchange import averages_of, state_in, tensors_in
 from hatbus_checkpoint.folder import CheckpointFolder, Entry, newest_run, prefixes_in, save_dir_in
 from hatbus_checkpoint.locate import locate
+from hatbus_checkpoint.parts import whole_of
 from hatbus_checkpoint.restore import Saved
 
 _MARKED: Final = re.compile(
@@ -75,10 +74,9 @@ def weights_in(source: Entry | Path | str, view: str = RAW) -> dict[str, Any]:
         return _of_file(Path(source), view)
     saved = Saved(source)
     state = saved.model()
-    if view == RAW:
-        return state
-    tensors = {n: v for n, v in state.items() if isinstance(v, torch.Tensor)}
-    return {**state, **averages_of(saved, view, tensors)}
+    if view != RAW:
+        state |= averages_of(saved, view, tensors_in(state))
+    return {name: whole_of(value) for name, value in state.items()}
 
 
 def _of_file(path: Path, view: str) -> dict[str, Any]:
