@@ -15,7 +15,7 @@ import torch
 
 from hatbus.batches.counted_twice import counted_twice
 from hatbus.batches.loss_collectors import collect_losses, losses_if_any, named_losses
-from hatbus.batches.model_call import TAKES, ModelCall, split
+from hatbus.batches.model_call import PAIRS, TAKES, ModelCall, split
 from hatbus.errors import JobError, did_you_mean
 from hatbus.events.declare import hookimpl
 from hatbus.log import log
@@ -67,9 +67,16 @@ class BatchProcessor:
     @hookimpl(trylast=True)
     def run_batch(self, ctx: Context) -> dict[str, torch.Tensor]:
         """Forward, loss, and backward if gradients are wanted."""
-        emit = ctx.emit
-        ctx.model_outs = emit.forward(ctx)
-        losses: dict[str, torch.Tensor] = emit.compute_loss(ctx)
+        emit, batch, call = ctx.emit, ctx.batch, self._asked.get(ctx.task)
+        is_same = call is not None and call.scope is emit.compute_loss and call.model is ctx.model
+        is_pair = type(batch) in PAIRS and len(batch) == 2
+        losses: dict[str, torch.Tensor]
+        if is_same and is_pair and call.is_direct and type(batch[0]) is torch.Tensor:  # type: ignore[union-attr]
+            ctx.model_outs = outs = ctx.wrapped_model(batch[0])
+            losses = _by_name(self.loss(outs, batch[1]), ctx.task)  # type: ignore[operator, misc]
+        else:
+            ctx.model_outs = emit.forward(ctx)
+            losses = emit.compute_loss(ctx)
         ctx.losses = losses
         if self.need_grad_update:
             (loss,) = losses.values() if len(losses) == 1 else (self._total(losses, ctx),)
@@ -80,15 +87,28 @@ class BatchProcessor:
     @hookimpl(trylast=True)
     def forward(self, ctx: Context) -> Any:
         """``model(inputs)``, as ``model_takes`` says; ``task=`` when the model takes it."""
-        return self.call_of(ctx)(ctx)
+        ctx.model_outs = outs = self.call_of(ctx)(ctx)
+        return outs
+
+    forward.keeps = True  # type: ignore[attr-defined]  # the outputs: see hatbus.bus.moments
 
     def call_of(self, ctx: Context) -> ModelCall:
         """How the model is called in the scope of the present task."""
         call = self._asked.get(ctx.task)
         if call is None or not call.is_for(ctx):
             call = ModelCall(ctx, self.model_takes, has_loss=self.loss is not None)
+            call.is_direct = call.takes_first and not self._per_task and self._does_all(ctx)
             self._asked = {**self._asked, ctx.task: call}
         return call
+
+    def _does_all(self, ctx: Context) -> bool:
+        """Whether nobody hears, surrounds or replaces forward and loss: then they are one piece."""
+        emit, mine = ctx.emit, BatchProcessor
+        pairs = (emit.forward, mine.forward), (emit.compute_loss, mine.compute_loss)
+        return all(
+            getattr(called, "__self__", None) is self and called.__func__ is own
+            for called, own in pairs
+        )
 
     @hookimpl(trylast=True)
     def compute_loss(self, ctx: Context) -> dict[str, torch.Tensor]:
@@ -98,10 +118,7 @@ class BatchProcessor:
                 return losses_if_any(self.loss_collector, ctx.model_outs)
             return named_losses(self.loss_collector(ctx.model_outs), ctx.task)
         loss: Any = self.loss_of(ctx.task) if self._per_task else self.loss
-        found = loss(ctx.model_outs, split(ctx.batch)[1])
-        if type(found) is torch.Tensor and found.ndim == 0:
-            return {"loss": found}
-        return named_losses(found, ctx.task)
+        return _by_name(loss(ctx.model_outs, split(ctx.batch)[1]), ctx.task)
 
     @hookimpl(trylast=True)
     def backward(self, ctx: Context) -> bool:
@@ -146,6 +163,13 @@ class BatchProcessor:
             raise JobError(f"no loss for task {task!r}{did_you_mean(str(task), losses)}")
         found: Loss = losses[task]
         return found
+
+
+def _by_name(found: Any, task: str | None) -> dict[str, torch.Tensor]:
+    """What a loss function returned as losses by name; the usual one is called "loss"."""
+    if type(found) is torch.Tensor and found.ndim == 0:
+        return {"loss": found}
+    return named_losses(found, task)
 
 
 def _torchs_own(function: Any) -> Any:

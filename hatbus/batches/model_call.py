@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TAKES: Final = ("keywords", "argument", "batch")
 """What ``model_takes`` may be, beside None."""
+PAIRS: Final = frozenset({tuple, list})
+"""What the usual pair of inputs and target is; others are looked at longer."""
 _ANYTHING: Final = ["VAR_POSITIONAL", "VAR_KEYWORD"]
 
 
@@ -33,20 +35,25 @@ class ModelCall:
         has_loss: whether there is a loss to give the target to.
 
     Attributes:
+        model, scope: for which this is so: the model, and who computes its losses.
         splits: whether a pair is inputs and a target, of which the model gets the inputs.
+        takes_first: whether a tensor that is the first of a pair is all that the model gets.
+        is_direct: whether forward and loss may be called without the bus, as nobody else is there.
     """
 
     def __init__(self, ctx: Context, takes: str | None, *, has_loss: bool) -> None:
-        self._model, self._compute_loss = ctx.model, ctx.emit.compute_loss
+        self.model, self.scope = ctx.model, ctx.emit.compute_loss
         self._takes, self._has_loss = takes, has_loss
         self.splits = takes != "batch" and (has_loss or is_replaced(ctx))
         self._wants_task = "task" in arguments_of(ctx.model)
+        self.takes_first = self.splits and has_loss and not self._wants_task
+        self.is_direct = False
         self._keys: tuple[Any, ...] | None = None
         self._spreads = False
 
     def is_for(self, ctx: Context) -> bool:
         """Whether model and plugins are still the same."""
-        return ctx.model is self._model and ctx.emit.compute_loss is self._compute_loss
+        return ctx.model is self.model and ctx.emit.compute_loss is self.scope
 
     def __call__(self, ctx: Context) -> Any:
         """The model's outputs for ``ctx.batch``."""
@@ -72,7 +79,7 @@ class ModelCall:
     def _takes_keys(self, keys: tuple[str, ...]) -> bool:
         if self._takes == "keywords":
             return True
-        return by_keywords(self._model, keys)
+        return by_keywords(self.model, keys)
 
 
 def is_replaced(ctx: Context) -> bool:

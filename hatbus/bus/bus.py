@@ -16,6 +16,7 @@ import pluggy
 from hatbus.bus.dispatch import Gate, Rules, freeze
 from hatbus.bus.intervals import Interval, Intervals
 from hatbus.bus.member import CORE, Member, is_core
+from hatbus.bus.moments import without_idle
 from hatbus.bus.order import Place, Placed, in_turn, resolve
 from hatbus.bus.registration import PLUGINS, admit, default_name, options_of
 from hatbus.bus.rules import check_claims, check_replacements
@@ -261,7 +262,7 @@ class Bus:
     def _freeze(self, event: Event, task: str | None) -> Any:
         if event.kind == DECISION and not self._is_decided(event, task):
             return None
-        listened = [impl for impl in self._in_turn(event, task) if self._is_needed(impl)]
+        listened = without_idle(self._in_turn(event, task), self._manager.hook)
         gates = {name: g for name, g in self.gates.items() if self._gate_applies(name, event)}
         return freeze(
             event, listened[::-1], Rules(gates, self._strict, self.callers, self.instrument)
@@ -285,11 +286,6 @@ class Bus:
         ]
         caller = self._manager.subset_hook_caller(event.name, silent)
         return in_turn(event, reversed(caller.get_hookimpls()), self._order)
-
-    def _is_needed(self, impl: pluggy.HookImpl) -> bool:
-        """Whether one of the core's wrappers has anything to do: somebody hears its moments."""
-        pair = getattr(impl.function, "moments", ())
-        return not pair or any(getattr(self._manager.hook, name).get_hookimpls() for name in pair)
 
     def _gate_applies(self, name: str, event: Event) -> bool:
         interval = self.members[name].interval

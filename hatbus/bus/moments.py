@@ -11,11 +11,14 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.bus.blame import note_another
+from hatbus.bus.member import is_core
 from hatbus.events.declare import hookimpl
 from hatbus.events.payload import BATCH
 from hatbus.events.training import EVENTS, PAIRS
 
 if TYPE_CHECKING:
+    from pluggy import HookImpl
+
     from hatbus.loop.context import Context
 
 Body = Callable[..., Any]
@@ -63,7 +66,8 @@ def emitting(
     Returns:
         The wrapper, a generator function. Its ``around(self, body)`` gives the plain form; its
         ``moments`` name what it emits, so that the bus can leave it out when nobody listens
-        (empty when it does more than emit).
+        (empty when it does more than emit). ``unless_kept`` names the same where it keeps the
+        value, so that the bus can leave it out if the one implementation ``keeps`` that itself.
     """
     begin, end = PAIRS[span]
     tell = f"emit_after_error(emit.{failing}, error, ctx, error)" if failing else "pass"
@@ -82,8 +86,31 @@ def emitting(
     wrapper.around = lambda _, body: compiled(passed, f"body({passed})", body=body)
     heard = (begin, end) if failing is None else (begin, end, failing)
     wrapper.moments = heard if keep == ready == "pass" else ()
+    wrapper.unless_kept = heard if ready == "pass" else ()
     marked: Wrapper = hookimpl(wrapper=True, tryfirst=True)(wrapper)
     return marked
+
+
+def without_idle(impls: list[HookImpl], hook: Any) -> list[HookImpl]:
+    """The implementations of an event but those wrappers of hatbus's that would do nothing.
+
+    A wrapper that emits moments which nobody hears does nothing; where it keeps the result too, so
+    does the one implementation (``BatchProcessor.forward``), and no plugin's wrapper changes it.
+
+    Args:
+        impls: of one event in one scope.
+        hook: pluggy's callers.
+    """
+    bodies = [one for one in impls if not one.wrapper]
+    are_core = all(is_core(one.plugin_name) for one in impls)
+    is_kept = are_core and len(bodies) == 1 and hasattr(bodies[0].function, "keeps")
+    name = "unless_kept" if is_kept else "moments"
+
+    def is_needed(impl: HookImpl) -> bool:
+        pair = getattr(impl.function, name, ())
+        return not pair or any(getattr(hook, one).get_hookimpls() for one in pair)
+
+    return [impl for impl in impls if is_needed(impl)]
 
 
 def emit_after_error(event: Body | None, error: BaseException, *arguments: Any) -> None:

@@ -36,7 +36,8 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         model.train(modes[0][1])  # for a train() of the user's own; the exact modes come after it
         for module, mode in modes:
-            module.training = mode
+            if module.training is not mode:  # setting it takes torch a while
+                module.training = mode
 
 
 class TrainModes:

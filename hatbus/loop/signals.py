@@ -176,9 +176,10 @@ def can_serve() -> bool:
 
 def stop_wanted() -> bool:
     """Whether a signal asked the run to end, or its time is over; for long work inside a step."""
-    return any(served.stop for served in _active) or any(
-        time.monotonic() >= end for end in _deadlines
-    )
+    for served in _active:  # no generator: a validation asks before every batch
+        if served.stop:
+            return True
+    return bool(_deadlines) and any(time.monotonic() >= end for end in _deadlines)
 
 
 @contextmanager

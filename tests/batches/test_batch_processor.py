@@ -112,3 +112,52 @@ def test_a_step_that_failed_has_no_losses_of_the_step_before() -> None:
     hears = hearing(["on_step_end"], lambda _, v: found.append([*v["losses"]]))
     tiny_trainer([GoesOn(), Fails(), hears]).fit(num_steps=3)
     assert found == [["loss"], [], ["loss"]]
+
+
+class Doubles:
+    """Comes while the run is on, and surrounds forward or loss."""
+
+    def __init__(self, *heard: str) -> None:
+        self.heard = heard
+        self.seen: list[float] = []
+
+    @hookimpl(wrapper=True)
+    def forward(self) -> Generator[None, Any, Any]:
+        return 2 * (yield) if "forward" in self.heard else (yield)
+
+    @hookimpl
+    def on_forward_end(self, model_outs: torch.Tensor) -> None:
+        self.seen.append(float(model_outs.detach().mean()))
+
+
+def test_a_plugin_that_comes_in_mid_run_is_heard_from_the_next_batch_on() -> None:
+    found: dict[int, float] = {}
+
+    class Brings:
+        @hookimpl
+        def on_step_end(self, ctx: Context, global_step_id: int) -> None:
+            found[global_step_id] = float(ctx.model_outs.detach().mean())
+            if global_step_id == 2:
+                ctx.bus.register(doubles, "doubles")
+            if global_step_id == 4:
+                ctx.bus.unregister("doubles")
+
+    doubles = Doubles("forward")
+    data = batches(1) * 6
+    run = tiny_trainer([Brings()], data)
+    for group in run.ctx.optimizer.param_groups:  # type: ignore[union-attr]
+        group["lr"] = 0.0
+    run.fit(num_steps=6)
+    one = found[0]
+    assert [found[step] / one for step in range(6)] == pytest.approx([1, 1, 1, 2, 2, 1])
+    assert doubles.seen == pytest.approx([2 * one, 2 * one])
+
+
+def test_the_short_way_through_a_batch_trains_as_the_long_one_does() -> None:
+    weights = []
+    for plugins in ([], [Doubles()]):  # surrounded, so each span is called on the bus
+        run = tiny_trainer(plugins, batches(3))
+        run.fit(num_steps=7)
+        weights.append(run.ctx.model.weight.detach().clone())
+    assert torch.equal(*weights)
+    assert len(plugins[0].seen) == 7

@@ -1,10 +1,13 @@
 """A validation epoch against a hand-written evaluation loop with the same metrics.
 
-Bar: at most 1.1 on the digits net. The small net shows what the bus itself costs per batch.
+Bars: at most 1.02 on the digits net, and 1.08 on two linear layers, whose batches are so short
+that one sees what the bus itself costs; with ``inference_mode`` too. Rounds are interleaved, and
+the best of each counts.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +19,7 @@ from hatbus import Context, Trainer, hookimpl
 from hatbus_validation.validation import Validation
 
 ROUNDS = 200
+LOSS = nn.functional.cross_entropy
 
 
 class Accuracy:
@@ -59,27 +63,45 @@ def by_hand(model: nn.Module, data: Any, loss: Callable[..., torch.Tensor]) -> t
     return float(accuracy.right / accuracy.count), float(total)
 
 
-def ratio(name: str, model: nn.Module, data: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """CPU time of a validation over that of the loop by hand, each the best of its rounds."""
-    loss = nn.functional.cross_entropy
+def validating(model: nn.Module, data: Any, **options: Any) -> Callable[[], tuple[float, float]]:
+    """A validation inside a run that is ready for it."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    validation = Validation(data, callbacks=[Measures()], val_interval=None, val_on_train_end=False)
-    run = Trainer(model, optimizer, data[:1], loss, [validation])
+    often = {"val_interval": None, "val_on_train_end": False}
+    validation = Validation(data, callbacks=[Measures()], **often, **options)
+    run = Trainer(model, optimizer, data[:1], LOSS, [validation])
     run.fit(num_steps=1)
-    times: dict[str, list[float]] = {"hatbus": [], "by hand": []}
-    for _ in range(ROUNDS):
-        began = time.thread_time()
+
+    def validate() -> tuple[float, float]:
         found = run.ctx.emit.validate(run.ctx, "benchmark")
-        times["hatbus"].append(time.thread_time() - began)
-        began = time.thread_time()
-        expected = by_hand(model, data, loss)
-        times["by hand"].append(time.thread_time() - began)
-        assert (float(found["val/accuracy"]), float(found["val/loss"])) == expected
-    best = {who: min(values) for who, values in times.items()}
-    result = best["hatbus"] / best["by hand"]
-    extra = (best["hatbus"] - best["by hand"]) / len(data) * 1e6
-    print(f"{name}: {result:.3f}x by hand, {extra:+.1f} us a batch")
-    return result
+        return float(found["val/accuracy"]), float(found["val/loss"])
+
+    return validate
+
+
+def compare(name: str, model: nn.Module, data: Any, bar: float) -> bool:
+    """CPU time of a validation over that of the loop by hand, each the best of its rounds."""
+    ways = {
+        "by hand": lambda: by_hand(model, data, LOSS),
+        "hatbus": validating(model, data),
+        "hatbus, inference_mode": validating(model, data, inference_mode=True),
+    }
+    best = dict.fromkeys(ways, float("inf"))
+    order = list(ways)
+    for _ in range(ROUNDS):
+        order.append(order.pop(0))
+        found = set()
+        for who in order:
+            began = time.thread_time()
+            found.add(ways[who]())
+            best[who] = min(best[who], time.thread_time() - began)
+        assert len(found) == 1
+    is_met = True
+    for who in list(ways)[1:]:
+        ratio = best[who] / best["by hand"]
+        extra = (best[who] - best["by hand"]) / len(data) * 1e6
+        print(f"{name}, {who}: {ratio:.3f}x by hand (bar {bar}), {extra:+.1f} us a batch")
+        is_met &= ratio <= bar
+    return is_met
 
 
 def digits_net() -> nn.Module:
@@ -97,7 +119,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
     images = [(torch.rand(64, 1, 8, 8), torch.randint(10, (64,))) for _ in range(6)]
-    assert ratio("digits net, batches of 64", digits_net(), images) <= 1.1
+    met = [compare("digits net, batches of 64", digits_net(), images, 1.02)]
     small = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     rows = [(torch.rand(64, 64), torch.randint(10, (64,))) for _ in range(60)]
-    ratio("two linear layers, batches of 64", small, rows)
+    met.append(compare("two linear layers, batches of 64", small, rows, 1.08))
+    sys.exit(not all(met))

@@ -79,11 +79,13 @@ for options, factor in (({}, 0.5), ({"model_convert_pipeline": [doubled]}, 1.0))
     state = run.ctx.model.state_dict()
     whole.load_state_dict({n: v.full_tensor() * factor for n, v in state.items()})
     found["expected"].append(mean_loss(whole, data))
-run = trainer(Validation(batches(1), model_convert_pipeline=[doubled]), model=sharded())
-try:
-    run.fit(num_epochs=1)
-except JobError as error:
-    found["refused"] = [str(error), run.ctx.position.global_step]
+found["refused"] = []
+for options in ({"model_convert_pipeline": [doubled]}, {"inference_mode": True}):
+    run = trainer(Validation(batches(1), **options), model=sharded())
+    try:
+        run.fit(num_epochs=1)
+    except JobError as error:
+        found["refused"].append([str(error), run.ctx.position.global_step])
 with open(f"{sys.argv[1]}/{distributed.get_rank()}.json", "w") as file:
     json.dump(found, file)
 distributed.destroy_process_group()
@@ -119,9 +121,11 @@ def test_a_sharded_model_is_validated_as_a_whole_one_or_refused_before_training(
 ) -> None:
     for found in on_two(SHARDED, tmp_path):
         assert found["losses"] == pytest.approx(found["expected"])
-        said, steps = found["refused"]
-        assert said == (
-            "validation with model_convert_pipeline cannot use a sharded model (FSDP2); "
-            "leave it out, or give it a whole val_model"
-        )
-        assert steps == 0
+        cannot = "cannot use a sharded model (FSDP2); leave it out"
+        assert found["refused"] == [
+            [
+                f"validation with model_convert_pipeline {cannot}, or give it a whole val_model",
+                0,
+            ],
+            [f"validation with inference_mode {cannot}", 0],
+        ]

@@ -76,17 +76,18 @@ def first_ranks_buffers(ctx: Context, model: nn.Module) -> Iterator[None]:
             one.copy_(kept)
 
 
-@contextmanager
-def ranges_kept(model: nn.Module) -> Iterator[None]:
-    """A model that imitates quantisation does so with its ranges, which do not move meanwhile.
-
-    torch's observers watch in eval mode too.
-    """
-    switches: list[torch.Tensor] = [
-        buffer
-        for name, buffer in model.named_buffers()
-        if name.rpartition(".")[2] == "observer_enabled"
+def range_switches(model: nn.Module) -> list[torch.Tensor]:
+    """What tells torch's observers to watch, which they do in eval mode too."""
+    return [
+        one
+        for part in model.modules()
+        if (one := part._buffers.get("observer_enabled")) is not None  # noqa: SLF001 - the dict itself
     ]
+
+
+@contextmanager
+def switched_off(switches: list[torch.Tensor]) -> Iterator[None]:
+    """A model that imitates quantisation does so with its ranges, which do not move meanwhile."""
     before = [one.clone() for one in switches]
     for one in switches:
         one.zero_()
