@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from hatbus.errors import JobError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
 
@@ -69,3 +71,35 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     gather = getattr(tensor, "full_tensor", None)
     found: torch.Tensor = tensor if gather is None else gather()
     return found
+
+
+def largest_magnitudes(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The largest magnitude in each dense tensor, 0-d; 0 in one without elements.
+
+    ``torch.linalg.vector_norm`` has no such norm of nothing, and a shard with fewer rows than there
+    are processes is nothing on some. Of shards every process has to ask, for the same ones.
+    """
+    parts = [local_tensor(tensor) for tensor in tensors]
+    found = [part.abs().max() if part.numel() else part.new_zeros(()) for part in parts]
+    by_mesh: dict[Any, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        if is_shard(tensor):
+            shard: Any = tensor
+            by_mesh.setdefault((shard.device_mesh, found[index].dtype), []).append(index)
+    for (mesh, _), indices in by_mesh.items():
+        largest = over_mesh([found[index] for index in indices], mesh)
+        for index, one in zip(indices, largest, strict=True):
+            found[index] = one
+    return found
+
+
+def over_mesh(values: Sequence[torch.Tensor], mesh: Any) -> list[torch.Tensor]:
+    """The largest of each value over the processes of a mesh, in one message per dimension."""
+    import torch
+
+    row = torch.stack(list(values))
+    for dimension in range(mesh.ndim):
+        torch.distributed.all_reduce(
+            row, torch.distributed.ReduceOp.MAX, group=mesh.get_group(dimension)
+        )
+    return list(row.unbind())

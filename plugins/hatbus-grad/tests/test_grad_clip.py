@@ -98,3 +98,10 @@ def test_one_limit_has_to_be_chosen(options: dict[str, float]) -> None:
 def test_a_norm_that_is_none_is_refused(norm_type: object) -> None:
     with pytest.raises(JobError, match="norm_type"):
         GradClip(1.0, norm_type)
+
+
+def test_the_largest_gradient_is_found_beside_one_without_elements() -> None:
+    empty, weight = nn.Parameter(torch.zeros(0, 3)), nn.Parameter(torch.zeros(2))
+    empty.grad, weight.grad = torch.zeros(0, 3), torch.tensor([-4.0, 2.0])
+    assert clip_norm(torch.optim.SGD([empty, weight]), 1.0, float("inf")) == 4
+    assert weight.grad.tolist() == pytest.approx([-1.0, 0.5], rel=1e-5)

@@ -121,3 +121,8 @@ def test_losses_are_bit_identical_with_and_without(trainer, events, caplog) -> N
     trainer([GradMonitor(log_freq=1, weights=True), events]).fit(num_epochs=2)
     trainer([plain]).fit(num_epochs=2)
     assert events.losses == plain.losses
+
+
+def test_the_largest_gradient_is_found_beside_one_without_elements() -> None:
+    found = each_norm([torch.zeros(0, 3), None, torch.tensor([-4.0, 2.0])], float("inf"))
+    assert [float(one) for one in found] == [0, 4]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 
 from hatbus.errors import JobError
 from hatbus.option_values import is_number
+from hatbus.parallel import largest_magnitudes, local_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,10 +66,32 @@ def clip_norm(
     ``torch.nn.utils.clip_grad_norm_``.
     """
     parameters = trained_parameters(optimizer)
+    if math.isinf(norm_type):
+        return clip_largest(parameters, max_norm)
     try:
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
     except NotImplementedError:  # of a sparse gradient; to ask each one first costs every step
         return torch.nn.utils.clip_grad_norm_(by_values(parameters), max_norm, norm_type)
+
+
+def clip_largest(parameters: Iterable[torch.Tensor], max_norm: float) -> torch.Tensor:
+    """Scales all gradients by ``min(1, max_norm / (largest magnitude + 1e-6))``.
+
+    torch ends with an error where a gradient, or a process's part of it, has no elements.
+
+    Returns:
+        The largest magnitude before clipping, a 0-d tensor on the first gradient's device.
+    """
+    having = [p for p in by_values(parameters) if p.grad is not None]
+    each = largest_magnitudes([p.grad for p in having if p.grad is not None])
+    total = torch.stack([one.to(each[0].device) for one in each]).max() if each else torch.zeros(())
+    parts = []
+    for parameter in having:
+        if parameter.grad is not None and (part := local_tensor(parameter.grad)).numel():
+            parts.append(torch.empty_like(part))
+            parts[-1].grad = part
+    torch.nn.utils.clip_grads_with_norm_(parts, max_norm, total)
+    return total
 
 
 def clip_values(optimizer: torch.optim.Optimizer, limit: float) -> None:

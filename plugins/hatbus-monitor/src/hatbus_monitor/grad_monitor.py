@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from hatbus import hookimpl, plugin
 from hatbus.errors import JobError, PluginError, did_you_mean
 from hatbus.option_values import is_number, names, whole
+from hatbus.parallel import largest_magnitudes
 
 if TYPE_CHECKING:
     from hatbus import Context
@@ -116,6 +118,8 @@ def each_norm(tensors: Sequence[Tensor | None], norm_type: float) -> list[Tensor
     """The norm of every tensor, 0-d, computed together."""
     by_kind: dict[Any, list[int]] = defaultdict(list)
     given = [stored(tensor.detach()) for tensor in tensors if tensor is not None]
+    if math.isinf(norm_type):
+        return largest_magnitudes(given)
     for index, tensor in enumerate(given):
         by_kind[tensor.device, tensor.dtype].append(index)
     norms = given[:]
