@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hatbus.batches.finite import finite_loss
@@ -14,7 +15,8 @@ from hatbus.loop.loop import Loop, UnprovidedSpans
 from hatbus.parallel.agreed import AgreedDecisions, SameTasks
 from hatbus.parallel.beside import ShareBeside
 from hatbus.parallel.launch import may_restart, rank_and_world
-from hatbus.parallel.processes import NotesSaves, ShareGradientsOnce
+from hatbus.parallel.modes.exchange import ShareGradientsOnce
+from hatbus.parallel.processes import NotesSaves
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +62,22 @@ def core_parts(
         parts["agreed_decisions"] = AgreedDecisions()
     parts.update(loop=Loop(), batch_processor=processor, nobody=UnprovidedSpans())
     return parts
+
+
+def compiled(model: torch.nn.Module, given: Any, wanted: Any) -> Any:
+    """The model as ``torch.compile`` makes it, if that is wanted.
+
+    Args:
+        model: the plain one.
+        given: compiled by the user; None: it was not.
+        wanted: ``True``, or options for ``torch.compile``.
+    """
+    if not wanted:
+        return model if given is None else given
+    import torch
+
+    options = wanted if isinstance(wanted, Mapping) else {}
+    return torch.compile(model, **options)
 
 
 def saves(bus: Bus) -> bool:

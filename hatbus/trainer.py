@@ -14,7 +14,7 @@ from hatbus.batches.parts import built_parts
 from hatbus.batches.precision import check_precision
 from hatbus.bus.blame import locate
 from hatbus.bus.bus import Bus, named_instances
-from hatbus.core_parts import core_parts, saves
+from hatbus.core_parts import compiled, core_parts, saves
 from hatbus.data.steps import Steps
 from hatbus.errors import JobError
 from hatbus.evaluation.aside import validated
@@ -40,13 +40,14 @@ from hatbus.parallel.agreed import Timeouts
 from hatbus.parallel.beside import share_at_start
 from hatbus.parallel.device import follow, own_device, placed
 from hatbus.parallel.launch import rank_and_world
+from hatbus.parallel.modes.exchange import PARALLEL, wrapped
+from hatbus.parallel.modes.start import check_training, plan_for, whole_or_later
 from hatbus.parallel.processes import (
     TIMEOUTS,
     begin_together,
     control_of,
     joined,
     let_go,
-    wrapped_in_ddp,
 )
 from hatbus.parallel.stopping import end_agent
 from hatbus.runs.of_trainer import ScriptRun
@@ -61,6 +62,7 @@ from hatbus.trainer_arguments import (
 
 if TYPE_CHECKING:
     from hatbus.data.task_sampler import TaskSampler
+    from hatbus.parallel import Parallel
 
 
 class Trainer(ShowsItself):
@@ -102,6 +104,9 @@ class Trainer(ShowsItself):
             the options of ``hatbus_checkpoint.InitFrom`` as a mapping.
         timeout: seconds, or ``"10 min"``, that processes wait for one that is late; then all end.
         start_timeout: the same, until the first step is over.
+        parallel: how several processes share the model: ``"ddp"``, ``"fsdp2"``, ``"hsdp"``, or
+            ``hatbus.parallel.Parallel(mode, ...)`` with options; None: whole on each (DDP), or as
+            you have sharded it.
 
     Each of them may be a config, ``dict(type=..., ...)``, nested or not (see
     ``hatbus.discovery.build``); an optimizer's then needs no ``params``.
@@ -141,6 +146,7 @@ class Trainer(ShowsItself):
         init_from: str | Path | Mapping[str, Any] | None = None,
         timeout: float | str = "10 min",
         start_timeout: float | str = "30 min",
+        parallel: str | Mapping[str, Any] | Parallel | None = None,
     ) -> None:
         self._run = ScriptRun(run_dir, run_name, resume)
         parts = built_parts(model=model, optimizer=optimizer, loss=loss, processor=batch_processor)
@@ -156,6 +162,7 @@ class Trainer(ShowsItself):
         self._precision, self._nan = check_precision(precision), nan
         rank, world = rank_and_world()
         place = own_device(device, plain, rank, world)
+        plan = plan_for(parallel, plain, place, world)
         steps = Steps(data, task_sampler, accumulate, place)
         steps.adopt_seed(seed, anew=False)  # the loader may be in use elsewhere
         self._signals, self._modes = Signals(), TrainModes()
@@ -169,7 +176,7 @@ class Trainer(ShowsItself):
             self.bus.register(instance, name)
         self.ctx = Context(
             self.bus,
-            model=placed(plain, place, device),
+            model=whole_or_later(plan, plain, place, device),
             optimizer=optimizer,
             data=steps,
             data_loader=data,
@@ -181,7 +188,7 @@ class Trainer(ShowsItself):
             train_metrics=more["train"],
             val_metrics=more["val"],
         )
-        self.ctx.storage |= {"resume": self._run.resume, TIMEOUTS: waiting}
+        self.ctx.storage |= {"resume": self._run.resume, TIMEOUTS: waiting, PARALLEL: plan}
         beside = modules_beside(model, processor, optimizer, more["modules"])
         self.ctx.modules = {n: placed(module, place, device) for n, module in beside.items()}
         follow(optimizer)
@@ -353,6 +360,7 @@ class Trainer(ShowsItself):
         """Checks what can be known before a fit, and writes its plan into the context."""
         ctx = self.ctx
         check_plan(num_epochs, num_steps)
+        check_training(ctx)
         check_closure(ctx.optimizer, self.bus)
         check_resume(ctx.storage["resume"], self.bus)
         if num_epochs is not None:
@@ -370,12 +378,8 @@ class Trainer(ShowsItself):
         ctx = self.ctx
         begin_together(ctx, precision=self._precision, nan=self._nan)
         ctx.data.adopt_seed(ctx.seed)  # another trainer may have the same loader
-        if ctx.world_size > 1 and ctx.rank == 0 and ctx.position.global_step == 0:
-            ctx.data.warn_of_copies(ctx.world_size)
         if ctx.rank == 0 and ctx.position.global_step == 0:
-            ctx.data.warn_of_samples()
-            if saves(self.bus):
-                ctx.data.warn_of_limits()
+            ctx.data.warn(ctx.world_size, saves=saves(self.bus))
         forget_files(ctx)
         ctx.weights = Weights()  # a view of a plugin that was taken off the bus must not stay
         ctx.control = control_of(ctx)
@@ -385,14 +389,10 @@ class Trainer(ShowsItself):
         in_eval = self._modes.enter(model)
         if ctx.rank == 0 and ctx.position.global_step == 0:
             tell_of_eval(model, in_eval)
-        if self._compiled is not None and not self._compile:
-            model = self._compiled
-        elif self._compile:
-            options = self._compile if isinstance(self._compile, Mapping) else {}
-            model = torch.compile(model, **options)
+        model = compiled(model, self._compiled, self._compile)
         share_at_start(ctx)
         self._train_loss.join(self.bus, ctx)
-        ctx.wrapped_model = wrapped_in_ddp(model, ctx.device, many_tasks=len(ctx.data.tasks) > 1)
+        ctx.wrapped_model = wrapped(ctx, model)
 
     def _register_core(self, parts: Mapping[str, object]) -> None:
         """Registers hatbus's own parts."""

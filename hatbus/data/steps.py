@@ -250,6 +250,19 @@ class Steps:
         """What must be the same when a run is resumed, by task ("" in a run without tasks)."""
         return {task or "": feed.identity() for task, feed in self.feeds.items()}
 
+    def warn(self, world: int, *, saves: bool) -> None:
+        """Says before the first step what of the data is not as one would think.
+
+        Args:
+            world: number of processes.
+            saves: whether the run may be resumed.
+        """
+        if world > 1:
+            self.warn_of_copies(world)
+        self.warn_of_samples()
+        if saves:
+            self.warn_of_limits()
+
     def warn_of_copies(self, world: int) -> None:
         """Says which loaders give each of ``world`` processes all samples, not a part of them."""
         for feed in self.feeds.values():

@@ -21,7 +21,8 @@ from hatbus.loop.loop import Loop, UnprovidedSpans, is_done
 from hatbus.loop.modes import TrainModes
 from hatbus.loop.structure import structure_watched
 from hatbus.parallel.beside import share_at_start
-from hatbus.parallel.processes import control_of, joined, let_go, wrapped_in_ddp
+from hatbus.parallel.modes.exchange import wrapped
+from hatbus.parallel.processes import control_of, joined, let_go, spread_first
 
 if TYPE_CHECKING:
     from hatbus.loop.context import Context
@@ -57,6 +58,7 @@ def rehearsed(
     """
     own = _bus(bus, plugins)
     own.set_tasks(training.data.tasks)
+    spread_first(training)
     with _as_before(bus, own, training), _own_steps(training) as steps:
         ctx = context_beside(own, training)
         ctx.data, ctx.storage = steps, dict(training.storage)
@@ -78,8 +80,7 @@ def rehearsed(
 def _train(ctx: Context) -> None:
     TrainModes().enter(ctx.model)
     share_at_start(ctx)
-    many = len(ctx.data.tasks) > 1
-    ctx.wrapped_model = wrapped_in_ddp(ctx.model, ctx.device, many_tasks=many)
+    ctx.wrapped_model = wrapped(ctx, ctx.model)
     ctx.emit = ctx.bus.emitter()
     with structure_watched(ctx):
         ctx.emit.run_loop(ctx)

@@ -74,6 +74,7 @@ class PreparedStage(Prepared):
             compile=run.compile,
             nan=run.nan,
             log_every=run.log_every,
+            parallel=run.parallel,
         )
         trainer.ctx.run_dir = self.job.run_dir
         self._register(trainer, builder, model)

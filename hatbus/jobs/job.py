@@ -29,6 +29,7 @@ from hatbus.jobs.options import check
 from hatbus.jobs.overrides import PLANS, override, switch
 from hatbus.jobs.references import is_reference
 from hatbus.jobs.type_hints import NONE
+from hatbus.parallel import Parallel
 from hatbus.runs.folders import SAME, Wanted, is_folder_name
 
 _TABLES: Final = ("run", "plugins")
@@ -74,6 +75,8 @@ class Run:
         timeout: how long the processes of a run wait for one that is late, in seconds or as
             ``"10 min"``; then all end, and say which it was and where.
         start_timeout: the same, until the first step is over.
+        parallel: how several processes share the model: ``"ddp"``, ``"fsdp2"``, ``"hsdp"``; or a
+            table with ``mode`` and its options (``hatbus.parallel.Parallel``).
         args: keyword arguments of the entry function.
     """
 
@@ -96,6 +99,7 @@ class Run:
     init_from: str | dict[str, Any] | None = None
     timeout: float | str = "10 min"
     start_timeout: float | str = "30 min"
+    parallel: Literal["ddp", "fsdp2", "hsdp"] | dict[str, Any] | None = None
     args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -323,6 +327,7 @@ def _run(table: dict[str, Any], where: str, problems: list[str]) -> Run | None:
     empty = [name for name in _NOT_EMPTY if values.get(name) == ""]
     found += [f"key {n!r} is empty {where}; give it a value, or leave it out" for n in empty]
     found += _limits(values, where)
+    found += _parallel(values.get("parallel"), where.replace("[run]", "[run.parallel]"))
     problems += found
     folder = values.get("name")
     if isinstance(folder, str) and not is_folder_name(folder):
@@ -341,6 +346,18 @@ def _limits(values: dict[str, Any], where: str) -> list[str]:
             option_values.seconds(f"key 'max_time' {where}", values["max_time"])
         except JobError as error:
             found.append(str(error))
+    return found
+
+
+def _parallel(given: Any, where: str) -> list[str]:
+    """What is wrong with the table of ``parallel``."""
+    if not isinstance(given, dict):
+        return []
+    values, found = check(Parallel, given, where)
+    try:
+        Parallel(**values)
+    except JobError as error:
+        found.append(f"{error} ({where})")
     return found
 
 

@@ -124,6 +124,7 @@ class Prepared:
             log_every=run.log_every,
             timeout=run.timeout,
             start_timeout=run.start_timeout,
+            parallel=run.parallel,
         )
         begin_with(trainer, self.job, self.started_in)
         trainer.ctx.run_dir = self.job.run_dir

@@ -11,7 +11,8 @@ from hatbus.lazily import lazily
 
 if TYPE_CHECKING:
     from hatbus.parallel.agreed import host_group
-    from hatbus.parallel.processes import wrapped_in_ddp
+    from hatbus.parallel.modes.exchange import share_each_batch, wrapped_in_ddp
+    from hatbus.parallel.modes.options import Parallel
     from hatbus.parallel.sharding import (
         full_tensor,
         is_shard,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from hatbus.parallel.stopping import stop_agreed
 
 __all__ = [
+    "Parallel",
     "full_tensor",
     "host_group",
     "is_shard",
@@ -32,13 +34,16 @@ __all__ = [
     "local_tensor",
     "refuse_sharded",
     "reshard",
+    "share_each_batch",
     "stop_agreed",
     "wrapped_in_ddp",
 ]
 
 __getattr__ = lazily(
     __name__,
-    wrapped_in_ddp="processes",
+    Parallel="modes.options",
+    share_each_batch="modes.exchange",
+    wrapped_in_ddp="modes.exchange",
     full_tensor="sharding",
     host_group="agreed",
     is_shard="sharding",

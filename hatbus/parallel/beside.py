@@ -1,4 +1,4 @@
-"""Sharing what stands beside the model among processes: DDP knows the model alone."""
+"""Sharing among processes what nobody else shares: DDP knows the model alone, FSDP2 the shards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import distributed, nn
 
 from hatbus.events.declare import hookimpl
-from hatbus.parallel.sharding import is_shard
+from hatbus.loop.structure import structure_of
+from hatbus.parallel.sharding import is_shard, reshard, sharded_modules
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,14 +21,21 @@ if TYPE_CHECKING:
 class ShareBeside:
     """Averages the gradients of the modules beside the model over the processes, once a step.
 
+    Of a model in shards (FSDP2) also those that are in none; its buffers are then as with DDP.
     However a module is called, and how often: its gradients are complete when the step's last
     backward is over. Its buffers are then rank 0's everywhere, as DDP's are in a forward.
     """
 
+    def __init__(self) -> None:
+        self._structure, self._is_in_shards = -1, False
+
     @hookimpl(wrapper=True, tryfirst=True)
     def clip_gradients(self, ctx: Context) -> Generator[None, Any, Any]:
         """Shares them, before anybody unscales or clips."""
-        own = _own(ctx)
+        if self._structure != structure_of(ctx):  # to look through a model takes time
+            self._structure = structure_of(ctx)
+            self._is_in_shards = bool(sharded_modules(ctx.model))
+        own = _own(ctx, is_in_shards=self._is_in_shards)
         trained = [one for one in own if one.requires_grad and one.is_leaf]
         if trained:
             _average(trained, ctx)
@@ -38,17 +46,18 @@ class ShareBeside:
 def share_at_start(ctx: Context) -> None:
     """Gives every process rank 0's weights and buffers of the modules beside the model."""
     if ctx.world_size > 1:
-        _from_first_rank(_own(ctx))
+        reshard(ctx.model)
+        _from_first_rank(_own(ctx, is_in_shards=bool(sharded_modules(ctx.model))))
 
 
-def _own(ctx: Context) -> list[Tensor]:
-    """Parameters and buffers that the model does not have."""
-    if not ctx.modules:
-        return []
-    mine = {id(one) for one in (*ctx.model.parameters(), *ctx.model.buffers())}
-    every = (
-        one for module in ctx.modules.values() for one in (*module.parameters(), *module.buffers())
-    )
+def _own(ctx: Context, *, is_in_shards: bool) -> list[Tensor]:
+    """Parameters and buffers that the model does not have, or does not share itself."""
+    modules, mine = list(ctx.modules.values()), set[int]()
+    if is_in_shards:
+        modules.append(ctx.model)
+    elif modules:
+        mine = {id(one) for one in (*ctx.model.parameters(), *ctx.model.buffers())}
+    every = (one for module in modules for one in (*module.parameters(), *module.buffers()))
     found = {id(one): one for one in every if id(one) not in mine and not is_shard(one)}
     return list(found.values())
 

@@ -1,18 +1,15 @@
-"""Several processes: their group, DDP, and gradients shared once per step."""
+"""Several processes: their group, and what they do together before and after a run."""
 
 from __future__ import annotations
 
 import gc
-import operator
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
 
-import torch
 from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore
 
@@ -20,21 +17,23 @@ from hatbus import rng
 from hatbus.events.declare import hookimpl
 from hatbus.log import log
 from hatbus.loop.control import Control
-from hatbus.loop.structure import structure_of
 from hatbus.parallel.agreed import AgreedControl, Timeouts
 from hatbus.parallel.alike import check_alike, facts_of
 from hatbus.parallel.board import START_TIMEOUT
 from hatbus.parallel.failures import peers_told
-from hatbus.parallel.launch import RANKS_FOLDER, may_restart, rank_and_world, restarts
+from hatbus.parallel.launch import RANKS_FOLDER, may_restart, restarts
 from hatbus.parallel.meeting import board_of_all
-from hatbus.parallel.sharding import is_sharded
+from hatbus.parallel.modes.exchange import plan_of
+from hatbus.parallel.modes.shard import is_to_spread, spread
+from hatbus.parallel.sharding import is_sharded, reshard
 from hatbus.parallel.watch import WATCH
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    import torch
 
     from hatbus.loop.context import Context
     from hatbus.parallel.board import Board
+    from hatbus.parallel.modes.options import Parallel
 
 TIMEOUTS: Final = "parallel.timeouts"
 """Where in a context's storage the timeouts of its run are."""
@@ -43,8 +42,6 @@ TIMEOUT: Final = 600.0
 _groups: Final = count()
 _SAVED: Final = "saved"
 _SPREAD: Final = "parallel.spread"
-_exchanged: Final[WeakKeyDictionary[Any, list[torch.nn.Parameter]]] = WeakKeyDictionary()
-"""What the wrappers reduce: torch finds that out once, when a wrapper is made."""
 _FLIGHT_RECORDER: Final = {
     "TORCH_FR_BUFFER_SIZE": "2000",
     "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
@@ -70,9 +67,20 @@ def joined(ctx: Context) -> Iterator[None]:
     go_on_after_restart(board, ctx)
     try:
         with WATCH.of(ctx), peers_told(ctx), _group(board, ctx):
+            if is_to_spread(ctx):
+                check_alike(facts_of(ctx, parallel=_parallel(ctx)), board)
+                spread(ctx)
             yield
+            reshard(ctx.model)
     finally:
         board.turn()
+
+
+def spread_first(ctx: Context) -> None:
+    """Puts the model into shards, if that is wanted, before anybody looks at its tensors."""
+    if is_to_spread(ctx):
+        with joined(ctx):
+            pass
 
 
 def go_on_after_restart(board: Board, ctx: Context) -> None:
@@ -117,20 +125,25 @@ def begin_together(ctx: Context, **more: Any) -> None:
     """
     if ctx.world_size == 1:
         return
-    check_alike(facts_of(ctx, **more), board_of_all())
+    check_alike(facts_of(ctx, parallel=_parallel(ctx), **more), board_of_all())
     if ctx.position.global_step == 0 and not ctx.storage.get(_SPREAD):
         ctx.storage[_SPREAD] = True
         rng.spread(ctx.rank)
 
 
+def _parallel(ctx: Context) -> dict[str, Any] | None:
+    plan = plan_of(ctx)
+    return None if plan is None else plan.as_table()
+
+
 @contextmanager
 def _group(board: Board, ctx: Context) -> Iterator[None]:
-    """The process group, made where there is none."""
+    """The process group, made where there is none; it stays as long as there are shards in it."""
     if board.world == 1 or distributed.is_initialized():
         yield
         return
-    backend = "nccl" if ctx.device.type == "cuda" else "gloo"
-    if backend == "nccl":
+    backend = backend_of(ctx.device, plan_of(ctx))
+    if "nccl" in backend:
         record_flights(ctx)
     distributed.init_process_group(
         backend,
@@ -142,7 +155,15 @@ def _group(board: Board, ctx: Context) -> Iterator[None]:
     try:
         yield
     finally:
-        distributed.destroy_process_group()
+        if not is_sharded(ctx.model):
+            distributed.destroy_process_group()
+
+
+def backend_of(device: torch.device, plan: Parallel | None) -> str:
+    """What the processes exchange tensors by; those in the host's memory too, where some are."""
+    if device.type != "cuda":
+        return "gloo"
+    return "cpu:gloo,cuda:nccl" if plan is not None and plan.offload else "nccl"
 
 
 def record_flights(ctx: Context) -> None:
@@ -167,81 +188,3 @@ def let_go(ctx: Context) -> None:
     ctx.wrapped_model = ctx.model
     ctx.control.close()
     gc.collect()  # a DDP wrapper and its hooks hold each other
-
-
-def wrapped_in_ddp(model: torch.nn.Module, device: torch.device, *, many_tasks: bool) -> Any:
-    """The model as its DDP wrapper when there are several processes.
-
-    A model whose parameters are sharded already (``fully_shard``, FSDP2) exchanges its own.
-
-    Args:
-        model: the raw model.
-        device: of this process.
-        many_tasks: whether a batch may leave parameters without a gradient.
-    """
-    if rank_and_world()[1] == 1 or is_sharded(model):
-        return model
-    if not any(p.requires_grad for p in model.parameters()):
-        return model
-    ids = [device.index or 0] if device.type == "cuda" else None
-    wrapper = torch.nn.parallel.DistributedDataParallel(
-        model, device_ids=ids, find_unused_parameters=many_tasks, process_group=_own_group(device)
-    )
-    _exchanged[wrapper] = trained_in(model)
-    return wrapper
-
-
-def _own_group(device: torch.device) -> Any:
-    """A group for gradients alone, so that a plugin's exchange never meets them in it.
-
-    On the host. On GPUs it would be a second communicator with memory of its own: None.
-    """
-    return None if device.type == "cuda" else distributed.new_group(backend="gloo")
-
-
-def trained_in(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The parameters of a model that get gradients."""
-    return [one for one in model.parameters() if one.requires_grad]
-
-
-class ShareGradientsOnce:
-    """Gradients are exchanged in the last backward of a step only (DDP's ``no_sync``)."""
-
-    def __init__(self) -> None:
-        self._begun, self._structure = 0, -1
-
-    @hookimpl(wrapper=True, tryfirst=True)
-    def run_step(self) -> Generator[None, Any, Any]:
-        """Counts the batches of a step; two of them may be one object, or be replaced."""
-        self._begun = 0
-        return (yield)
-
-    @hookimpl(wrapper=True, tryfirst=True)
-    def run_batch(self, ctx: Context) -> Generator[None, Any, Any]:
-        """Forward and backward of all but the last batch stay on this rank."""
-        if not self._begun and self._structure != structure_of(ctx):
-            self._follow(ctx)
-        self._begun += 1
-        shared: Any = ctx.wrapped_model
-        is_last = self._begun >= len(ctx.batches)
-        if is_last or not isinstance(shared, torch.nn.parallel.DistributedDataParallel):
-            return (yield)
-        with shared.no_sync():
-            return (yield)
-
-    def _follow(self, ctx: Context) -> None:
-        """Makes the DDP wrapper anew if it is not for the parameters that train now.
-
-        The old one has to be gone first: its hooks on parameters that stay would reduce them twice.
-        """
-        self._structure = structure_of(ctx)
-        inner: Any = ctx.wrapped_model
-        known, now = _exchanged.get(inner), trained_in(ctx.model)
-        if known is not None:
-            if len(known) == len(now) and all(map(operator.is_, known, now)):
-                return
-            inner = inner.module
-        ctx.wrapped_model = None
-        gc.collect()
-        many_tasks = len(getattr(ctx.data, "tasks", ())) > 1
-        ctx.wrapped_model = wrapped_in_ddp(inner, ctx.device, many_tasks=many_tasks)

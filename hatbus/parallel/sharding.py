@@ -25,6 +25,17 @@ def sharded_modules(model: torch.nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, kind)]
 
 
+def sharded_roots(model: torch.nn.Module) -> list[Any]:
+    """Those of ``sharded_modules`` that are in no other."""
+    inside: set[int] = set()
+    found = []
+    for module in sharded_modules(model):  # outer ones come first
+        if id(module) not in inside:
+            found.append(module)
+            inside.update(map(id, module.modules()))
+    return found
+
+
 def is_sharded(model: torch.nn.Module) -> bool:
     """Whether the model exchanges its parameters itself, so that DDP may not."""
     return bool(sharded_modules(model)) or any(map(is_shard, model.parameters()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -34,6 +35,18 @@ def test_two_agents_on_one_machine_are_two_machines(outside, checkout: Path) -> 
     ends = [outside.finish(agent) for agent in agents]
     assert [end.code for end in ends] == [0, 0], ends[0].err + ends[1].err
     assert sorted(end.out.count("after ") for end in ends) == [0, 1]
+
+
+@pytest.mark.timeout(400)
+def test_a_job_trains_with_its_model_in_shards(outside, checkout: Path) -> None:
+    shutil.copytree(checkout / "docs/examples", outside.cwd / "docs/examples")
+    outside.seconds = 300
+    launch = [sys.executable, "-m", "torch.distributed.run", *command("fsdp2"), *SHORT]
+    end = outside.finish(outside.start(launch, LOGLEVEL="ERROR"))
+    assert end.code == 0, end.err
+    assert end.out.count("after ") == 1
+    (run,) = (outside.cwd / "runs" / "digits").glob("2*")
+    assert json.loads((run / "job.json").read_text())["run"]["parallel"] == "fsdp2"
 
 
 @pytest.mark.timeout(400)

@@ -10,6 +10,9 @@ those of all tasks and micro-batches of the step. Two ways, without a copy of an
   nothing may be set aside, and nothing may be scaled once it has been reduced. There the gradient
   is scaled by a hook on the parameter, before it is added and before DDP sees it: what is reduced
   is right on every rank, and all ranks end with the same bits.
+
+Shards (FSDP2) have no gradient before it is exchanged, so there it is after every batch, and then
+as in one process.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from hatbus import hookimpl, plugin
 from hatbus.events import redeclare
 from hatbus.log import log
 from hatbus.loop import has_module, structure_of
-from hatbus.parallel import is_shard
+from hatbus.parallel import is_shard, reshard, share_each_batch
 from hatbus_grad.clipping import check_limit, check_norm_type, clip_norm
 from hatbus_grad.rules import Group, check_tasks, groups_of, read_rules
 
@@ -105,6 +108,8 @@ class GradScale:
         check_tasks(self.rules, getattr(ctx.data, "tasks", ()))
         self._rules = self.rules
         self._look_up(ctx)
+        if any(self._tasks.values()):
+            share_each_batch(ctx)
 
     @hookimpl
     def on_backward_begin(self, ctx: Context) -> None:
@@ -165,6 +170,7 @@ class GradScale:
         self._rules = left
 
     def _look_up(self, ctx: Context) -> None:
+        reshard(ctx.model)  # a forward pass leaves whole parameters in the places of shards
         tasks: Sequence[str] = getattr(ctx.data, "tasks", ())
         self._tasks = {t: groups_of(ctx.all_modules, self._rules, t) for t in tasks or (None,)}
         self._structure = structure_of(ctx)

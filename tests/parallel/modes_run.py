@@ -1,0 +1,157 @@
+"""One model, three tasks and many plugins, by every way of sharing the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from hatbus import Trainer, hookimpl
+from hatbus.callbacks import (
+    ExponentialMovingAverage,
+    FreezeModule,
+    GradClip,
+    GradScale,
+    Validation,
+)
+from hatbus.data import loader
+from hatbus.parallel import Parallel, full_tensor, local_tensor
+
+TASKS = ("a", "b", "c")
+STEPS = 4
+COUNT = [0]
+
+
+def counting() -> None:
+    """Counts the exchanges of gradients of shards."""
+    for name in ("reduce_scatter_single", "reduce_scatter_tensor"):  # as versions of torch call it
+        exchange = getattr(distributed, name, None)
+        if exchange is not None:
+            setattr(distributed, name, partial(counted, exchange))
+
+
+def counted(exchange: Any, *args: Any, **kwargs: Any) -> Any:
+    COUNT[0] += 1
+    return exchange(*args, **kwargs)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.line, self.norm = nn.Linear(6, 6, bias=False), nn.BatchNorm1d(6)
+        self.drop = nn.Dropout(0.2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.drop(self.norm(self.line(x)).tanh())
+
+
+class Net(nn.Module):
+    """Three blocks, and a head of one row per task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block() for _ in range(3)])
+        self.heads = nn.ModuleDict({task: nn.Linear(6, 1) for task in TASKS})
+
+    def forward(self, x: torch.Tensor, task: str) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.heads[task](x)
+
+
+class Notes:
+    """Losses, values of validations, and how often gradients were exchanged in each step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.scattered: list[int] = []
+        self.validated: list[float] = []
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def run_step(self) -> Any:
+        before = COUNT[0]
+        result = yield
+        self.scattered.append(COUNT[0] - before)
+        return result
+
+    @hookimpl
+    def on_step_end(self, losses: dict[str, torch.Tensor]) -> None:
+        self.losses += [value.item() for value in losses.values()]
+
+    @hookimpl
+    def on_validation_end(self, ctx: Any) -> None:
+        self.validated += [float(v) for n, v in sorted(ctx.latest.items()) if n.startswith("val")]
+
+
+def data_of(task: str, size: int = 4) -> Any:
+    chance = torch.Generator().manual_seed(TASKS.index(task))
+    x = torch.randn(32, 6, generator=chance)
+    return loader(torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True)), size)
+
+
+def trained(parallel: Any, **more: Any) -> dict[str, Any]:
+    """What one way of sharing it comes to."""
+    torch.manual_seed(1)
+    model, notes = Net(), Notes()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    ema = ExponentialMovingAverage(0.8, 2, start_step=1)
+    plugins = [
+        notes,
+        ema,
+        GradClip(0.3),
+        FreezeModule([["blocks.0"]], [2], "step"),
+        Validation({"a": data_of("a", 16)}),
+        *more.pop("plugins", ()),
+    ]
+    trainer = Trainer(
+        model,
+        optimizer,
+        {task: data_of(task) for task in TASKS},
+        nn.functional.mse_loss,
+        plugins,
+        accumulate=2,
+        parallel=parallel,
+        device="cpu",
+        **more,
+    )
+    trainer.fit(num_steps=STEPS // 2)
+    trainer.fit(num_steps=STEPS)
+    whole = {n: full_tensor(p).detach() for n, p in model.named_parameters()}
+    return {
+        "losses": notes.losses,
+        "validated": notes.validated,
+        "scattered": notes.scattered,
+        "local": sum(local_tensor(p).numel() for p in model.parameters()),
+        "weights": torch.cat([p.flatten() for p in whole.values()]).tolist(),
+        "buffers": torch.cat([b.double().flatten() for b in model.buffers()]).tolist(),
+        "averages": [full_tensor(v).double().sum().item() for v in ema.averages().values()],
+    }
+
+
+def main(path: str) -> None:
+    torch.set_num_threads(1)
+    counting()
+    world = int(os.environ["WORLD_SIZE"])
+    every = ["Block", "heads.*"]
+    scaled = {"plugins": [GradScale([("blocks", 0.5, "b"), ("heads", 2.0, "c")])]}
+    found = {"ddp": trained("ddp"), "ddp scaled": trained(None, **scaled)}
+    if world == 2:
+        found["views"] = trained(Parallel(bucket_views=True, find_unused=True))
+        found["root"] = trained(Parallel("fsdp2", reshard_after_forward=False))
+        found["blocks"] = trained(Parallel("fsdp2", blocks=every))
+        found["scaled"] = trained(Parallel("fsdp2", blocks="blocks.*"), **scaled)
+    else:
+        found["blocks"] = trained(Parallel("fsdp2", blocks=every))
+        found["hsdp"] = trained(Parallel("hsdp", mesh=[2, 2], blocks=every))
+        found["scaled"] = trained(Parallel("hsdp", mesh=[2, 2], blocks=every), **scaled)
+    Path(f"{path}-{os.environ['RANK']}.json").write_text(json.dumps(found), "utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

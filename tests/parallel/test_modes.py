@@ -1,0 +1,50 @@
+"""Every way of sharing a model trains it as DDP does, with one exchange of gradients per step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import run_on
+
+Found = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
+    """What each of two processes found."""
+    return run_on(2, Path(__file__).with_name("modes_run.py"), tmp_path_factory.mktemp("two"))
+
+
+@pytest.mark.parametrize("how", ["views", "root", "blocks", "scaled"])
+def test_losses_validations_weights_and_averages_are_those_of_ddp(
+    two: list[Found], how: str
+) -> None:
+    by = "ddp scaled" if how == "scaled" else "ddp"
+    for rank, found in enumerate(two):
+        mine, ddp = found[how], found[by]
+        assert (len(mine["losses"]), len(mine["validated"])) == (12, 2)
+        for part in ("losses", "validated", "weights"):
+            assert mine[part] == pytest.approx(ddp[part], abs=1e-6), (part, rank)
+    # DDP leaves other processes than the first their own statistics of batch norms
+    assert two[0][how]["averages"] == pytest.approx(two[0][by]["averages"], abs=1e-6)
+    assert two[0]["ddp"]["losses"] != pytest.approx(two[0]["ddp scaled"]["losses"], abs=1e-4)
+
+
+@pytest.mark.parametrize("how", ["root", "blocks"])
+def test_each_process_keeps_its_part_and_all_have_the_first_ones_statistics(
+    two: list[Found], how: str
+) -> None:
+    first, second = two[0][how], two[1][how]
+    assert first["local"] + second["local"] == two[0]["ddp"]["local"]
+    assert first["local"] < 0.6 * two[0]["ddp"]["local"]
+    assert first["buffers"] == second["buffers"]
+    assert first["buffers"] == pytest.approx(two[0]["ddp"]["buffers"], abs=1e-6)
+
+
+def test_gradients_are_exchanged_once_in_a_step_of_several_batches(two: list[Found]) -> None:
+    assert two[0]["root"]["scattered"] == [1, 1, 1, 1]
+    assert two[0]["blocks"]["scattered"] == [6, 6, 5, 5]  # three blocks, then two, and three heads
+    # a plugin that scales what each batch adds needs it after each
+    assert min(two[0]["scaled"]["scattered"]) > 12
