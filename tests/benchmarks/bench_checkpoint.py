@@ -47,13 +47,15 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def interleaved(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """The least seconds of each (a busy machine only adds), after a round that does not count."""
+def interleaved(
+    works: dict[str, Callable[[], Any]], rounds: int, warm: int = 1
+) -> dict[str, float]:
+    """The least seconds of each (a busy machine only adds), after rounds that do not count."""
     times: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(rounds + 1):
+    for turn in range(rounds + warm):
         for name, work in works.items():
             found = timed(work)
-            if turn:
+            if turn >= warm:
                 times[name].append(found)
     return {name: min(found) for name, found in times.items()}
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CALLS = ("mkdir", "open", "write", "fsync", "close", "rename", "unlink", "rmdir")
+CALLS = ("mkdir", "open", "write", "fsync", "close", "rename", "unlink", "rmdir", "link")
 
 
 class Killed(BaseException):
@@ -71,7 +71,8 @@ class FaultyOs:
         elif name == "fsync":
             self.log.append(("fsync", self._paths[arguments[0]]))
         elif name != "close":
-            self.log.append((name, *map(os.fspath, arguments[: 2 if name == "rename" else 1])))
+            both = name in ("rename", "link")
+            self.log.append((name, *map(os.fspath, arguments[: 2 if both else 1])))
 
 
 class Ghost:
@@ -107,6 +108,9 @@ class Ghost:
                 self.synced[node] = self.data[node]
             else:
                 self._sync_folder(path)
+        elif kind == "link":
+            self.names[entry[2]] = self.names[path]
+            self._changed(entry[2])
         elif kind == "rename":
             moved = {p: n for p, n in self.names.items() if p == path or p.startswith(path + "/")}
             for old, node in moved.items():

@@ -21,23 +21,22 @@ from hatbus_checkpoint.agree import check_is_shared
 from hatbus_checkpoint.as_built import as_built
 from hatbus_checkpoint.best import Best
 from hatbus_checkpoint.bests import Bests
-from hatbus_checkpoint.exchange import start_from_hat, write_weights
+from hatbus_checkpoint.exchange import start_from_hat
 from hatbus_checkpoint.folder import CheckpointFolder, Entry
 from hatbus_checkpoint.loading import load
 from hatbus_checkpoint.locate import AUTO, locate, wanted_first, wanted_place
 from hatbus_checkpoint.lock import FolderLock
 from hatbus_checkpoint.options import check_options
 from hatbus_checkpoint.restore import ClassSource, saved_for
-from hatbus_checkpoint.retention import check_kept, superfluous
+from hatbus_checkpoint.retention import check_kept, retire
+from hatbus_checkpoint.saving import Begun, Saves, follow_up, frozen_in, is_exported
 from hatbus_checkpoint.sharded.locating import locate_together
 from hatbus_checkpoint.sharded.peers import Peers
-from hatbus_checkpoint.sharded.saving import save
 from hatbus_checkpoint.storable import check_optimizer, check_state
 from hatbus_checkpoint.writer import Writer
 
 if TYPE_CHECKING:
     from hatbus.loop import Context
-    from hatbus_checkpoint.snapshot import Snapshot
 
 
 @plugin(stage="checkpoint")
@@ -73,6 +72,10 @@ class Checkpoint:
             checkpoint, or of a ``.pth.tar`` of HAT's, whose weights it starts from. ``resume`` in
             the job's ``[run]`` comes first.
         async_save: write in the background; training waits only for a copy of the state.
+        incremental: write only tensors that changed since an earlier save; files with the others
+            are shared with it, by hard links. A checkpoint is whole by itself all the same.
+        copies: with ``incremental``: 2: a checkpoint shares nothing with the one before it, so one
+            damaged file never spoils both; 1: all may share one file, on half the disk.
         drop_plugin_state: plugins whose saved state is left out.
         override: what may differ from the run that saved (the error message names it).
         hat_optimizer: from a ``.pth.tar`` take the optimizer's state and options as well, but for
@@ -109,13 +112,15 @@ class Checkpoint:
         weights_only_export: bool | None = None,
         resume: str | None = None,
         async_save: bool = False,
+        incremental: bool = False,
+        copies: int = 2,
         drop_plugin_state: Sequence[str] = (),
         override: Sequence[str] = (),
         hat_optimizer: bool = False,
     ) -> None:
         folder = option_values.path("checkpoint: save_dir", save_dir)
         interval_by = interval_by or "epoch"
-        check_options(name_prefix or "", save_interval, interval_by, save_seconds)
+        check_options(name_prefix or "", save_interval, interval_by, save_seconds, copies)
         check_kept(keep_last, keep_best, mode)
         option_values.names("checkpoint: drop_plugin_state", drop_plugin_state)
         option_values.names("checkpoint: override", override)
@@ -129,6 +134,7 @@ class Checkpoint:
         self.save_seconds, self.weights_only_export = save_seconds, weights_only_export
         self.resume = None if resume is None else wanted_place("checkpoint: resume", resume)
         self.async_save, self.hat_optimizer = async_save, hat_optimizer
+        self.incremental, self.copies = incremental, copies
         self.drop_plugin_state, self.override = tuple(drop_plugin_state), tuple(override)
         self._run, self._lineage, self._parent = uuid.uuid4().hex, 0, ""
         self._saved_at, self._path = -1, Path()
@@ -136,6 +142,7 @@ class Checkpoint:
         self._kept: dict[str, Any] = {}
         self._has_seen_update = False
         self._writer = Writer(in_background=False)
+        self._saves = Saves(self.folder, hashed=bool(save_hash))
         self._peers: Peers
         self._lock: FolderLock | None = None
         self._found: Entry | None = None
@@ -153,6 +160,8 @@ class Checkpoint:
             self.folder.sweep()
         check_is_shared(ctx, self.folder.path)
         self._writer, self._peers = Writer(in_background=self.async_save), Peers(ctx)
+        if self.incremental and ctx.rank == 0:
+            self._saves.share(self.copies)
         self._saved_at = ctx.position.global_step
         as_built(ctx)
         wanted = wanted_first(ctx.storage.get("resume"), self.resume)
@@ -251,13 +260,17 @@ class Checkpoint:
             return self._path
         self._tell(ctx)
         judged, won = self.bests.weigh(ctx)
-        taken = snapshot.take(ctx)
-        fields = {**self._fields(ctx, reason), **judged}
+        frozen = frozen_in(ctx) if self.incremental else ()
+        begun = self._saves.begin(self._stem(ctx), snapshot.take(ctx), frozen)
+        own = {"run": self._run, "lineage": self._lineage, "parent": self._parent}
+        fields = {**own, "reason": reason, **snapshot.facts(ctx), **judged}
         if self._writer.is_background:
-            taken = taken.copied(self._kept)
+            marks_now = ("last", *won)
+            exported = any(is_exported(mark, self.weights_only_export) for mark in marks_now)
+            begun = begun.copied(self._kept, with_model=exported)
         self._path = self.folder.path / f"{self.folder.prefix}{self._stem(ctx)}"
-        job = partial(self._write, self._stem(ctx), taken, fields, won)
-        self._writer.start(job)
+        then = partial(self._follow, begun, fields["reason"], won)
+        self._writer.start(partial(self._saves.write, begun, fields, self._peers, then))
         self._saved_at = step
         self._next_time = time.monotonic() + (self.save_seconds or 0.0)
         if not self._writer.is_background:
@@ -277,6 +290,7 @@ class Checkpoint:
         self.bests.tell_replaced(compare.warner(ctx))
         position = ctx.position
         self._saved_at, self._path = position.global_step, entry.path
+        self._saves.adopt(entry)
         log.info(
             "resumed from %r: epoch %d, step %d of it, %d steps in all",
             str(option_values.short(entry.path)),
@@ -336,43 +350,18 @@ class Checkpoint:
             return f"checkpoint-epoch-{position.epoch:04d}"
         return f"checkpoint-step-{position.global_step}"
 
-    def _fields(self, ctx: Context, reason: str) -> dict[str, Any]:
-        """The manifest, without the files and what decides on best."""
-        own = {"run": self._run, "lineage": self._lineage, "parent": self._parent}
-        return {**own, "reason": reason, **snapshot.facts(ctx)}
-
-    def _write(
-        self, stem: str, taken: Snapshot, fields: dict[str, Any], won: Sequence[str]
-    ) -> Path:
-        """Writes one checkpoint together with the other processes."""
-        hashed, then = self.save_hash, partial(self._follow, taken, fields, won)
-        return save(self.folder, stem, taken, fields, self._peers, hashed=hashed, afterwards=then)
-
-    def _follow(
-        self, taken: Snapshot, fields: dict[str, Any], won: Sequence[str], entry: Entry
-    ) -> Path:
+    def _follow(self, begun: Begun, reason: str, won: Sequence[str], entry: Entry) -> Path:
         """What hangs on a checkpoint being durable; on the first process."""
-        log.info("saved %s (%s)", entry.path.name, fields["reason"])
+        log.info("saved %s (%s)", entry.path.name, reason)
         self._parent = entry.path.name
         try:
-            self._follow_up(entry, taken, won)
+            follow_up(self.folder, entry, begun.taken, won, exported=self.weights_only_export)
+            if self.keep_last is not None or self.keep_best is not None or self.bests.are_kept:
+                rankings = self.bests.rankings(self.folder, self.keep_best)
+                retire(self.folder, self._run, self.keep_last, rankings)
         except OSError as error:
             log.warning("after saving %s: %s", entry.path.name, error)
         return entry.path
-
-    def _follow_up(self, entry: Entry, taken: Snapshot, won: Sequence[str]) -> None:
-        """Pointers, weights for others, and retention; the checkpoint is safe by now."""
-        folder, exported = self.folder, self.weights_only_export
-        for kind in ("last", *won):
-            folder.point(kind, entry.path.name, progress=entry.manifest["progress"])
-            if exported or (exported is None and kind != "last"):
-                write_weights(folder, kind, taken, entry)
-        if self.keep_last is None and self.keep_best is None and not self.bests.are_kept:
-            return
-        rankings = self.bests.rankings(folder, self.keep_best)
-        entries = [e for e in folder.entries() if e.path not in folder.passed_over]
-        for old in superfluous(entries, self._run, self.keep_last, rankings):
-            folder.remove(old.path)
 
     # ---- lines of runs in one folder ----------------------------------------------------------
 

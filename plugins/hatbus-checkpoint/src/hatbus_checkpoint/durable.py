@@ -60,6 +60,22 @@ def write_file(path: Path, chunks: Iterable[memoryview | bytes]) -> Written:
     return Written(whole.size, whole.sha256)
 
 
+def link_file(path: Path, name: Path) -> None:
+    """Gives a file another name; ``sync_folder`` brings that to the disk."""
+    os.link(path, name)
+
+
+def unlink_file(path: Path) -> None:
+    """Takes a name away."""
+    os.unlink(path)  # noqa: PTH108 - every call of this module goes through `os`
+
+
+def make_folder(path: Path) -> None:
+    """A folder that may be there already."""
+    with suppress(FileExistsError):
+        os.mkdir(path)  # noqa: PTH102
+
+
 def sync_folder(path: Path) -> None:
     """Brings a folder's names to the disk."""
     folder = os.open(path, os.O_RDONLY)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from hatbus.errors import CheckpointError
-from hatbus_checkpoint import manifest
+from hatbus_checkpoint import manifest, pieces
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,12 +58,13 @@ def check(folder: Path, found: Mapping[str, Any]) -> None:
 
 def first_bad(folder: Path, found: Mapping[str, Any]) -> str:
     """The first parameter of the optimizer that is NaN or infinite; empty if all are finite."""
-    if not {"optim.json", "model.safetensors"} <= set(found["files"]):
+    if "optim.json" not in found["files"]:
         return ""
     try:
         groups = json.loads((folder / "optim.json").read_bytes())["groups"]
         trained = {name for group in groups for name in group["params"]}
-        names = [n for n in found["files"] if n == "model.safetensors" or _OF_A_RANK.fullmatch(n)]
+        of_ranks = filter(_OF_A_RANK.fullmatch, found["files"])
+        names = [*pieces.files_of(found, "model"), *of_ranks]
         return next(filter(None, (_first_bad_in(folder / name, trained) for name in names)), "")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return ""  # of another form: whoever loads it says so

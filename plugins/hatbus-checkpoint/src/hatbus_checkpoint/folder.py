@@ -55,11 +55,13 @@ class CheckpointFolder:
 
     Attributes:
         passed_over: those that ``latest`` found to be damaged.
+        has_links: whether ``probe`` could give a file there a second name.
     """
 
     def __init__(self, path: Path, prefix: str = "") -> None:
         self.path, self.prefix = path, prefix
         self.passed_over: set[Path] = set()
+        self.has_links = False
         self._is_mine = re.compile(re.escape(prefix) + _NAME).fullmatch
         self._is_left = re.compile(
             rf"\.(tmp|trash)-{re.escape(prefix)}(checkpoint|weights|probe).*"
@@ -128,6 +130,7 @@ class CheckpointFolder:
             durable.write_file(probe / "file", [b"hatbus"])
             os.rename(probe / "file", probe / "renamed")  # noqa: PTH104
             durable.sync_folder(probe)
+            self.has_links = _has_links(probe / "renamed")
             durable.remove_folder(probe)
         except OSError as error:
             raise SaveError(
@@ -148,7 +151,14 @@ class CheckpointFolder:
                     os.unlink(entry.path)  # noqa: PTH108
 
     def write(
-        self, stem: str, files: Mapping[str, Chunks], fields: Mapping[str, Any], *, hashed: bool
+        self,
+        stem: str,
+        files: Mapping[str, Chunks],
+        fields: Mapping[str, Any],
+        *,
+        hashed: bool,
+        begun: Path | None = None,
+        linked: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Entry:
         """Writes and commits one checkpoint of a run of one process.
 
@@ -157,14 +167,17 @@ class CheckpointFolder:
             files: relative path to what gives its bytes.
             fields: of the manifest.
             hashed: put the content's hash into the name.
+            begun: what ``begin`` has made already.
+            linked: relative path to size and sha256 of files that are in it already.
 
         Raises:
             OSError: the disk failed; nothing of it is left, or the next ``sweep`` removes it.
             SaveError: a state cannot be stored; as before.
         """
         try:
-            temporary = self.begin(stem)
-            return self.finish(temporary, stem, self.fill(temporary, files), fields, hashed=hashed)
+            temporary = begun or self.begin(stem)
+            table = self.fill(temporary, files, linked)
+            return self.finish(temporary, stem, table, fields, hashed=hashed)
         except BaseException:
             self.abandon(stem)
             raise
@@ -181,14 +194,27 @@ class CheckpointFolder:
         os.mkdir(temporary)  # noqa: PTH102
         return temporary
 
-    def fill(self, temporary: Path, files: Mapping[str, Chunks]) -> dict[str, dict[str, Any]]:
-        """Writes files into it, durably; their sizes and hashes. Several processes may do so.
+    def fill(
+        self,
+        temporary: Path,
+        files: Mapping[str, Chunks],
+        linked: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> dict[str, Mapping[str, Any]]:
+        """Writes files into it, durably. Several processes may do so.
+
+        Args:
+            temporary: the folder.
+            files: as in ``write``.
+            linked: as in ``write``.
+
+        Returns:
+            Sizes and hashes of both.
 
         Raises:
             OSError: the disk failed.
             SaveError: a state cannot be stored.
         """
-        return _write_files(temporary, files)
+        return _write_files(temporary, files, linked or {})
 
     def finish(
         self,
@@ -305,17 +331,28 @@ def entry_of(path: Path) -> Entry:
         return Entry(path, {}, str(error))
 
 
-def _write_files(folder: Path, files: Mapping[str, Chunks]) -> dict[str, dict[str, Any]]:
+def _write_files(
+    folder: Path, files: Mapping[str, Chunks], linked: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Mapping[str, Any]]:
     """Writes all files, then brings the folders in between to the disk."""
-    table, below = {}, sorted({str(p) for n in files for p in PurePosixPath(n).parents} - {"."})
+    table, names = dict(linked), (*files, *linked)
+    below = sorted({str(p) for n in names for p in PurePosixPath(n).parents} - {"."})
     for name in below:
-        os.mkdir(folder / name)  # noqa: PTH102
+        durable.make_folder(folder / name)
     for name, chunks in files.items():
         size, digest = durable.write_file(folder / name, chunks())
         table[name] = {"size": size, "sha256": digest}
     for name in below:
         durable.sync_folder(folder / name)
     return table
+
+
+def _has_links(file: Path) -> bool:
+    try:
+        durable.link_file(file, file.with_name("linked"))
+    except OSError:
+        return False
+    return True
 
 
 def _why(entry: Entry) -> str:

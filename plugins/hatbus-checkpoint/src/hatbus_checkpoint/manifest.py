@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from hatbus.errors import CheckpointError
+from hatbus_checkpoint import pieces
 
 NAME: Final = "MANIFEST.json"
 FORMAT: Final = 2
 """The newest that can be read."""
 PLAIN: Final = 1
+SPLIT: Final = 2
+"""With tensors in pieces, several files of one process, which ``"split"`` names."""
 SHARDED: Final = 2
 """With tensors in parts, in folders of the processes; older versions would take it for damaged."""
 _LARGEST: Final = 2 << 20
@@ -140,6 +143,9 @@ def _check_files(found: Mapping[str, Any]) -> None:
             raise CheckpointError(f"{NAME} names a file outside: {name!r:.100}")
         if not isinstance(entry, dict) or not _fits(entry, {"size": int, "sha256": str}):
             raise CheckpointError(f"{NAME} is garbled: no size or sha256 of {name!r}")
+    fault = pieces.fault_of(found.get("split", {}), found["files"])
+    if fault:
+        raise CheckpointError(f"{NAME} is garbled: {fault}")
     if found["content"] != content_hash(found["files"]):
         raise CheckpointError(f"{NAME} is garbled: the hashes of its files do not add up")
 

@@ -9,6 +9,7 @@ from hatbus.log import log
 from hatbus_checkpoint import durable
 from hatbus_checkpoint.bests import mark_of
 from hatbus_checkpoint.exchange import weight_chunks
+from hatbus_checkpoint.saving import is_exported
 from hatbus_checkpoint.sharded.shard_files import ranks_with
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def mend(
             if entry is not None and folder.pointed(kind) != entry.path.name:
                 folder.point(kind, entry.path.name, progress=entry.manifest["progress"])
                 log.info("marked %s as %s, as a kill had left undone", entry.path.name, kind)
-            if entry is not None and (wanted or (wanted is None and kind != "last")):
+            if entry is not None and is_exported(kind, wanted):
                 _mend_weights(folder.path / f"{folder.prefix}weights-{kind}.safetensors", entry)
     except OSError as error:
         log.warning("the marks in %r could not be written: %s", str(folder.path), error)
@@ -47,7 +48,7 @@ def mend(
 def _mend_weights(path: Path, entry: Entry) -> None:
     """The weights file, where it is missing or another checkpoint's."""
     files = entry.manifest["files"]
-    if ranks_with("model", files):
+    if ranks_with("model", files) or "model.safetensors" not in files:
         if not path.exists() or _digest(path) != _digest_of(weight_chunks(entry)):
             durable.replace_file(path, weight_chunks(entry))
     elif not path.exists() or _digest(path) != files["model.safetensors"]["sha256"]:

@@ -10,8 +10,10 @@ from hatbus.errors import JobError
 _UNITS: Final = ("epoch", "step")
 
 
-def check_options(prefix: Any, interval: Any, unit: Any, seconds: Any) -> None:
-    """Refuses intervals and names that cannot be used."""
+def check_options(prefix: Any, interval: Any, unit: Any, seconds: Any, copies: Any) -> None:
+    """Refuses intervals, names and numbers that cannot be used."""
+    if copies not in (1, 2):
+        raise JobError(f"checkpoint: copies is {copies!r}; accepted: 1, 2")
     option_values.one_of("checkpoint: interval_by", unit, _UNITS)
     if interval is not None:
         option_values.whole("checkpoint: save_interval", interval, 1)

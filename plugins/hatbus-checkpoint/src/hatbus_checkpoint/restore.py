@@ -15,7 +15,7 @@ from hatbus.data import seed_of
 from hatbus.errors import CheckpointError, did_you_mean
 from hatbus.loop import plain_name
 from hatbus.parallel import is_sharded
-from hatbus_checkpoint import compare, model_state, optimizer_state, tensor_file
+from hatbus_checkpoint import compare, model_state, optimizer_state, pieces, tensor_file
 from hatbus_checkpoint.as_built import as_built
 from hatbus_checkpoint.listing import lock_differences
 from hatbus_checkpoint.parts import Parts
@@ -66,8 +66,7 @@ class Saved:
     @property
     def stems(self) -> list[str]:
         """What it holds, such as ``"optim"`` and ``"plugins/ema"``."""
-        names = (name for name in self.manifest["files"] if not is_of_rank(name))
-        return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+        return [stem for stem in pieces.stems_of(self.manifest) if not is_of_rank(f"{stem}.json")]
 
     def tree(self, stem: str) -> Any:
         """The state tree of a stem; ``None`` when the checkpoint has none."""
@@ -130,11 +129,15 @@ class Saved:
             raise CheckpointError(f"{stem}.json of {self.path.name!r} is garbled") from error
 
     def _tensors(self, stem: str) -> dict[str, Any]:
-        files, name = self.manifest["files"], f"{self._own(stem)}.safetensors"
-        whole = tensor_file.read(self.path / name) if name in files else {}
-        ranks = ranks_with(stem, files)
+        whole: dict[str, Any] = {}
+        for name in pieces.files_of(self.manifest, self._own(stem)):
+            found = tensor_file.read(self.path / name)
+            if not whole.keys().isdisjoint(found):
+                raise CheckpointError(f"{name} of {self.path.name!r} has tensors of another piece")
+            whole |= found
+        ranks = ranks_with(stem, self.manifest["files"])
         if not ranks:
-            return dict(whole)
+            return whole
         return {**whole, **ShardFiles(self.path, stem, ranks, self._rank).parts()}
 
     def _own(self, stem: str) -> str:

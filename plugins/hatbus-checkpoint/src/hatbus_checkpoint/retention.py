@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from hatbus import option_values
 from hatbus.errors import JobError
-from hatbus_checkpoint.folder import Entry
+from hatbus_checkpoint.folder import CheckpointFolder, Entry
 
 FEWEST = 2
 """Never fewer are kept: when the newest is damaged, there is another."""
@@ -60,6 +60,19 @@ def superfluous(
     best = [e for one in rankings for e in one.ranked(counted)[: one.keep_best or 1]]
     kept = {e.path.name for e in [*newest, *best]} | {one.marked for one in rankings}
     return [e for e in mine if e.path.name not in kept]
+
+
+def retire(
+    folder: CheckpointFolder, run: str, keep_last: int | None, rankings: Sequence[Ranking]
+) -> None:
+    """Removes what a run no longer needs; one that was found damaged takes no place, and stays.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    entries = [e for e in folder.entries() if e.path not in folder.passed_over]
+    for old in superfluous(entries, run, keep_last, rankings):
+        folder.remove(old.path)
 
 
 def check_kept(keep_last: Any, keep_best: Any, mode: str | None) -> None:

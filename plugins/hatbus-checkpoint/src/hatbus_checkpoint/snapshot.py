@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,8 @@ class Snapshot:
     Args:
         parts: stem such as ``"plugins/ema"`` to (data or None, tensors).
         rank: the process whose state it is.
+        shards: what is spread, where it was taken out of the parts before.
+        split: stems whose tensors are in pieces, which are parts of their own.
 
     Attributes:
         parts: the same, but for the tensors that are spread over the processes.
@@ -48,8 +50,9 @@ class Snapshot:
         parts: dict[str, tuple[Any, Tensors]],
         rank: int = 0,
         shards: dict[str, dict[str, Part]] | None = None,
+        split: Collection[str] = (),
     ) -> None:
-        self.rank = rank
+        self.rank, self.split = rank, split
         self.parts: dict[str, tuple[Any, Tensors]] = {}
         self.shards: dict[str, dict[str, Part]] = shards or {}
         for stem, (data, tensors) in parts.items():
@@ -69,23 +72,31 @@ class Snapshot:
         """Relative path to what gives the file's bytes, largest kind first."""
         found: dict[str, Chunks] = {}
         for stem, (data, tensors) in self.parts.items():
-            if tensors or stem == "model":
+            if tensors or (stem == "model" and stem not in self.split):
                 found[f"{stem}.safetensors"] = partial(chunks_of, tensors, {"format": "pt"})
             if data is not None:
                 found[f"{stem}.json"] = partial(_as_text, data)
         return found
 
-    def copied(self, kept: dict[str, torch.Tensor]) -> Snapshot:
+    def copied(
+        self, kept: dict[str, torch.Tensor], without: Collection[tuple[str, str]] = ()
+    ) -> Snapshot:
         """The same in memory of its own, which training cannot change.
 
         Args:
-            kept: buffers of an earlier copy, used again where they fit and added to.
+            kept: buffers of an earlier copy, used again where they fit and added to; those of what
+                is left out are given free.
+            without: (stem, name) of the tensors to leave out.
         """
         parts = {}
         for stem, (data, tensors) in self.parts.items():
             mine = {}
             for name, tensor in tensors.items():
-                mine[name] = _copied(tensor, f"{stem}:{name}", kept)
+                key = f"{stem}:{name}"
+                if (stem, name) in without:
+                    kept.pop(key, None)
+                else:
+                    mine[name] = _copied(tensor, key, kept)
             parts[stem] = (data, mine)
         shards = {
             stem: {n: p._replace(local=_copied(p.local, f"{stem}:{n}", kept)) for n, p in d.items()}

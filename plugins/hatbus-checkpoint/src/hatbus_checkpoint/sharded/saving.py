@@ -44,6 +44,8 @@ def save(
     *,
     hashed: bool,
     afterwards: Callable[[Entry], Path],
+    begun: Callable[[], Path | None] | None = None,
+    linked: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
     """Writes and commits one checkpoint; every process calls this.
 
@@ -55,6 +57,8 @@ def save(
         peers: the processes.
         hashed: put the content's hash into the name.
         afterwards: what the first process does when it is durable.
+        begun: gives the folder that was made already, if it was, or raises why it could not be.
+        linked: of the first process, size and sha256 of files that are in it.
 
     Returns:
         What ``afterwards`` returned.
@@ -67,17 +71,20 @@ def save(
     fields = {**fields, **form}
 
     def begin() -> tuple[Path, dict[str, str]]:
-        return folder.begin(stem), digests_of(taken) if taken.shards else {}
+        made = begun() if begun else None
+        return made or folder.begin(stem), digests_of(taken) if taken.shards else {}
 
     def finish(table: Mapping[str, Any]) -> Path:
         return afterwards(folder.finish(temporary, stem, table, fields, hashed=hashed))
 
     with _disk_errors_told(folder, taken):
         if peers.world == 1:
-            return afterwards(folder.write(stem, files_of(taken, {}), fields, hashed=hashed))
+            made, files = begun() if begun else None, files_of(taken, {})
+            entry = folder.write(stem, files, fields, hashed=hashed, begun=made, linked=linked)
+            return afterwards(entry)
         try:
             temporary, common = peers.from_first(begin)
-            mine = done(partial(_fill, folder, temporary, taken, common))
+            mine = done(partial(_fill, folder, temporary, taken, common, linked))
             came = peers.to_first((mine.result, mine.fault))
             fault = peers.send(_first_fault(came))
             if fault:
@@ -107,12 +114,16 @@ def _first_fault(came: Sequence[tuple[Any, str]]) -> str:
 
 
 def _fill(
-    folder: CheckpointFolder, temporary: Path, taken: Snapshot, common: Mapping[str, str]
-) -> dict[str, dict[str, Any]]:
+    folder: CheckpointFolder,
+    temporary: Path,
+    taken: Snapshot,
+    common: Mapping[str, str],
+    linked: Mapping[str, Mapping[str, Any]] | None,
+) -> dict[str, Mapping[str, Any]]:
     """Writes this process's files."""
     if not _comes(temporary):
         raise SaveError(f"the folder {temporary.name!r} that rank 0 has made is not seen here")
-    return folder.fill(temporary, files_of(taken, common))
+    return folder.fill(temporary, files_of(taken, common), linked)
 
 
 def _comes(path: Path) -> bool:

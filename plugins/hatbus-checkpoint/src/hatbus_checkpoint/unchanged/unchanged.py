@@ -1,0 +1,157 @@
+"""``Unchanged``: remembers what earlier saves wrote, and decides what the next one has to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from hatbus_checkpoint import pieces, tensor_file
+from hatbus_checkpoint.unchanged import digests
+from hatbus_checkpoint.unchanged.kept_file import KeptFile
+from hatbus_checkpoint.unchanged.plan import Plan
+
+if TYPE_CHECKING:
+    from hatbus_checkpoint.folder import Entry
+    from hatbus_checkpoint.tree import Tensors
+
+Key = tuple[str, str]
+"""Stem and name of a tensor."""
+LEAST: Final = 4 << 20
+"""Bytes that a file has to spare at later saves: a file of its own costs as much time as these."""
+_LARGEST: Final = 256 << 20
+"""Bytes of a file with what stays: a tensor in it that changes after all has it written again."""
+_MOST: Final = 24
+"""Files of a stem that are shared; with more of them everything is put together again."""
+
+
+class Seen(NamedTuple):
+    """What is known of a tensor since the last save; the hash of all of it where it was wanted."""
+
+    sample: bytes
+    whole: bytes | None
+
+
+class Unchanged:
+    """What the saves of one run share.
+
+    Args:
+        copies: 1: a save shares files with the one before; 2: with the last but one, so that no
+            two neighbours have a file in common.
+        least: bytes of tensors that do not change for which a file of their own is worth while.
+    """
+
+    def __init__(self, copies: int = 2, least: int | None = None) -> None:
+        self._kept: list[list[KeptFile]] = [[] for _ in range(copies)]
+        self._turn, self._least = 0, LEAST if least is None else least
+        self._seen: dict[Key, Seen] = {}
+
+    def plan(
+        self, parts: Mapping[str, Tensors], folder: Path, expected: Collection[Key] = ()
+    ) -> Plan:
+        """Decides about a save, and makes its links.
+
+        Args:
+            parts: stem to the tensors that are saved, which stand still meanwhile.
+            folder: of the new checkpoint; what is shared is linked there.
+            expected: tensors that will probably stay as they are; a guess that only says whether
+                they get a file of their own at once.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        tensors = {(stem, n): t for stem, mine in parts.items() for n, t in mine.items()}
+        settled = self._look(tensors, expected)
+        plan = Plan(digests=settled)
+        for stem in parts:
+            self._plan_stem(plan, stem, parts, folder)
+        return plan
+
+    def learn(self, plan: Plan, entry: Entry) -> None:
+        """Remembers the files of a save that is committed."""
+        with suppress(OSError):
+            self._kept[self._turn] = plan.kept_in(entry.path, entry.manifest["files"])
+            self._turn = (self._turn + 1) % len(self._kept)
+
+    def adopt(self, entry: Entry) -> None:
+        """Takes over the files of a checkpoint that was just verified and resumed from."""
+        self._seen, found = {}, []
+        for stem in pieces.stems_of(entry.manifest):
+            for name in pieces.files_of(entry.manifest, stem):
+                tensors = tensor_file.read(entry.path / name)
+                whole = digests.all_whole(tensors)
+                for one, tensor in tensors.items():
+                    self._seen[stem, one] = Seen(digests.sample(tensor), whole[one])
+                if pieces.number_of(stem, name):
+                    with suppress(OSError):
+                        files = entry.manifest["files"]
+                        found.append(KeptFile.at(entry.path, stem, name, files[name], whole))
+        self._kept[self._turn] = found
+        self._turn = (self._turn + 1) % len(self._kept)
+
+    # ---- what stayed ----------------------------------------------------------------------------
+
+    def _look(self, tensors: Mapping[Key, Any], expected: Collection[Key]) -> dict[Key, bytes]:
+        """The hashes of those tensors that are as they were at the last save, or expected to be."""
+        samples = {key: digests.sample(tensor) for key, tensor in tensors.items()}
+        before = self._seen
+        likely = {samples[key] for key in expected if key in samples}
+        wanted = {
+            key: tensor
+            for key, tensor in tensors.items()
+            if (before[key].sample == samples[key] if key in before else samples[key] in likely)
+        }
+        whole = digests.all_whole(wanted)
+        alike = {whole[key] for key in expected if key in whole and key not in before}
+        self._seen = {key: Seen(samples[key], whole.get(key)) for key in tensors}
+        return {
+            key: found
+            for key, found in whole.items()
+            if (before[key].whole == found if key in before else found in alike)
+        }
+
+    # ---- where they are -------------------------------------------------------------------------
+
+    def _plan_stem(self, plan: Plan, stem: str, parts: Mapping[str, Tensors], folder: Path) -> None:
+        tensors = parts[stem]
+        if any(pieces.is_piece(stem, other) for other in parts):  # a plugin of an odd name
+            return
+        linked = [k for k in self._candidates(stem, tensors, plan.digests) if k.link_into(folder)]
+        rest = set(tensors).difference(*(kept.digests for kept in linked))
+        settled = [n for n in tensors if n in rest and (stem, n) in plan.digests]
+        if sum(tensors[n].nbytes for n in settled) < self._least:
+            settled = []
+        if not linked and not settled:
+            return
+        plan.linked += linked
+        plan.written[stem] = files = self._files(stem, settled, tensors)
+        rest -= set(settled)
+        changing = [n for n in tensors if n in rest]
+        if changing:
+            files[pieces.file_of(stem, 0)] = changing
+        if stem == "model":
+            where = {n: kept.name for kept in linked for n in kept.digests}
+            where |= {n: file for file, names in files.items() for n in names}
+            plan.index = pieces.index_of(where, tensors)
+
+    def _candidates(self, stem: str, tensors: Tensors, now: Mapping[Key, bytes]) -> list[KeptFile]:
+        """The files of which every tensor is as it was."""
+        mine = [kept for kept in self._kept[self._turn] if kept.stem == stem]
+        if len(mine) > _MOST:
+            return []
+        return [k for k in mine if all(now.get((stem, n)) == d for n, d in k.digests.items())]
+
+    def _files(self, stem: str, names: list[str], tensors: Tensors) -> dict[str, list[str]]:
+        """New files for tensors that stay, none of them large."""
+        kept = (k.name for mine in self._kept for k in mine if k.stem == stem)
+        number = max((pieces.number_of(stem, name) for name in kept), default=0)
+        largest = max(_LARGEST, sum(tensors[n].nbytes for n in names) // 8)
+        files: dict[str, list[str]] = {}
+        size = 0
+        for name in names:
+            size += tensors[name].nbytes
+            if not files or size > largest:
+                number, size = number + 1, tensors[name].nbytes
+            files.setdefault(pieces.file_of(stem, number), []).append(name)
+        return files
