@@ -18,8 +18,7 @@ from hatbus.bus.blame import blame_of
 from hatbus.errors import HatbusError, PeerError
 from hatbus.parallel.board import gone, named, told
 from hatbus.parallel.meeting import board_if_met
-from hatbus.parallel.places import Place, place_of_error
-from hatbus.parallel.watch import WATCH, answers_of
+from hatbus.parallel.watch import HEARD, LINGER_S, WATCH, Place, answers_of, place_of_error
 
 if TYPE_CHECKING:
     from hatbus.parallel.board import Board
@@ -32,7 +31,6 @@ _OF_COLLECTIVES: Final = re.compile(
 )
 _LATE: Final = re.compile(r"timed? ?out|timeout", re.IGNORECASE)
 _REPORT_S: Final = 3.0
-_LINGER_S: Final = 9.0
 _SHORT: Final = 300
 
 
@@ -101,8 +99,9 @@ def _heard(board: Board) -> None:
     Torchrun's agent holds it longer than any of them lives.
     """
     with suppress(Exception):
-        key, until = board.of_fit("heard"), time.monotonic() + _LINGER_S
+        key, until = board.of_fit(HEARD), time.monotonic() + LINGER_S
         board.count(key)
+        WATCH.has_heard = True
         while board.rank == 0 and not WATCH.is_agents_store and time.monotonic() < until:
             if board.count(key, 0) >= board.world:
                 break

@@ -15,8 +15,8 @@ from hatbus.parallel import failures
 from hatbus.parallel.alike import check_alike
 from hatbus.parallel.board import Board
 from hatbus.parallel.meeting import _meet
-from hatbus.parallel.places import Place
 from hatbus.parallel.stopping import StopInside
+from hatbus.parallel.watch import Place
 
 
 def boards(world: int) -> list[Board]:

@@ -10,11 +10,12 @@ from failing_ranks import TIMEOUT, two_of_whom_one_fails
 
 @pytest.mark.timeout(300)
 def test_a_plugin_that_fails_on_one_rank_is_named_by_both(tmp_path: Path, checkout: Path) -> None:
-    peer, guilty = two_of_whom_one_fails("raise", 1, tmp_path, checkout)
+    # Rank 0 keeps the board, which lasts until the other has read it.
+    guilty, peer = two_of_whom_one_fails("raise", 0, tmp_path, checkout)
     assert (peer.code, guilty.code) == (8, 3)
-    line = "rank 1 failed in plugin 'boom', on_step_end, step 7: RuntimeError: a bug"
-    assert peer.errors == f"hatbus: error: [rank 0] {line}"
-    assert "[rank 1] plugin 'boom'" in guilty.errors
+    line = "rank 0 failed in plugin 'boom', on_step_end, step 7: RuntimeError: a bug"
+    assert peer.errors == f"hatbus: error: [rank 1] {line}"
+    assert "[rank 0] plugin 'boom'" in guilty.errors
     assert "Traceback" in guilty.err
     assert "gloo" not in peer.err
 
