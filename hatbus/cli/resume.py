@@ -42,8 +42,9 @@ def run(args: argparse.Namespace) -> int:
     from hatbus.jobs.command_line import show_log
     from hatbus.jobs.job import parse_job, read_job
     from hatbus.loop.signals import ignore_saves
+    from hatbus.parallel.stopping import end_agent_of_restart
 
-    ignore_saves(ends_after=args.is_process)
+    ignore_saves(ends_after=args.is_process, before_leaving=end_agent_of_restart)
     show_log(quiet=args.quiet)
     folder = folder_of(args.dir)
     path, plugins = folder / JOB_FILE, tuple(args.plugins)

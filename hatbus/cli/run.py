@@ -66,8 +66,9 @@ def run(args: argparse.Namespace) -> int:
     from hatbus.jobs.hat_config import read_stage
     from hatbus.jobs.job import parse_job
     from hatbus.loop.signals import ignore_saves
+    from hatbus.parallel.stopping import end_agent_of_restart
 
-    ignore_saves(ends_after=args.is_process)
+    ignore_saves(ends_after=args.is_process, before_leaving=end_agent_of_restart)
     show_log(quiet=args.quiet)
     plugins, options = tuple(args.plugins), (*limits(args), *args.options)
     job: Job | None = None

@@ -41,6 +41,8 @@ _deadlines: list[float] = []
 _forking: list[bool] = []
 _ends_after: list[bool] = []
 """Whether this process is there for one run, and ends when that is over."""
+_before_leaving: list[Callable[[], None]] = []
+"""What a process of a restart does when a signal ends it before the loop."""
 _is_deaf: list[bool] = []
 """Whether this process is a worker that hears nothing."""
 
@@ -143,7 +145,9 @@ class Signals:
         pending.extend(Request(wish, SIGNAL, name) for wish in wishes)
 
 
-def ignore_saves(*, ends_after: bool = False) -> None:
+def ignore_saves(
+    *, ends_after: bool = False, before_leaving: Callable[[], None] | None = None
+) -> None:
     """From now on a signal that asks for a checkpoint does not end the process; for its start.
 
     Before the loop there is nothing to save yet.
@@ -151,7 +155,9 @@ def ignore_saves(*, ends_after: bool = False) -> None:
     Args:
         ends_after: the process ends when its run is over; a SIGTERM that comes in between, when
             there is nothing left to save, does not make a failure of it.
+        before_leaving: what a process that torchrun has started again does when a signal ends it.
     """
+    _before_leaving[:] = [] if before_leaving is None else [before_leaving]
     _ends_after[:] = [True] if ends_after else []
     for number in _SAVES if can_serve() else ():
         if signal.getsignal(number) is signal.SIG_DFL:
@@ -166,6 +172,8 @@ def _is_by_torchrun() -> bool:
 
 def _leave_restart(_number: int, _frame: object) -> None:
     """What was saved before the restart is all there is."""
+    for before in _before_leaving:
+        before()
     os._exit(STOPPED_AND_SAVED)
 
 

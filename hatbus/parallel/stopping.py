@@ -92,7 +92,12 @@ def end_agent(_stop: int) -> None:
     """Ends torchrun's agent, after a stop that somebody asked for by a signal.
 
     It would start the processes again: to it, whatever does not exit with 0 has failed.
-
     """
-    if restarts_left() > 0 and os.environ.get("LOCAL_RANK", "0") == "0":
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        end_agent_of_restart()
+
+
+def end_agent_of_restart() -> None:
+    """Ends torchrun's agent where the others have not heard of a signal, and so do not."""
+    if restarts_left() > 0:
         os.kill(os.getppid(), signal.SIGTERM)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from failing_ranks import DEEDS, STEP, TIMEOUT, two_of_whom_one_fails
 
 KINDS = (*DEEDS, "short", "nan", "loader", "seed")
@@ -50,13 +51,34 @@ timeout = 20
 [plugins.checkpoint]
 save_interval = 10
 interval_by = "step"
+[plugins.validation]
+data_loader = "@val_loader"
+interval_by = "step"
+val_interval = 15
 [plugins.dies]
 use = "dies.py:Dies"
 """
 DIES = """
 import json, os, signal, time
+from pathlib import Path
 import torch
 from hatbus import hookimpl
+
+
+def stop(where, ctx=None):
+    '''Sends SIGTERM to whom the environment says, at one place of the first or second start.'''
+    place, to = os.environ.get("STOP", " ").split(" ")
+    rank = os.environ["RANK"] if ctx is None else str(ctx.rank)
+    is_restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if where != place or rank != "1" or is_restart != (where in ("build", "load")):
+        return
+    if Path("stopped").exists():
+        return
+    Path("stopped").touch()
+    if to == "group":
+        os.killpg(os.getpgid(os.getppid()), signal.SIGTERM)
+    os.kill(os.getppid() if to == "agent" else os.getpid(), signal.SIGTERM)
+    time.sleep(1)
 
 
 class Dies:
@@ -70,6 +92,23 @@ class Dies:
         if first and ctx.rank == rank and global_step_id == step:
             os.kill(os.getpid(), number)
 
+    @hookimpl(wrapper=True)
+    def save_checkpoint(self, ctx):
+        stop("save", ctx)
+        saved = yield
+        stop("saved", ctx)
+        return saved
+
+    @hookimpl(wrapper=True)
+    def load_checkpoint(self, ctx):
+        found = yield
+        stop("load", ctx)
+        return found
+
+    @hookimpl
+    def on_validation_begin(self, ctx):
+        stop("validation", ctx)
+
     @hookimpl
     def on_loop_end(self, ctx):
         if ctx.exception is None and ctx.position.global_step == 40:
@@ -82,6 +121,9 @@ from hatbus.data import loader
 
 
 def build():
+    from dies import stop
+
+    stop("build")
     chance = torch.Generator().manual_seed(3)
     inputs = torch.randn(200, 6, generator=chance)
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Dropout(0.2), torch.nn.Linear(8, 1))
@@ -89,12 +131,15 @@ def build():
         "model": model,
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.05),
         "data": loader(TensorDataset(inputs, inputs.sin().sum(1, keepdim=True)), 4),
+        "val_loader": loader(TensorDataset(inputs[:80], inputs[:80, :1]), 4, shuffle=False),
         "loss": torch.nn.functional.mse_loss,
     }
 """
 
 
-def agent(folder: Path, checkout: Path, dies: list[int], **more: str) -> subprocess.Popen[bytes]:
+def agent(
+    folder: Path, checkout: Path, dies: list[int], *options: str, **more: str
+) -> subprocess.Popen[bytes]:
     """Torchrun with two processes of the job, in a session of its own."""
     for name, text in (("job.toml", JOB), ("dies.py", DIES), ("train.py", TRAIN)):
         (folder / name).write_text(text)
@@ -108,7 +153,7 @@ def agent(folder: Path, checkout: Path, dies: list[int], **more: str) -> subproc
     settings = {"PYTHONPATH": str(checkout), "DIES": json.dumps(dies), "OMP_NUM_THREADS": "1"}
     with (folder / "said.txt").open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, *words, "--max-restarts=3", "-m", "hatbus", "run", "job.toml"],
+            [sys.executable, *words, "-m", "hatbus", "run", "job.toml", *options],
             cwd=folder,
             env={**os.environ, **settings, **more},
             stdout=file,
@@ -130,12 +175,17 @@ def ended(process: subprocess.Popen[bytes], seconds: float = 300) -> int:
         raise
 
 
+def bits_of(file: Path) -> bytes:
+    """The weights in a file; torch writes the file's name into it too."""
+    return b"".join(one.numpy().tobytes() for one in torch.load(file))
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, checkout: Path) -> bytes:
     """The weights of a run that nothing happens to."""
     folder = tmp_path_factory.mktemp("undisturbed")
     assert ended(agent(folder, checkout, [0, -1, 0])) == 0
-    return (folder / "end-0.pt").read_bytes()
+    return bits_of(folder / "end-0.pt")
 
 
 @pytest.mark.timeout(400)
@@ -147,8 +197,8 @@ def test_a_restart_comes_back_and_ends_with_the_same_bits(
     assert ended(agent(tmp_path, checkout, dies)) == 0, (tmp_path / "said.txt").read_text()
     said = (tmp_path / "said.txt").read_text()
     assert "restart 1 by torchrun: going on from the newest checkpoint" in said
-    assert (tmp_path / "end-0.pt").read_bytes() == undisturbed
-    assert (tmp_path / "end-1.pt").read_bytes() == undisturbed
+    assert bits_of(tmp_path / "end-0.pt") == undisturbed
+    assert bits_of(tmp_path / "end-1.pt") == undisturbed
     assert len(list((tmp_path / "out").glob("2*"))) == 1
 
 
@@ -183,6 +233,32 @@ def test_a_stop_saves_once_and_is_no_reason_to_start_again(
     assert said.count("saved checkpoint-step") == 2
     assert "restart 1" not in said
     assert "Traceback" not in said.partition("SignalException")[0].rpartition("stopped by")[0]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("to", ["agent", "one", "group"])
+@pytest.mark.parametrize("where", ["save", "saved", "validation", "build", "load"])
+def test_a_stop_at_a_bad_moment_leaves_a_run_that_ends_with_the_same_bits(
+    where: str, to: str, tmp_path: Path, checkout: Path, undisturbed: bytes
+) -> None:
+    is_restart = where in ("build", "load")
+    dies = [0, 17, int(signal.SIGKILL)] if is_restart else [0, -1, 0]
+    process = agent(tmp_path, checkout, dies, STOP=f"{where} {to}")
+    assert ended(process) != 0
+    said = (tmp_path / "said.txt").read_text()
+    assert (tmp_path / "stopped").exists(), said
+    assert ("restart 1 by torchrun" in said) == is_restart or where == "build", said
+    assert "restart 2" not in said
+    saved = [line for line in said.splitlines() if "saved checkpoint-step" in line]
+    if is_restart:  # at the same step, or the one after, if a step was begun
+        assert len(saved) in (1, 2), said
+    else:  # the one of the interval, and one for the signal
+        assert said.count("stopped by SIGTERM, state saved") == 1, said
+        assert len(set(saved)) == 2, said
+    assert not (tmp_path / "end-0.pt").exists()
+    assert ended(agent(tmp_path, checkout, [0, -1, 0], "-o", "run.resume=auto")) == 0
+    assert bits_of(tmp_path / "end-0.pt") == undisturbed
+    assert bits_of(tmp_path / "end-1.pt") == undisturbed
 
 
 @pytest.mark.timeout(400)
