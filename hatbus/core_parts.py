@@ -12,11 +12,11 @@ from hatbus.bus.member import CORE
 from hatbus.bus.moments import Moments, TaskScope
 from hatbus.evaluation.schedule_free import ScheduleFree, has_modes
 from hatbus.loop.loop import Loop, UnprovidedSpans
-from hatbus.parallel.agreed import AgreedDecisions, SameTasks
 from hatbus.parallel.beside import ShareBeside
 from hatbus.parallel.launch import may_restart, rank_and_world
 from hatbus.parallel.modes.exchange import ShareGradientsOnce
 from hatbus.parallel.processes import NotesSaves
+from hatbus.parallel.together import AgreedDecisions, SameTasks
 
 if TYPE_CHECKING:
     import torch

@@ -33,7 +33,7 @@ def run_on_two(script: str, folder: Path, checkout: Path) -> list[dict[str, Any]
         for rank in (0, 1)
     ]
     try:
-        assert [process.wait(timeout=120) for process in running] == [0, 0]
+        assert [process.wait(timeout=250) for process in running] == [0, 0]
     finally:
         for process in running:
             process.kill()

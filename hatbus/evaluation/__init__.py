@@ -1,7 +1,7 @@
 """What a trainer does beside training, with the model as it is: validating, predicting.
 
 Public: which numbers a run has published, and which names it will; the means of losses over samples
-and ranks; and what a validation has of the training's forward pass.
+and ranks, of a step too; and what a validation has of the training's forward pass.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hatbus.evaluation.inherited import inherit
     from hatbus.evaluation.loss_means import LossMeans
     from hatbus.evaluation.numbers import scalars_of
+    from hatbus.evaluation.step_losses import mean_losses
     from hatbus.evaluation.watched import check_published, expected_losses, published_names
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "check_published",
     "expected_losses",
     "inherit",
+    "mean_losses",
     "published_names",
     "scalars_of",
 ]
@@ -30,6 +32,7 @@ __getattr__ = lazily(
     LossMeans="loss_means",
     inherit="inherited",
     scalars_of="numbers",
+    mean_losses="step_losses",
     check_published="watched",
     expected_losses="watched",
     published_names="watched",

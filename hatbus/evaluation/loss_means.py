@@ -25,10 +25,12 @@ class LossMeans:
 
     Args:
         only_finite: leave out losses that are NaN or infinite.
+        agreed: names that all ranks know of each other; several objects may share one list.
     """
 
-    def __init__(self, *, only_finite: bool = False) -> None:
+    def __init__(self, *, only_finite: bool = False, agreed: list[str] | None = None) -> None:
         self.only_finite = only_finite
+        self._agreed = [] if agreed is None else agreed
         self._waiting: list[tuple[str, int, Tensor]] = []
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Any] = {}
@@ -58,31 +60,54 @@ class LossMeans:
         if len(self._waiting) >= _MOST:
             self._settle()
 
-    def means(self, world_size: int, device: torch.device) -> dict[str, Tensor]:
+    def numbers(self, device: torch.device) -> Tensor:
+        """What is to be added up over all ranks, to give it to ``means``.
+
+        Args:
+            device: on which they exchange.
+
+        Returns:
+            (1 + 2 n,): whether there are losses whose names not all ranks know, and for each of the
+            known ones sum and count.
+        """
+        self._settle()
+        is_new = float(not self._sums.keys() <= set(self._agreed))
+        zero = torch.zeros((), dtype=wide(device), device=device)
+        sums = [self._sums.get(name, zero).to(zero).reshape(1) for name in self._agreed]
+        counts = [torch.full_like(zero, float(self._counts.get(n, 0))) for n in self._agreed]
+        return torch.cat([torch.full_like(zero, is_new).reshape(1), *sums, *map(_row, counts)])
+
+    def means(
+        self, world_size: int, device: torch.device, summed: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Name to mean over all ranks, 0-d in float64 (float32 where the device has none).
 
-        A collective: the ranks wait for each other. One may have met losses that another has not.
+        A collective: the ranks wait for each other, but with ``summed`` only when one has met a
+        loss for the first time.
 
         Args:
             world_size: processes of the run; None is asked when it is 1.
             device: on which they exchange.
+            summed: what ``numbers`` gave, added up over all ranks.
         """
         self._settle()
         if world_size == 1:
             counted = (name for name, count in self._counts.items() if count)
             return {name: self._sums[name] / self._counts[name] for name in counted}
+        if summed is None or summed[0].item():
+            self._agree(world_size)
+            summed = self.numbers(device)
+            distributed.all_reduce(summed)
+        totals, counts = summed[1:].chunk(2) if self._agreed else (summed[1:], summed[1:])
+        every = zip(self._agreed, totals / counts, counts.tolist(), strict=True)
+        return {name: mean for name, mean, count in every if count}
+
+    def _agree(self, world_size: int) -> None:
+        """Tells all ranks which losses this one has met; a collective."""
         met: list[list[str]] = [[] for _ in range(world_size)]
         distributed.all_gather_object(met, list(self._sums))
-        names = list(dict.fromkeys(name for mine in met for name in mine))
-        if not names:
-            return {}
-        zero = torch.zeros((), dtype=wide(device), device=device)
-        sums = torch.stack([self._sums.get(name, zero).to(zero) for name in names])
-        counts = [float(self._counts.get(name, 0)) for name in names]
-        both = torch.stack([sums, sums.new_tensor(counts)])
-        distributed.all_reduce(both)
-        every = zip(names, both[0] / both[1], both[1].tolist(), strict=True)
-        return {name: mean for name, mean, count in every if count}
+        names = dict.fromkeys(name for mine in met for name in mine)
+        self._agreed += [name for name in names if name not in self._agreed]
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -123,6 +148,10 @@ class LossMeans:
             total = self._sums[name].to(total) + total
             count += self._counts[name]
         self._sums[name], self._counts[name] = total, count
+
+
+def _row(number: Tensor) -> Tensor:
+    return number.reshape(1)
 
 
 def wide(device: torch.device) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.evaluation.loss_means import LossMeans
+from hatbus.evaluation.step_losses import StepLosses
 from hatbus.evaluation.watched import (
     check_watched,
     expected_losses,
@@ -14,6 +15,7 @@ from hatbus.evaluation.watched import (
 from hatbus.events.declare import hookimpl
 from hatbus.loop.loop import is_cut_short
 from hatbus.option_values import whole
+from hatbus.parallel.together import summed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from hatbus.bus.bus import Bus
     from hatbus.loop.context import Context
+    from hatbus.parallel.together import Moment
 
 NAME: Final = "core.train_loss"
 EVERY: Final = 50
@@ -53,8 +56,10 @@ class TrainLoss:
     def __init__(self, every: int, *, only_finite: bool) -> None:
         whole("log_every", every, 0)
         self._every = every
+        self._agreed: list[str] = []
         self._epoch = LossMeans(only_finite=only_finite)
-        self._recent = LossMeans(only_finite=only_finite)
+        self._recent = LossMeans(only_finite=only_finite, agreed=self._agreed)
+        self._step_losses = StepLosses()
         self._others: dict[str | None, set[str]] = {}
         self._mine: dict[str, Any] = {}
         self._is_checked = False
@@ -68,6 +73,7 @@ class TrainLoss:
         is_seen = ctx.world_size > 1 or ctx.run_dir is not None
         if NAME not in bus.members and (is_seen or bus.implementations("on_log")):
             bus.register(self, NAME, core=True)
+        self._step_losses.join(bus, ctx)
 
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
@@ -117,19 +123,34 @@ class TrainLoss:
         """
         if not self._is_checked:
             self._look(ctx)
-        if self._every and (ctx.global_step_id + 1) % self._every == 0 and ctx.exception is None:
-            self._publish(ctx, self._recent, STEP)
+        if self._is_due(ctx, "step") and ctx.exception is None:
+            self._publish(ctx, self._recent, "step")
             self._epoch.merge(self._recent)
             self._recent.clear()
 
     @hookimpl
     def on_epoch_end(self, ctx: Context) -> None:
         """Publishes the means over the epoch."""
-        if ctx.exception is None and not is_cut_short(ctx):
-            whole = LossMeans(only_finite=self._epoch.only_finite)
-            for part in (self._epoch, self._recent):  # which stay: a resumed run may go on in it
-                whole.merge(part)
-            self._publish(ctx, whole, "")
+        if self._is_due(ctx, "epoch") and ctx.exception is None:
+            self._publish(ctx, self._whole(), "epoch")
+
+    def rank_sums(self, ctx: Context, moment: Moment) -> Tensor | None:
+        """What is to be added up over all ranks, where means are published at this moment."""
+        if not self._is_due(ctx, moment):
+            return None
+        return (self._recent if moment == "step" else self._whole()).numbers(ctx.device)
+
+    def _is_due(self, ctx: Context, moment: Moment) -> bool:
+        if moment == "epoch":
+            return not is_cut_short(ctx)
+        return self._every > 0 and (ctx.global_step_id + 1) % self._every == 0
+
+    def _whole(self) -> LossMeans:
+        """The means over the epoch; its parts stay, as a resumed run may go on in it."""
+        whole = LossMeans(only_finite=self._epoch.only_finite, agreed=self._agreed)
+        for part in (self._epoch, self._recent):
+            whole.merge(part)
+        return whole
 
     def state_dict(self) -> dict[str, Any]:
         """The sums of the epoch so far."""
@@ -158,9 +179,10 @@ class TrainLoss:
             if is_new:
                 check_watched(ctx)
 
-    def _publish(self, ctx: Context, found: LossMeans, end: str) -> None:
-        means = found.means(ctx.world_size, ctx.device)
-        values = {}
+    def _publish(self, ctx: Context, found: LossMeans, moment: Moment) -> None:
+        sums = summed(ctx, self, moment) if ctx.world_size > 1 else None
+        means = found.means(ctx.world_size, ctx.device, sums)
+        values, end = {}, STEP if moment == "step" else ""
         for name, mean in (means | sums_of(means)).items():
             task, _, loss = name.rpartition("/")
             published = f"{_FIRST}{name}{end}"

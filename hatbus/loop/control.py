@@ -141,6 +141,10 @@ class Control:
         """Which flags are set on any rank; every rank calls this at the same places."""
         return flags
 
+    def agree(self, found: list[list[tuple[str, str]]]) -> list[list[tuple[str, str]]]:
+        """Of several decisions the reasons on any rank, ``(plugin, reason)``; one exchange."""
+        return found
+
     def now(self) -> float:
         """Seconds on the clock of intervals; every rank reads the same there."""
         return time.monotonic()

@@ -202,8 +202,9 @@ def serve_requests(ctx: Context) -> None:
 def kept_batches(ctx: Context) -> list[tuple[str | None, Any, float]]:
     """The step's batches that no plugin asks to skip; those kept of a group share its weight."""
     kept: list[tuple[str | None, Any, float]] = []
+    reasons = iter(ctx.control.agree([reasons_to_skip(ctx, one) for one in ctx.batches]))
     for group in groups_of(ctx.batches):
-        mine = [entry for entry in group if not is_skipped(ctx, entry)]
+        mine = [entry for entry in group if not is_skipped(ctx, entry, next(reasons))]
         kept += [(task, batch, w * len(group) / len(mine)) for task, batch, w in mine]
     return kept
 
@@ -221,12 +222,19 @@ def groups_of(batches: Sequence[tuple[str | None, Any, float]]) -> list[list[Any
     return groups
 
 
-def is_skipped(ctx: Context, entry: tuple[str | None, Any, float]) -> bool:
-    """Whether a plugin asks to leave a batch out."""
+def reasons_to_skip(ctx: Context, entry: tuple[str | None, Any, float]) -> list[tuple[str, str]]:
+    """Why plugins of this process ask to leave a batch out; each is asked once."""
     ctx.task, ctx.batch, ctx.weight = entry
     ctx.model_outs = None
     asks = ctx.bus.scopes[ctx.task].skip_batch
-    reasons = asks(ctx) if asks is not None else ()
+    return list(asks(ctx)) if asks is not None else []
+
+
+def is_skipped(
+    ctx: Context, entry: tuple[str | None, Any, float], reasons: Sequence[tuple[str, str]]
+) -> bool:
+    """Whether a batch is left out, which is logged then."""
+    ctx.task, ctx.batch, ctx.weight = entry
     log_skipped(ctx, "batch", reasons)
     return bool(reasons)
 

@@ -1,6 +1,7 @@
 """A run of several processes: DDP, models whose weights are sharded, what all ranks agree on.
 
-Public: what a plugin must know of a model's weights before it reads or replaces them.
+Public: what a plugin must know of a model's weights before it reads or replaces them, and how it
+adds numbers up over all processes.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
         reshard,
     )
     from hatbus.parallel.stopping import stop_agreed
+    from hatbus.parallel.together import AddsUp, Moment, summed
 
 __all__ = [
+    "AddsUp",
+    "Moment",
     "Parallel",
     "full_tensor",
     "host_group",
@@ -36,6 +40,7 @@ __all__ = [
     "reshard",
     "share_each_batch",
     "stop_agreed",
+    "summed",
     "wrapped_in_ddp",
 ]
 
@@ -53,4 +58,7 @@ __getattr__ = lazily(
     refuse_sharded="sharding",
     reshard="sharding",
     stop_agreed="stopping",
+    AddsUp="together",
+    Moment="together",
+    summed="together",
 )

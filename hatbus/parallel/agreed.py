@@ -1,4 +1,4 @@
-"""What all processes of a run do together: serve requests, leave out a batch, an update, a save."""
+"""Requests to the loop that all processes of a run know, and serve at the same place."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ import torch
 from torch import distributed
 
 from hatbus.batches.finite import FINITE
-from hatbus.errors import DataError, JobError, PeerError
-from hatbus.events.declare import hookimpl
+from hatbus.errors import DataError, PeerError
 from hatbus.loop.control import LASTING, SIGNAL, STOP_EPOCH, Control, Request, plain
-from hatbus.parallel.sharding import is_sharded
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Mapping
 
     from hatbus.loop.context import Context
 
+STEPS: Final = 1 << 15
+"""Numbers below this can be compared by their sum and the sum of their squares."""
+Reasons = list[tuple[str, str]]
+"""Why something is left out: ``(plugin, reason)``."""
 _PLACES: Final = 256
-_STEPS: Final = 1 << 15
+_HEAD: Final = 8
+"""Numbers of a message that are the control's own."""
 
 
 @dataclass
@@ -49,55 +52,6 @@ def with_timeout(group: Any, seconds: float) -> None:
     distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)  # noqa: SLF001 - torch has no public name for it
 
 
-class AgreedDecisions:
-    """What one rank decides, all do: leave out a batch, an update or a checkpoint.
-
-    Otherwise gradients would be shared with a rank that has none, or weights drift apart. The ranks
-    wait for each other, so it is done only where some plugin of the run decides (``Bus``).
-    """
-
-    @hookimpl(wrapper=True, tryfirst=True)
-    def skip_batch(self, ctx: Context) -> Generator[None, Any, Any]:
-        """The reasons of all ranks."""
-        return agreed((yield), ctx)
-
-    @hookimpl(wrapper=True, tryfirst=True)
-    def skip_update(self, ctx: Context) -> Generator[None, Any, Any]:
-        """The reasons of all ranks."""
-        return agreed((yield), ctx)
-
-    @hookimpl(wrapper=True, tryfirst=True)
-    def veto_checkpoint(self, ctx: Context) -> Generator[None, Any, Any]:
-        """The reasons of all ranks."""
-        return agreed((yield), ctx)
-
-
-class SameTasks:
-    """Refuses steps of other tasks on other ranks, where parameters are sharded (FSDP2).
-
-    A shard gets the gradients of all ranks, whichever module they came from: they would be wrong,
-    and nothing would say so.
-    """
-
-    @hookimpl(wrapper=True, tryfirst=True)
-    def run_step(self, ctx: Context) -> Generator[None, Any, Any]:
-        """Compares the step's tasks.
-
-        Raises:
-            JobError: they differ.
-        """
-        control = ctx.control
-        if isinstance(control, AgreedControl) and is_sharded(ctx.model):
-            tasks = [task for task, _, _ in ctx.batches]
-            if not control.is_same(crc32(repr(tasks).encode()) % _STEPS):
-                raise JobError(
-                    f"rank {ctx.rank} has tasks {tasks} in step {ctx.global_step_id}, and another "
-                    "rank others; a sharded model (FSDP2) needs the same on all: let the task "
-                    "sampler choose by seed, epoch and step alone, not by rank"
-                )
-        return (yield)
-
-
 def host_group(ctx: Context) -> Any:
     """A group of all processes, over the host (gloo), for what a plugin exchanges itself.
 
@@ -113,44 +67,28 @@ def host_group(ctx: Context) -> Any:
     return ctx.control.new_group() if isinstance(ctx.control, AgreedControl) else None
 
 
-def agreed(found: list[tuple[str, str]], ctx: Context) -> list[tuple[str, str]]:
-    """This rank's reasons, and one in the name of every plugin that has one on another rank.
-
-    What is exchanged has one length on all ranks, also where their plugins are not the same.
-    """
-    mine = {name for name, _ in found}
-    flags = [False] * _PLACES
-    for name in mine:
-        flags[place_of(name)] = True
-    more = {place for place, asked in enumerate(ctx.control.anywhere(flags)) if asked}
-    more -= {place_of(name) for name in mine}
-    names = {place_of(name): name for name in ctx.bus.members}
-    return [*found, *((names.get(place, "a plugin"), "on another rank") for place in sorted(more))]
-
-
-def place_of(name: str) -> int:
-    """Where a plugin's answer stands among the answers; the first place is for bad losses alone."""
-    return 0 if name == FINITE else 1 + crc32(name.encode()) % (_PLACES - 1)
-
-
 class AgreedControl(Control):
     """Requests that every rank knows: what one rank asks for, all do, at the same boundary.
 
-    One small all-reduce per boundary, launched at one and read at the next, so that no rank waits
-    for it. A request is therefore served one boundary later than in a single process. Rank 0's
+    One small all-reduce per step. Launched at one boundary and read at the next, no rank waits for
+    it; a request is then served one step later than in a single process. Where a plugin needs
+    numbers of all ranks inside the step, requests go along with those, and are served at the end of
+    that very step. At the end of an epoch and of the run the ranks wait for each other. Rank 0's
     clock goes with it: plugins with an interval in seconds are due in the same steps everywhere.
     """
 
     __slots__ = (
-        "_counts",
         "_ctx",
         "_granted",
         "_group",
         "_is_starting",
         "_is_timekeeper",
+        "_known",
         "_mine",
         "_more",
         "_now",
+        "_sent",
+        "_sent_at",
         "_timeouts",
         "_work",
         "at",
@@ -165,12 +103,14 @@ class AgreedControl(Control):
         self._more: list[Any] = []
         self._group = self._new_group()
         self._is_timekeeper = distributed.get_rank() == 0
-        self._counts = self._message([])
-        distributed.all_reduce(self._counts, group=self._group)
-        self._now = self._counts[-1].item()
         self._granted: list[Request] = []
+        self._known: list[Request] = []
         self._mine: list[Request] = []
+        self._sent_at = -1
         self._work: Any = None
+        self._sent = self._head([])
+        distributed.all_reduce(self._sent, group=self._group)
+        self._now = self._sent[_HEAD - 1].item()
 
     def due(self, at: str = "") -> bool:
         """Whether a request was agreed; every rank calls this at the same boundaries.
@@ -180,28 +120,41 @@ class AgreedControl(Control):
             PeerError: another rank is.
         """
         self.at = at
-        self._granted = self._agreed()
-        self._ask_all()
+        if at:
+            self._meet()
+        else:
+            self._receive()
+            if self._sent_at != self._ctx.position.global_step:
+                self._send()
+        self._granted, self._known = self._known, []
         self.at = ""
         if self._is_starting and not at:
             self._shorten_timeouts()
         return bool(self._granted)
 
     def is_owed(self) -> bool:
-        """Whether a request was agreed that was made since; every rank calls this at the end.
-
-        The first time that is a request of the last boundary; then the ranks wait for each other.
-        """
+        """Whether a request was agreed that was made since; every rank calls this at the end."""
         self.at = "at the end of the run"
-        self._granted = self._agreed()
-        if not self._granted:
-            self._ask_all()
-            self._granted = self._agreed()
-        self._work = None
+        self._meet()
+        self._granted, self._known = self._known, []
         return bool(self._granted)
 
+    def together(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Numbers added up over all ranks, which wait for each other.
+
+        The first of a step takes requests along, so that nothing has to be sent at its end.
+
+        Args:
+            numbers: (n,) in float64 on the host; n is the same on all ranks.
+        """
+        if self._sent_at == self._ctx.position.global_step:
+            distributed.all_reduce(numbers, group=self._group)
+            return numbers
+        self._meet(numbers)
+        return self._sent[_HEAD:]
+
     def now(self) -> float:
-        """Rank 0's clock at the last boundary but one."""
+        """Rank 0's clock when the last message that was read was sent."""
         return self._now
 
     def anywhere(self, flags: list[bool]) -> list[bool]:
@@ -209,6 +162,15 @@ class AgreedControl(Control):
         counts = torch.tensor(flags, dtype=torch.float32)
         distributed.all_reduce(counts, group=self._group)
         return [bool(count) for count in counts.tolist()]
+
+    def agree(self, found: list[Reasons]) -> list[Reasons]:
+        """The reasons of all ranks, which wait for each other; each has asked equally often."""
+        if not found:
+            return []
+        flags = [flags_of(reasons) for reasons in found]
+        counts = self.together(torch.cat(flags)).reshape(len(found), _PLACES).tolist()
+        pairs = zip(found, counts, strict=True)
+        return [with_others(mine, theirs, self._ctx) for mine, theirs in pairs]
 
     def is_same(self, number: int) -> bool:
         """Whether a whole number below 2**15 is the same on all ranks; they wait for each other."""
@@ -235,30 +197,34 @@ class AgreedControl(Control):
 
     def state_dict(self) -> dict[str, Any]:
         """What this rank asked for: what all know at this boundary, and what they know later."""
-        known = [r for r in (self.epoch_stopped,) if r is not None]
-        asked = self._mine if self._work is not None else []
-        parts = {"over": known, "asked": asked, "later": self.pending}
+        known = [*(r for r in (self.epoch_stopped,) if r is not None), *self._known]
+        parts = {"over": known, "asked": self._mine, "later": self.pending}
         found = {k: plain(r for r in part if r.wish in LASTING) for k, part in parts.items()}
         state: dict[str, Any] = {k: part for k, part in found.items() if part}
-        return {**state, "is_asked": self.is_serving} if state else {}
+        if not state:
+            return {}
+        is_sent = self._sent_at == self._ctx.position.global_step
+        return {**state, "is_asked": self.is_serving, "is_sent": is_sent and self._work is None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes back what was asked for, and asks again; every rank calls this at the same place.
 
         Saved before the requests of the boundary were agreed, those asked for at the one before are
-        granted now, and those of this one are sent; saved after it, they had been.
+        granted now, and those of this one are sent, if they would have been; saved after it, they
+        had been.
         """
         read = {k: [Request(*r) for r in state.get(k, ())] for k in ("over", "asked", "later")}
         anew, self.pending = self.pending, []
         over, asked, later = read["over"], read["asked"], read["later"]
-        if not self.anywhere([bool(state.get("is_asked"))])[0]:
-            over, asked, later = [*over, *asked], later, []
+        is_serving, is_sent = self.anywhere([bool(state.get(k)) for k in ("is_asked", "is_sent")])
+        if not is_serving:
+            over, asked, later = [*over, *asked], *(([], later) if is_sent else (later, []))
         is_over = self.anywhere([any(r.wish == STOP_EPOCH for r in over)])[0]
         if is_over:
             mine = [r for r in over if r.wish == STOP_EPOCH]
             self.grant(mine[0] if mine else Request(STOP_EPOCH, "another rank", "see its log"))
         self.pending = asked
-        self._ask_all()
+        self._send()
         self.pending = [*(r for r in over if r.wish != STOP_EPOCH), *later, *anew]
 
     def _shorten_timeouts(self) -> None:
@@ -267,39 +233,52 @@ class AgreedControl(Control):
         ddp = getattr(self._ctx.wrapped_model, "process_group", None)
         self._timeouts.shorten(None, self._group, *self._more, *(() if ddp is None else (ddp,)))
 
-    def _ask_all(self) -> None:
-        """Sends what was asked for here; the answer is there at the next boundary."""
-        self._mine, self.pending = self.pending, []
-        self._counts = self._message(self._mine)
-        self._work = distributed.all_reduce(self._counts, group=self._group, async_op=True)
+    def _meet(self, numbers: torch.Tensor | None = None) -> None:
+        """Exchanges what is asked for, and waits; what was sent before is read first."""
+        self._receive()
+        self._send(numbers)
+        self._receive()
 
-    def _message(self, requests: list[Request]) -> torch.Tensor:
+    def _send(self, numbers: torch.Tensor | None = None) -> None:
+        """Sends what was asked for here, and numbers to add up."""
+        self._mine, self.pending = self.pending, []
+        head = self._head(self._mine)
+        self._sent = head if numbers is None else torch.cat([head, numbers])
+        self._work = distributed.all_reduce(self._sent, group=self._group, async_op=True)
+        self._sent_at = self._ctx.position.global_step
+
+    def _receive(self) -> None:
+        """Reads what was sent last: then all know what one asked for.
+
+        Raises:
+            DataError: this rank is at another boundary than the others.
+            PeerError: another rank is.
+        """
+        if self._work is None:
+            return
+        work, self._work = self._work, None
+        work.wait()
+        mine, self._mine = self._mine, []
+        *counts, by_signal, at, squared, self._now = self._sent[:_HEAD].tolist()
+        if not self._all_same(at, squared):
+            self._refuse_other_places()
+        for wish, asked in zip(self._WISHES, counts, strict=True):
+            if asked:
+                who = SIGNAL if by_signal and wish in ("save", "stop run") else "another rank"
+                own = [r for r in mine if r.wish == wish]
+                self._known.append(own[0] if own else Request(wish, who, "see its log"))
+
+    def _head(self, requests: list[Request]) -> torch.Tensor:
         """What this rank adds to the sum over all.
 
         A number per wish; whether a signal asks; a number for the boundary, and its square, which
         together show whether all ranks are at the same; and the time on rank 0.
         """
         wishes = [float(any(r.wish == wish for r in requests)) for wish in self._WISHES]
-        position = self._ctx.position
-        at = (2 * position.global_step + bool(self.at)) % _STEPS
+        at = (2 * self._ctx.position.global_step + bool(self.at)) % STEPS
         clock = time.monotonic() if self._is_timekeeper else 0.0
         by_signal = float(any(r.by == SIGNAL for r in requests))
         return torch.tensor([*wishes, by_signal, at, at * at, clock], dtype=torch.float64)
-
-    def _agreed(self) -> list[Request]:
-        if self._work is None:
-            return []
-        self._work.wait()
-        found = []
-        *counts, by_signal, at, squared, self._now = self._counts.tolist()
-        if not self._all_same(at, squared):
-            self._refuse_other_places()
-        for wish, asked in zip(self._WISHES, counts, strict=True):
-            mine = [r for r in self._mine if r.wish == wish]
-            if asked:
-                who = SIGNAL if by_signal and wish in ("save", "stop run") else "another rank"
-                found.append(mine[0] if mine else Request(wish, who, "see its log"))
-        return found
 
     def _all_same(self, total: float, squared: float) -> bool:
         """Whether all ranks gave one number: then, and only then, they do not vary."""
@@ -330,6 +309,27 @@ class AgreedControl(Control):
     def _taken(self) -> list[Request]:
         taken, self._granted = self._granted, []
         return taken
+
+
+def flags_of(reasons: Reasons) -> torch.Tensor:
+    """A flag for every plugin that has a reason; of one length, whatever plugins there are."""
+    flags = torch.zeros(_PLACES, dtype=torch.float64)
+    for name, _ in reasons:
+        flags[place_of(name)] = 1
+    return flags
+
+
+def with_others(found: Reasons, counts: list[Any], ctx: Context) -> Reasons:
+    """This rank's reasons, and one in the name of every plugin that has one on another rank."""
+    more = {place for place, asked in enumerate(counts) if asked}
+    more -= {place_of(name) for name, _ in found}
+    names = {place_of(name): name for name in ctx.bus.members}
+    return [*found, *((names.get(place, "a plugin"), "on another rank") for place in sorted(more))]
+
+
+def place_of(name: str) -> int:
+    """Where a plugin's answer stands among the answers; the first place is for bad losses alone."""
+    return 0 if name == FINITE else 1 + crc32(name.encode()) % (_PLACES - 1)
 
 
 def _said(place: tuple[int, int, str]) -> str:

@@ -38,7 +38,7 @@ class ShareBeside:
         own = _own(ctx, is_in_shards=self._is_in_shards)
         trained = [one for one in own if one.requires_grad and one.is_leaf]
         if trained:
-            _average(trained, ctx)
+            _average(trained)
         _from_first_rank(one for one in own if not isinstance(one, nn.Parameter))
         return (yield)
 
@@ -62,16 +62,23 @@ def _own(ctx: Context, *, is_in_shards: bool) -> list[Tensor]:
     return list(found.values())
 
 
-def _average(trained: list[Tensor], ctx: Context) -> None:
-    """Averages gradients in place; a parameter that has one on no rank gets none."""
-    is_used = ctx.control.anywhere([one.grad is not None for one in trained])
-    used = [one for one, used in zip(trained, is_used, strict=True) if used]
-    for one in used:
+def _average(trained: list[Tensor]) -> None:
+    """Averages gradients in place; a parameter that has one on no rank gets none.
+
+    Which ones have one travels with them.
+    """
+    have = [one.grad is not None for one in trained]
+    used = trained[0].detach().new_tensor(have)
+    for one in trained:
         if one.grad is None:
             one.grad = torch.zeros_like(one)
         elif one.grad.is_sparse:
             one.grad = one.grad.to_dense()
-    _together([one.grad for one in used if one.grad is not None], _mean)
+    _together([used, *(one.grad for one in trained if one.grad is not None)], _mean)
+    if not all(have):  # only then there is something to read, for which a device would be waited
+        for one, share in zip(trained, used.tolist(), strict=True):
+            if not share:
+                one.grad = None
 
 
 def _mean(flat: Tensor) -> None:

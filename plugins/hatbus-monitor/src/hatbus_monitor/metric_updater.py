@@ -16,6 +16,7 @@ from hatbus.errors import PluginError
 from hatbus.log import log
 from hatbus.loop import is_cut_short
 from hatbus.option_values import one_of, text
+from hatbus.parallel import summed
 from hatbus_monitor.every import NEVER, check_interval, interval, is_due
 from hatbus_monitor.metric_calls import read_filter, wanted_extras
 from hatbus_monitor.metric_holding import Held
@@ -23,11 +24,14 @@ from hatbus_monitor.metric_list import KNOWN, Metric, move, named_metrics
 from hatbus_monitor.metric_prefix import free_prefix, usual_prefix
 from hatbus_monitor.metric_state import copied, lasting_state, restore, state_of
 from hatbus_monitor.metric_values import Shown, has_get, results
-from hatbus_monitor.metrics import Accuracy, LossShow, Mean, together
+from hatbus_monitor.metrics import Accuracy, LossShow, Mean, means_of, sums_of
 from hatbus_monitor.update_functions import usual
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hatbus import Context
+    from hatbus.parallel import Moment
 
 RESETS: Final = ("step", "log", "epoch")
 FREQS: Final = ("step_log_freq", "epoch_log_freq", "step_storage_freq", "epoch_storage_freq")
@@ -118,6 +122,8 @@ class MetricUpdater:
         self._given: Any = metrics
         self.name_prefix = ""
         self._held = Held(self)
+        self._own: tuple[tuple[str, Any], ...] = ()
+        self._log_every = self._store_every = NEVER
         self._updates = 0
         self._is_in_validation = False
         self._published_at: int | None = None
@@ -195,7 +201,7 @@ class MetricUpdater:
             self._at_step(ctx, stores=stores, logs=logs)
         if self._resets_by_step or (logs and self.reset_metrics_by == "log"):
             if (self.epoch_storage_freq or 0) > 0 and ctx.exception is None:
-                self._before_reset = self._compute(ctx)
+                self._before_reset = self._compute(ctx, "step")
             self._reset()
 
     @hookimpl
@@ -206,7 +212,7 @@ class MetricUpdater:
         epoch, is_whole = ctx.epoch_id, self.reset_metrics_by == "epoch"
         stores = is_due(self.epoch_storage_freq, epoch)
         logs = is_whole and is_due(self.epoch_log_freq, epoch)
-        values = self._compute(ctx) if stores or logs else {}
+        values = self._compute(ctx, "epoch") if stores or logs else {}
         if stores:
             self._store(ctx, values or self._before_reset)
         if logs and values:
@@ -222,7 +228,7 @@ class MetricUpdater:
         self._held.let_go()
 
     def _at_step(self, ctx: Context, *, stores: bool, logs: bool) -> None:
-        values = self._compute(ctx)
+        values = self._compute(ctx, "step")
         if stores:
             self._store(ctx, values)
         if logs and values:
@@ -230,6 +236,22 @@ class MetricUpdater:
             self._published_at = ctx.global_step_id
             if self._says_steps:
                 log.log(self._says_at, "step %d: %s", ctx.global_step_id + 1, Shown(values))
+
+    def rank_sums(self, ctx: Context, moment: Moment) -> Tensor | None:
+        """What is to be added up over all ranks, where values are due at this moment."""
+        return sums_of(self._own, self._updates) if self._is_due(ctx, moment) else None
+
+    def _is_due(self, ctx: Context, moment: Moment) -> bool:
+        """Whether values are published or stored at the end of the present step or epoch."""
+        if moment == "epoch":
+            freqs = [self.epoch_storage_freq]
+            freqs += [self.epoch_log_freq] * (self.reset_metrics_by == "epoch")
+            return any(is_due(freq, ctx.epoch_id) for freq in freqs) and not is_cut_short(ctx)
+        done = ctx.global_step_id + 1
+        logs = not done % self._log_every
+        resets = self._resets_by_step or (logs and self.reset_metrics_by == "log")
+        keeps = resets and (self.epoch_storage_freq or 0) > 0
+        return logs or keeps or not done % self._store_every
 
     def published_names(self, ctx: Any) -> list[str]:
         """What it is going to publish, as far as can be known before; for those that look for it.
@@ -315,20 +337,31 @@ class MetricUpdater:
         wanted = {name: ctx if name == "ctx" else getattr(ctx, name) for name in self._extra}
         self.metric_update_func(self._argument, batch, model_outs, **wanted)
 
-    def _compute(self, ctx: Context) -> dict[str, Any]:
+    def _compute(self, ctx: Context, moment: Moment) -> dict[str, Any]:
         """Name to value; empty when nothing was added, on any rank."""
-        if self._are_own and ctx.world_size > 1:
-            return together(self._own, self._updates, ctx.device)
-        if not ctx.control.anywhere([self._updates > 0])[0]:
+        own: dict[str, Any] = {}
+        if ctx.world_size > 1:
+            sums = summed(ctx, self, moment)
+            if not self._updates and not sums[0].item():
+                return {}
+            own = means_of(self._own, sums)
+        elif not self._updates:
             return {}
-        if self._are_own:  # each value is a new 0-d tensor without a graph
-            return {name: metric.compute() for name, metric in self._own}
-        with torch.no_grad():
-            return {
-                f"{self.name_prefix}{name}": value
-                for key, metric in self.metrics.items()
-                for name, value in results(key, metric)
-            }
+        else:  # each value is a new 0-d tensor without a graph
+            own = {name: metric.compute() for name, metric in self._own}
+        return own if self._are_own else self._with_foreign(own)
+
+    @torch.no_grad()
+    def _with_foreign(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """All values in order, also of metrics that are not ours; those exchange by themselves."""
+        found: dict[str, Any] = {}
+        for key, metric in self.metrics.items():
+            name = f"{self.name_prefix}{key}"
+            if name in own and type(metric) in OWN_KINDS:
+                found[name] = own[name]
+            else:
+                found |= {f"{self.name_prefix}{n}": v for n, v in results(key, metric)}
+        return found
 
     def _store(self, ctx: Context, values: dict[str, Any]) -> None:
         ids = {"epoch_id": ctx.epoch_id, "global_step_id": ctx.global_step_id}

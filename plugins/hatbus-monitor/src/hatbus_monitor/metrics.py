@@ -176,34 +176,40 @@ def correct(preds: Tensor, target: Tensor, top_k: int = 1, threshold: float = 0.
     )
 
 
-def together(
-    metrics: Sequence[tuple[str, Any]], updates: int, device: torch.device
-) -> dict[str, Tensor]:
-    """The means of several metrics over all ranks, in one exchange.
+def sums_of(metrics: Sequence[tuple[str, Mean]], updates: int) -> Tensor:
+    """What is to be added up over all ranks for the means of several metrics.
 
     Args:
-        metrics: names and means (``Mean``); the same on all ranks.
+        metrics: names and means; the same on all ranks.
         updates: how often this rank has added to them.
-        device: on which ranks exchange tensors.
 
     Returns:
-        Name to mean, 0-d; empty when no rank has added anything.
+        (1 + 2 n,): the updates, the totals, the counts.
     """
-    wide = torch.float32 if device.type == "mps" else torch.float64
-    counted = torch.full((1,), float(updates), dtype=wide, device=device)
-    totals = [metric.total.to(device, wide).reshape(1) for _, metric in metrics]
-    counts = [
-        torch.as_tensor(metric.count).to(device, wide).reshape(1)
-        if isinstance(metric.count, Tensor)
-        else torch.full((1,), float(metric.count), dtype=wide, device=device)
-        for _, metric in metrics
-    ]
-    sums = torch.cat([counted, *totals, *counts])
-    distributed.all_reduce(sums)
-    if not updates and not sums[0].item():
-        return {}
+    if not metrics:
+        return torch.full((1,), float(updates), dtype=torch.float64)
+    totals = [metric.total for _, metric in metrics]
+    like = totals[0]
+    numbers = [updates, *(metric.count for _, metric in metrics)]
+    if like.device.type == "cpu" and not any(isinstance(one, Tensor) for one in numbers):
+        found = like.new_tensor(numbers)
+    else:  # a number is filled in on the device: a copy from the host would wait for it
+        found = torch.stack(
+            [n.to(like) if isinstance(n, Tensor) else torch.full_like(like, n) for n in numbers]
+        )
+    return torch.cat([found[:1], torch.stack([one.to(like) for one in totals]), found[1:]])
+
+
+def means_of(metrics: Sequence[tuple[str, Mean]], sums: Tensor) -> dict[str, Tensor]:
+    """Name to mean over all ranks, 0-d.
+
+    Args:
+        metrics: as given to ``sums_of``.
+        sums: what that gave, added up over all ranks.
+    """
     half = 1 + len(metrics)
-    return {name: sums[1 + n] / sums[half + n] for n, (name, _) in enumerate(metrics)}
+    means = sums[1:half] / sums[half:]
+    return dict(zip((name for name, _ in metrics), means.unbind(), strict=True))
 
 
 def over_all_ranks(total: Tensor, count: float | Tensor) -> tuple[Tensor, Tensor]:

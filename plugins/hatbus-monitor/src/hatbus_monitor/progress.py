@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from hatbus import hookimpl, plugin
+from hatbus.evaluation import mean_losses
 from hatbus.option_values import names, number, one_of
 from hatbus_monitor.batch_size import samples_of_step
 from hatbus_monitor.one_transfer import numbers
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from hatbus import Context
 
+_EVERY = 10
 _SMOOTHING = 0.3
 """Weight of the newest samples/s in the shown ones."""
 
@@ -28,7 +30,8 @@ _SMOOTHING = 0.3
 class Progress:
     """A progress bar in a terminal or notebook, plain lines in a pipe or log file.
 
-    Shows epochs, steps, the loss (of every task), the learning rate, published metrics, samples/s
+    Shows epochs, steps, the loss (of every task; of several processes their mean, of the first step
+    and every tenth), the learning rate, published metrics, samples/s
     over all ranks and the time that remains; a bar of its own for a validation, and in a notebook a
     table of the epochs that are over. What is printed or logged meanwhile appears above the bars.
     Values are read from the device only when they are shown. A plugin that works long inside one
@@ -82,7 +85,7 @@ class Progress:
         self._losses, self._epoch_began = {}, self._began
         if ctx.position.global_step == 0:  # a second fit goes on with the table
             self._epochs = []
-        self._keeps_losses = len(getattr(ctx.data, "tasks", ())) > 1
+        self._keeps_losses = len(getattr(ctx.data, "tasks", ())) > 1 or ctx.world_size > 1
         ctx.storage["progress"] = lambda title, number, total=None: self._show_nested(
             ctx, title, number, total
         )
@@ -93,11 +96,18 @@ class Progress:
         self._next = self._began + self._interval
         self._screen.start(self._snapshot(ctx))
 
+    def wants_mean_losses(self, ctx: Context) -> bool:
+        """Of several processes it shows the mean over all, of the first step and every tenth."""
+        done = ctx.position.global_step
+        return done == 1 or done % _EVERY == 0
+
     @hookimpl
-    def on_step_end(self, ctx: Context, losses: dict[str, Tensor]) -> None:
+    def on_step_end(self, ctx: Context, losses: Mapping[str, Tensor]) -> None:
         """Counts the step; shows the state when it is time."""
         self._samples += samples_of_step(ctx.batches)
-        if self._keeps_losses:  # a step may hold one task only; the others' last loss stays
+        losses = losses if ctx.world_size == 1 else mean_losses(ctx)
+        # A step may hold one task only, or have no mean over the processes: the last loss stays.
+        if self._keeps_losses:
             self._losses.update((name, loss.detach()) for name, loss in losses.items())
         now = self._now()
         if self._first is None:  # the first step is slow (compilation, caches): not in the pace
@@ -124,7 +134,7 @@ class Progress:
         """Shows the epoch's last state."""
         if ctx.exception is None:
             self._plan.epoch_ended(ctx)
-            self._losses.update(ctx.losses)
+            self._losses.update(ctx.losses if ctx.world_size == 1 else {})
             self._look(ctx, ends_epoch=ctx.position.step == 0)
 
     @hookimpl

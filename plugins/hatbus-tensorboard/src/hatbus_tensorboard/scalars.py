@@ -73,10 +73,16 @@ def losses_of(
         for name, value in flat(model_outs)
         if is_scalar(value) and name and pattern.match(name)
     }
-    for name, value in losses.items():
+    return found | {tag: losses[name] for tag, name in tags_of(losses, pattern).items()}
+
+
+def tags_of(losses: Iterable[str], pattern: re.Pattern[str]) -> dict[str, str]:
+    """Under which tag a loss is written: tag to name, of those that are."""
+    found = {}
+    for name in losses:
         for tag in (name, f"loss/{name}"):
             if pattern.match(tag):
-                found[tag] = value
+                found[tag] = name
                 break
     return found
 

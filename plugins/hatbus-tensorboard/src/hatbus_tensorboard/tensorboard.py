@@ -13,6 +13,7 @@ import torch
 
 from hatbus import hookimpl, option_values, plugin
 from hatbus.errors import PluginError, did_you_mean
+from hatbus.evaluation import mean_losses
 from hatbus.loop import claim_file, is_cut_short
 from hatbus_tensorboard import scalars
 from hatbus_tensorboard.describe import hyperparameters, last_metrics, texts
@@ -34,8 +35,10 @@ class TensorBoard:
     """Writes the losses of every batch, and everything that is published with ``ctx.log``.
 
     The step of every curve is ``global_step_id``. A run with tasks writes ``<task>/<loss>``; of
-    several micro-batches in a step the mean is written. Published values are written whenever
-    they are published: scalars, images (CHW or HW, 0..1), histograms (any tensor) and texts.
+    several micro-batches in a step the mean is written, and of several processes that over all;
+    what ``model_outs`` holds, and the losses inside a validation, are the first one's. Published
+    values are written whenever they are published: scalars, images (CHW or HW, 0..1), histograms
+    (any tensor) and texts.
 
     Tensors are never read in the training's own thread: a writer thread does that, many steps at
     a time. Everything is in the file before a checkpoint is written. A resumed run takes back
@@ -98,6 +101,7 @@ class TensorBoard:
         self._early: list[tuple[dict[str, Any], str, int]] = []
         self._losses: dict[str, list[Any]] = {}
         self._losses_of = -1
+        self._tags: dict[str, str] = {}
         self._first: int | None = None
         self._served: dict[str, int] = {}
         self._serving: dict[str, int] = {}
@@ -178,6 +182,17 @@ class TensorBoard:
         for name, value in scalars.losses_of(model_outs, losses, self._pattern).items():
             bare = value.detach() if isinstance(value, torch.Tensor) else value
             self._losses.setdefault(f"{task}{name}", []).append(bare)
+        if ctx.world_size > 1:
+            tags = scalars.tags_of(losses, self._pattern)
+            self._tags |= {f"{task}{tag}": f"{task}{name}" for tag, name in tags.items()}
+
+    def wants_mean_losses(self, ctx: Context) -> bool:
+        """In which steps losses may be written: of several processes, as the mean over all."""
+        done, n = ctx.position.global_step, self.update_freq
+        if self._by_step:
+            return len(getattr(ctx.data, "tasks", ())) > 1 or done % n == 0
+        ends = ctx.position.step in (ctx.steps_per_epoch, 0) or done == ctx.num_steps
+        return (ctx.epoch_id + 1) % n == 0 and (ends or ctx.steps_per_epoch is None)
 
     @hookimpl
     def on_step_end(self, ctx: Context) -> None:
@@ -277,6 +292,9 @@ class TensorBoard:
                 ctx.name_in_run(n): v[0] if len(v) == 1 else sum(v) / len(v)
                 for n, v in losses.items()
             }
+            if self._tags and not self._is_inside:
+                mean = mean_losses(ctx)
+                means |= {tag: mean[n] for tag, n in self._tags.items() if n in mean}
             self._record.add(means, ctx.training.global_step_id)
 
     def _write(self, values: Mapping[str, Any], kind: str, step: int) -> None:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 from hatbus import hookimpl, plugin
 from hatbus.evaluation import LossMeans
 from hatbus.log import log
+from hatbus.parallel import summed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hatbus import Context
+    from hatbus.parallel import Moment
 
 
 @plugin(stage="monitor", everywhere=True)
@@ -60,4 +62,9 @@ class MeanLosses:
                 "validation: the model returned no loss in eval mode, so nothing is published; "
                 "give callbacks=[...], such as a metric_updater"
             )
-        ctx.log(self._means.means(ctx.world_size, ctx.device))
+        sums = summed(ctx, self, "epoch") if ctx.world_size > 1 else None
+        ctx.log(self._means.means(ctx.world_size, ctx.device, sums))
+
+    def rank_sums(self, ctx: Context, moment: Moment) -> Tensor | None:
+        """What is to be added up over all ranks at the end of a validation."""
+        return self._means.numbers(ctx.device) if moment == "epoch" else None
