@@ -3,36 +3,61 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.fsdp
 from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 from torch.utils.data import TensorDataset
-from worlds import alone, world
+from worlds import world
 
 from hatbus import Trainer, data, hookimpl, plugin, rng
-from hatbus.callbacks import Checkpoint, ExponentialMovingAverage
+from hatbus.callbacks import Checkpoint, ExponentialMovingAverage, MeanTeacher
 from hatbus.parallel import full_tensor
+from hatbus_checkpoint import InitFrom
 
 GLOBAL_BATCH = 8
 STEPS, STOP = 7, 4
 
 
 class Net(nn.Module):
-    """Tensors with fewer rows than processes, with odd numbers of rows, tied ones, buffers."""
+    """Tensors with fewer rows than processes, with odd numbers of rows, tied ones, buffers.
 
-    def __init__(self) -> None:
+    Args:
+        tied: whether two of its tensors are one.
+    """
+
+    def __init__(self, *, tied: bool) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Dropout(0.2))
-        self.one, self.other = nn.Linear(5, 5), nn.Linear(5, 5)
-        self.other.weight = self.one.weight
+        width = 5 if tied else 6  # blocks of layers are of equal sizes
+        self.one, self.other = nn.Linear(5, width), nn.Linear(width, 5)
+        if tied:
+            self.other.weight = self.one.weight
         self.head = nn.Linear(5, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.other(self.one(self.stem(x))))
+
+
+class Pair(nn.Module):
+    """A student and its teacher."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.student, self.teacher = Net(tied=tied), Net(tied=tied)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.student(x)
 
 
 @plugin(stage="setup", everywhere=True)
@@ -61,15 +86,18 @@ class Looks:
 
 
 def spread(model: nn.Module, how: str) -> None:
-    """Spreads a model over the processes."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
+    """Spreads a model over the processes: by rows; in replicas; or blocks of layers, then rows."""
     size = distributed.get_world_size()
-    shape = (2, size // 2) if how == "hsdp" else (size,)
-    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("r", "s")[-len(shape) :])
-    for part in (model.stem, model.head, model):
-        fully_shard(part, mesh=mesh)
+    names = {"hsdp": ("r", "s"), "tp": ("s", "t")}.get(how, ("s",))
+    mesh = init_device_mesh("cpu", (2, size // 2)[-len(names) :], mesh_dim_names=names)
+    if how == "fsdp":
+        mesh = init_device_mesh("cpu", (size,))
+    for net in (model.student, model.teacher):
+        if how == "tp":
+            plan = {"one": ColwiseParallel(), "other": RowwiseParallel()}
+            parallelize_module(net, mesh["t"], plan)
+        for part in (net.stem, net.head, net):
+            fully_shard(part, mesh=mesh["s"] if how == "tp" else mesh)
 
 
 def trainer_of(path: Path, how: str, looks: Looks, **options: Any) -> Trainer:
@@ -77,15 +105,15 @@ def trainer_of(path: Path, how: str, looks: Looks, **options: Any) -> Trainer:
 
     Args:
         path: of the checkpoints.
-        how: ``"fsdp"``, ``"hsdp"`` or ``"ddp"``, which is a plain one where there is one process.
+        how: ``"fsdp"``, ``"hsdp"``, ``"tp"`` or ``"ddp"``, which is a plain one where there is one
+            process; with ``u`` before it no tensors are tied.
         looks: a plugin that looks.
         options: of the checkpoint.
     """
-    import os
-
     size = int(os.environ["WORLD_SIZE"])
     rng.seed_all(0)
-    model = Net().double()
+    model = Pair(tied=not how.startswith("u")).double()
+    how = how.removeprefix("u")
     if how != "ddp":
         distributed.init_process_group("gloo")
         spread(model, how)
@@ -96,9 +124,10 @@ def trainer_of(path: Path, how: str, looks: Looks, **options: Any) -> Trainer:
     )
     kind = options.pop("optimizer", torch.optim.Adam)
     plugins: dict[str, Any] = {"looks": looks, "ema": ExponentialMovingAverage(0.8, 2)}
+    plugins["mean_teacher"] = MeanTeacher(0.7, 2)
     saves = {"interval_by": "step", "save_interval": 3, "resume": "auto", **options}
     plugins["checkpoint"] = Checkpoint(str(path), **saves)
-    optimizer = kind(model.parameters(), lr=0.01)
+    optimizer = kind(model.student.parameters(), lr=0.01)
     return Trainer(model, optimizer, loader, nn.functional.mse_loss, plugins, seed=3)
 
 
@@ -111,33 +140,46 @@ def train(path: Path, how: str, steps: int, rank: int, name: str = "", **options
         torch.save(found, path / f"{name}-{rank}.pt")
 
 
-def go(size: int, path: Path, how: str, steps: int, name: str = "", **options: Any) -> list[int]:
-    """The same on so many processes."""
+def go(kind: str, path: Path, steps: int, name: str = "", **options: Any) -> list[int]:
+    """The same on so many processes as ``kind``, such as ``"fsdp-2"``, says."""
     path.mkdir(parents=True, exist_ok=True)
-    work = partial(_train, path, how, steps, name, options)
-    return world(size, work) if size > 1 else [alone(work)]
+    how, size = kind.split("-")
+    return world(int(size), partial(_train, path, how, steps, name, options), 200)
 
 
 def _train(path: Path, how: str, steps: int, name: str, options: dict[str, Any], rank: int) -> None:
     train(path, how, steps, rank, name, **options)
 
 
+def begun(source: Path, rank: int) -> None:
+    """Leaves the weights of a model that was spread and then begins with those of a checkpoint."""
+    rng.seed_all(1)
+    distributed.init_process_group("gloo")
+    model = Pair(tied=True).double()
+    spread(model, "fsdp")
+    InitFrom(source, strict=True)(model)
+    weights = {name: full_tensor(value) for name, value in model.state_dict().items()}
+    torch.save(weights, source / f"begun-{rank}.pt")
+
+
 def main(folder: Path, cases: list[str]) -> None:
-    """Does the cases and prints the exit codes: ``HOW-SIZE`` or ``HOW-SIZE:HOW-SIZE``, a resume."""
+    """Does the cases and prints the exit codes; ``HOW-SIZE:HOW-SIZE`` is a resume.
+
+    ``begun:HOW-SIZE`` begins with what the run ``HOW-SIZE`` has saved; ``whole:HOW-SIZE`` does not
+    stop, and saves in the background.
+    """
     codes: dict[str, list[int]] = {}
     for case in cases:
         first, _, then = case.partition(":")
-        how, size = first.split("-")
-        path = folder / first
-        options = {"async_save": True} if how.startswith("async") else {}
-        if not path.exists():
-            codes[first] = go(int(size), path, how.removeprefix("async"), STOP, **options)
-        if then:
-            source = sorted(path.glob("checkpoint-*/"))[-1]
-            how, size = then.split("-")
-            place = folder / case.replace(":", "-to-")
-            resume = {"resume": str(source), "override": ["all"]}
-            codes[case] = go(int(size), place, how, STEPS, "found", **resume)
+        place = folder / case.replace(":", "-to-")
+        if first == "begun":
+            codes[case] = world(2, partial(begun, folder / then))
+        elif first == "whole":
+            codes[case] = go(then, folder / f"whole-{then}", STEPS, "found", async_save=True)
         else:
-            codes[case] = go(int(size), path / "whole", how.removeprefix("async"), STEPS, "found")
+            if not (folder / first).exists():
+                codes[first] = go(first, folder / first, STOP)
+            source = sorted((folder / first).glob("checkpoint-*/"))[-1]
+            resume = {"resume": str(source), "override": ["all"]}
+            codes[case] = go(then, place, STEPS, "found", **resume)
     print(json.dumps(codes), flush=True)

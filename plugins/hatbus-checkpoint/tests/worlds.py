@@ -22,14 +22,13 @@ Work = Callable[[int], Any]
 
 def world(size: int, work: Work, seconds: float = 60.0) -> list[int]:
     """Does the work in so many processes; their exit codes, or the signal, negative, of each."""
+    return ended(started(size, work), seconds)
+
+
+def started(size: int, work: Work) -> list[int]:
+    """Begins the work in so many processes; their ids."""
     port = free_port()
-    children = [_fork(rank, size, port, work) for rank in range(size)]
-    return _ended(children, time.monotonic() + seconds)
-
-
-def alone(work: Work) -> int:
-    """Does the work in one process."""
-    return world(1, work)[0]
+    return [_fork(rank, size, port, work) for rank in range(size)]
 
 
 def free_port() -> str:
@@ -58,7 +57,9 @@ def _fork(rank: int, size: int, port: str, work: Work) -> int:
     os._exit(code)
 
 
-def _ended(children: list[int], until: float) -> list[int]:
+def ended(children: list[int], seconds: float = 60.0) -> list[int]:
+    """Waits for processes; their exit codes, 1000 for one that did not end in time."""
+    until = time.monotonic() + seconds
     codes: dict[int, int] = {}
     while len(codes) < len(children) and time.monotonic() < until:
         for child in (one for one in children if one not in codes):

@@ -13,10 +13,9 @@ from hatbus.errors import CheckpointError, JobError
 from hatbus.log import log
 from hatbus.loop import RAW, plain_name
 from hatbus.option_values import names, text
-from hatbus.parallel import refuse_sharded
 from hatbus_checkpoint import model_state
-from hatbus_checkpoint.tree import identity
-from hatbus_checkpoint.weights import weights_of
+from hatbus_checkpoint.sharded.placing import Placing
+from hatbus_checkpoint.weights import lazy_weights_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,31 +90,37 @@ class InitFrom:
             CheckpointError: there are no such weights, none of them is in the model, or with
                 ``strict`` something does not match. The model is as it was.
         """
-        refuse_sharded(model, "init_from", "load the weights before fully_shard")
         source = self._source()
         given = {self._renamed(name): value for name, value in source.items()}
-        wrapped = {plain_name(name): name for name in model.state_dict()}
-        own = {plain: model.state_dict()[name] for plain, name in wrapped.items()}
+        state = model.state_dict()
+        wrapped = {plain_name(name): name for name in state}
+        own = {plain: state[name] for plain, name in wrapped.items()}
         wanted = [name for name in own if self._is_wanted(name)]
         reshaped = [n for n in wanted if n in given and not _fits(own[n], given[n])]
         loaded = [n for n in wanted if n in given and n not in reshaped]
         if not loaded:
             raise CheckpointError(self._nothing(source, own, reshaped))
-        held = {identity(own[n]) for n in loaded if isinstance(own[n], torch.Tensor)}
+        ids = model_state.ids_of_parameters(model)
+
+        def same(name: str) -> Any:
+            return model_state.identity_of(wrapped[name], own[name], ids)
+
+        held = {same(n) for n in loaded if _is_there(own[n])}
         found = Match(
             loaded,
-            [n for n in wanted if n not in given and not _is_held(own[n], held)],
+            [n for n in wanted if n not in given and not (_is_there(own[n]) and same(n) in held)],
             [n for n in given if n not in own and self._is_wanted(n)],
             reshaped,
             [n for n in own if n in given and not self._is_wanted(n)],
         )
         self._tell(found, given, own)
-        model.load_state_dict({wrapped[n]: given[n] for n in loaded}, strict=False)
+        taken = {wrapped[n]: given[n] for n in loaded}
+        model.load_state_dict(Placing(state, ()).model(taken), strict=False)
         return found
 
     def _source(self) -> dict[str, Any]:
         try:
-            found = weights_of(self.path, self.weights)
+            found = lazy_weights_of(self.path, self.weights)
         except CheckpointError as error:
             said = str(error).removeprefix("resume: ")
             raise CheckpointError(f"init_from: {said}") from error
@@ -187,6 +192,6 @@ def _fits(mine: Any, value: Any) -> bool:
     return is_lazy(mine) or model_state.shape_of(mine) == model_state.shape_of(value)
 
 
-def _is_held(mine: Any, held: set[Any]) -> bool:
-    """Whether a tensor without weights of its own is shared with one that has some."""
-    return isinstance(mine, torch.Tensor) and not is_lazy(mine) and identity(mine) in held
+def _is_there(mine: Any) -> bool:
+    """Whether it is a tensor that has memory."""
+    return isinstance(mine, torch.Tensor) and not is_lazy(mine)

@@ -30,7 +30,7 @@ def take(model: torch.nn.Module) -> tuple[Tensors, dict[str, str], dict[str, Any
     aliases: dict[str, str] = {}
     extra: dict[str, Any] = {}
     first: dict[Any, str] = {}
-    held = {n: id(p) for n, p in model.named_parameters(remove_duplicate=False)}
+    held = ids_of_parameters(model)
     for wrapped, value in model.state_dict().items():
         name = plain_name(wrapped)
         if is_lazy(value):  # nothing yet: it comes with the first batch
@@ -38,14 +38,25 @@ def take(model: torch.nn.Module) -> tuple[Tensors, dict[str, str], dict[str, Any
         if not isinstance(value, torch.Tensor):
             extra[name] = value
             continue
-        # A process may have no memory of a shard; whether two are one is the same on all.
-        same_as = held.get(wrapped, id(value)) if is_shard(value) else identity(value)
-        same = first.setdefault(same_as, name)
+        same = first.setdefault(identity_of(wrapped, value, held), name)
         if same == name:
             tensors[name] = value
         else:
             aliases[name] = same
     return tensors, aliases, extra
+
+
+def ids_of_parameters(model: torch.nn.Module) -> dict[str, int]:
+    """Every parameter's name to a number that shared ones have alike."""
+    return {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def identity_of(name: str, value: torch.Tensor, ids: Mapping[str, int]) -> Any:
+    """Equal for two of a model's tensors that are one.
+
+    Of what is spread a process may have no memory at all; which parameter it is, all know.
+    """
+    return ids.get(name, id(value)) if is_shard(value) else identity(value)
 
 
 def joined(

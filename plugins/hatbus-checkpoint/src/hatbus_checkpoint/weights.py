@@ -37,8 +37,13 @@ def weights_of(path: Path | str, view: str = RAW) -> dict[str, Any]:
     Raises:
         CheckpointError: there is nothing of the kind, it is damaged, or holds no such averages.
     """
+    return {name: whole_of(value) for name, value in lazy_weights_of(path, view).items()}
+
+
+def lazy_weights_of(path: Path | str, view: str = RAW) -> dict[str, Any]:
+    """The same, but tensors that are in parts are not read yet."""
     entry = entry_at(path)
-    return weights_in(path if entry is None else entry, view)
+    return _of_file(Path(path), view) if entry is None else _in_checkpoint(entry, view)
 
 
 def entry_at(path: Path | str) -> Entry | None:
@@ -72,11 +77,15 @@ def weights_in(source: Entry | Path | str, view: str = RAW) -> dict[str, Any]:
     """
     if not isinstance(source, Entry):
         return _of_file(Path(source), view)
-    saved = Saved(source)
+    return {name: whole_of(value) for name, value in _in_checkpoint(source, view).items()}
+
+
+def _in_checkpoint(entry: Entry, view: str) -> dict[str, Any]:
+    saved = Saved(entry)
     state = saved.model()
     if view != RAW:
         state |= averages_of(saved, view, tensors_in(state))
-    return {name: whole_of(value) for name, value in state.items()}
+    return state
 
 
 def _of_file(path: Path, view: str) -> dict[str, Any]:
