@@ -17,6 +17,7 @@ from typing import Any, Final, cast
 
 import torch
 from bench_checkpoint import FIELDS, interleaved, torch_and_sync
+from target import target
 
 from hatbus_checkpoint.folder import CheckpointFolder
 from hatbus_checkpoint.saving import Saves
@@ -116,11 +117,6 @@ def measure(place: Path, state: State) -> tuple[dict[str, float], dict[str, int]
     return found, {name: run.written for name, run in runs.items()}
 
 
-def show(what: str, value: float, target: float) -> None:
-    said = "" if value <= target else "  MISSED"
-    print(f"  {what:<60} {value:6.3f}  target {target:.2f}{said}")
-
-
 def main(mebibytes: str = "1144", folder: str | None = None) -> None:
     torch.set_num_threads(1)
     for what, trained in (("95 % frozen", 0.05), ("all changes", 1.0)):
@@ -132,13 +128,11 @@ def main(mebibytes: str = "1144", folder: str | None = None) -> None:
         print(f"{what}, {size / 1e9:.2f} GB: {took}")
         for name in ("copies=1", "copies=2"):
             ratio, share = seconds[name] / seconds["all"], written[name] / written["all"]
-            show(f"time of a save, {name} / all written", ratio, 0.12 if trained < 1 else 1.03)
-            show(f"bytes written, {name} / all written", share, 0.06 if trained < 1 else 1.03)
-        show(
-            "time of a save, all written / torch.save + fsync",
-            seconds["all"] / seconds["torch"],
-            1.0,
-        )
+            time_bar, bytes_bar = (0.12, 0.06) if trained < 1 else (1.03, 1.03)
+            target(f"{what}: time of a save, {name} / all written", ratio, time_bar)
+            target(f"{what}: bytes written, {name} / all written", share, bytes_bar)
+        ratio = seconds["all"] / seconds["torch"]
+        target(f"{what}: time of a save, all written / torch.save + fsync", ratio, 1.0)
 
 
 def _layer(mebibytes: int) -> torch.Tensor:

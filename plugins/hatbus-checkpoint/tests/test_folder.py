@@ -92,6 +92,25 @@ def test_a_name_that_an_earlier_run_took_gets_a_number(folder: CheckpointFolder)
     assert len(folder.entries()) == 2
 
 
+def test_a_run_finds_its_own_checkpoints_and_reads_those_of_others_once(
+    folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in range(5):
+        save(folder, step, run="other")
+    read: list[str] = []
+    real = manifest.read
+    monkeypatch.setattr(manifest, "read", lambda path: read.append(path.name) or real(path))
+    mine = [save(folder, step).path.name for step in (10, 11)]
+    assert sorted(e.path.name for e in folder.of_run("me")) == mine
+    assert len(read) == 7
+    mine.append(save(folder, 12).path.name)
+    folder.remove(folder.path / mine.pop(0))
+    (folder.path / mine[0] / manifest.NAME).write_text("damaged")
+    assert [e.path.name for e in folder.of_run("me")] == mine[1:]
+    assert sorted(read[7:]) == mine
+    assert len(folder.of_run("other")) == 5
+
+
 def test_two_prefixes_in_one_folder_never_see_each_other(tmp_path: Path) -> None:
     one, other = CheckpointFolder(tmp_path), CheckpointFolder(tmp_path, "a.")
     save(one, 1)

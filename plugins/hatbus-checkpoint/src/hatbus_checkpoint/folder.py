@@ -62,6 +62,7 @@ class CheckpointFolder:
         self.path, self.prefix = path, prefix
         self.passed_over: set[Path] = set()
         self.has_links = False
+        self._run_of: dict[str, str] = {}
         self._is_mine = re.compile(re.escape(prefix) + _NAME).fullmatch
         self._is_left = re.compile(
             rf"\.(tmp|trash)-{re.escape(prefix)}(checkpoint|weights|probe).*"
@@ -72,6 +73,23 @@ class CheckpointFolder:
     def entries(self) -> list[Entry]:
         """Every checkpoint, newest first; those whose manifest cannot be read come before."""
         return sorted(map(entry_of, self._paths()), key=lambda e: e.age, reverse=True)
+
+    def of_run(self, run: str) -> list[Entry]:
+        """The checkpoints of one run whose manifests can be read, in no order.
+
+        A manifest that is another run's is read once: nobody changes a checkpoint.
+
+        Args:
+            run: id of the run.
+        """
+        found = []
+        for path in self._paths():
+            if self._run_of.get(path.name, run) == run:
+                entry = entry_of(path)
+                if not entry.fault:
+                    self._run_of[path.name] = entry.manifest["run"]
+                    found += [entry] * (entry.manifest["run"] == run)
+        return found
 
     def latest(self, verify: Verify = finite_file.verify) -> Entry | None:
         """The newest checkpoint whose bytes are right and weights finite; others are told.

@@ -70,7 +70,7 @@ def retire(
     Raises:
         OSError: the disk failed.
     """
-    entries = [e for e in folder.entries() if e.path not in folder.passed_over]
+    entries = [e for e in folder.of_run(run) if e.path not in folder.passed_over]
     for old in superfluous(entries, run, keep_last, rankings):
         folder.remove(old.path)
 
