@@ -19,7 +19,7 @@ import torch
 from bench_checkpoint import FIELDS, interleaved, torch_and_sync
 from target import target
 
-from hatbus_checkpoint.folder import CheckpointFolder
+from hatbus_checkpoint.folder import CheckpointFolder, Entry
 from hatbus_checkpoint.saving import Saves
 from hatbus_checkpoint.sharded.peers import Peers
 from hatbus_checkpoint.snapshot import Snapshot
@@ -64,7 +64,11 @@ class State:
 
 
 class Run:
-    """Saves of one run, of which the two newest stay."""
+    """Saves of one run, of which the two newest stay.
+
+    Attributes:
+        written: bytes that the last save wrote.
+    """
 
     def __init__(self, path: Path, copies: int | None) -> None:
         path.mkdir()
@@ -73,24 +77,27 @@ class Run:
         self.saves = Saves(self.folder, hashed=False)
         if copies:
             self.saves.share(copies)
-        self.number = 0
+        self.number, self.written = 0, 0
+        self._known: set[tuple[int, int]] = set()
 
     def save(self, snapshot: Snapshot, frozen: Collection[tuple[str, str]]) -> None:
         self.number += 1
         begun = self.saves.begin(f"checkpoint-step-{self.number}", snapshot, frozen)
         progress = {"epoch": 0, "step": self.number, "global_step": self.number}
         fields = {**FIELDS, "progress": progress}
-        self.saves.write(begun, fields, ALONE, lambda entry: entry.path)
+        self.saves.write(begun, fields, ALONE, self._weigh)
+
+    def _weigh(self, entry: Entry) -> Path:
+        """Adds up the bytes of the files that no save had before."""
+        files = [p.stat() for p in entry.path.rglob("*") if p.is_file()]
+        new = [found for found in files if (found.st_ino, found.st_mtime_ns) not in self._known]
+        self._known |= {(found.st_ino, found.st_mtime_ns) for found in files}
+        self.written = sum(found.st_size for found in new)
+        return entry.path
 
     def retire(self) -> None:
         for entry in self.folder.entries()[2:]:
             self.folder.remove(entry.path)
-
-    @property
-    def written(self) -> int:
-        """Bytes that are in the newest checkpoint and in no other."""
-        files = [p.stat() for p in self.folder.entries()[0].path.rglob("*") if p.is_file()]
-        return sum(found.st_size for found in files if found.st_nlink == 1)
 
 
 def measure(place: Path, state: State) -> tuple[dict[str, float], dict[str, int]]:

@@ -1,9 +1,10 @@
 """Kills a real run again and again at random times, until it gets through; or signals it.
 
-As a program: ``kills.py FOLDER KILLS SEED WORKERS [--terminate]`` prints one line of JSON: how many
+As a program: ``kills.py FOLDER KILLS SEED WORKERS [WORDS]`` prints one line of JSON: how many
 kills there were, in which phase, how many starts failed, and whether the end is the right one. The
 run is forked from a process that has imported everything, so that a start costs milliseconds.
 ``--terminate`` sends SIGTERM to the whole process group instead, and wants exit code 75 every time.
+``--incremental`` lets saves share files, with half of the weights frozen.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from runs import last, trainer_of
+from runs import last, state_in, trainer_of
 
 from hatbus import hookimpl, plugin
+from hatbus_checkpoint.folder import CheckpointFolder
+from hatbus_checkpoint.unchanged import unchanged
 
 STEPS = 24
 SAVED_AND_STOPPED = 75
+MORE: dict[str, Any] = {}
+"""Options of the runs."""
 OUTSIDE = ("start", "end")
 """Phases in which the loop does not serve signals yet, or not any more."""
 
@@ -61,7 +66,7 @@ class Slow:
 
 
 def train(path: Path, workers: int, note: Any = None) -> None:
-    options = {"save_interval": 1, "keep_last": 2, "workers": workers, "tasks": "weighted"}
+    options = {"save_interval": 1, "keep_last": 2, "workers": workers, "tasks": "weighted", **MORE}
     trainer_of(path, {"slow": Slow(note)}, **options).fit(num_steps=STEPS)
 
 
@@ -94,6 +99,10 @@ def wait(child: int, seconds: float) -> int | None:
 
 
 def digest(path: Path) -> str:
+    if MORE:  # the files hang on when it was killed
+        found = CheckpointFolder(path).latest()
+        assert found is not None
+        return hashlib.sha256(state_in(found.path).encode()).hexdigest()
     files = last(path)
     text = "".join(f"{n} {hashlib.sha256(b).hexdigest()}\n" for n, b in sorted(files.items()))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -101,9 +110,13 @@ def digest(path: Path) -> str:
 
 def main(folder: str, kills: str, seed: str, workers: str, *more: str) -> dict[str, Any]:
     place, chance, terminate = Path(folder), random.Random(int(seed)), "--terminate" in more
+    if "--incremental" in more:
+        unchanged.LEAST = 1  # type: ignore[misc]
+        MORE.update(incremental=True, frozen=True, copies=chance.choice([1, 2]))
     train(place / "whole", int(workers))
     expected = digest(place / "whole")
     result: dict[str, Any] = {"kills": 0, "bad": [], "runs": 0, "right": 0, "phases": {}}
+    result |= {"shared": 0, "copies": MORE.get("copies")}
     phases: collections.Counter[str] = collections.Counter()
     note = os.open(place / "phase", os.O_RDWR | os.O_CREAT)
     while result["kills"] < int(kills):
@@ -133,6 +146,7 @@ def main(folder: str, kills: str, seed: str, workers: str, *more: str) -> dict[s
                 break
         result["runs"] += 1
         result["right"] += digest(path) == expected
+        result["shared"] += any(f.stat().st_nlink > 1 for f in path.rglob("model-*.safetensors"))
     result["phases"] = dict(phases)
     return result
 

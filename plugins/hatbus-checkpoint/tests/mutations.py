@@ -306,9 +306,9 @@ class Trials:
         wrong: what must never happen, in words.
     """
 
-    def __init__(self, place: Path, seed: int) -> None:
+    def __init__(self, place: Path, seed: int, **options: Any) -> None:
         self.place, self.chance = place, random.Random(seed)
-        trainer = trainer_of(place / "saved", save_interval=3, save_hash=False)
+        trainer = trainer_of(place / "saved", save_interval=3, save_hash=False, **options)
         trainer.fit(num_steps=6)
         (place / "saved" / "checkpoint-step-3").rename(place / "other")
         self.whole = place / "saved" / "checkpoint-step-6"

@@ -183,8 +183,8 @@ def run(path: Path, steps: int, plugins: Any = None, **choice: Any) -> Trainer:
         path: save_dir.
         steps: the plan.
         plugins: more plugins by name.
-        choice: kind, workers, precision, average, accumulate, tasks, optimizer; and options of
-            the checkpoint.
+        choice: kind, workers, precision, average, accumulate, tasks, optimizer, frozen; and
+            options of the checkpoint.
     """
     trainer = trainer_of(path, plugins, **choice)
     trainer.fit(num_steps=steps)
@@ -202,6 +202,7 @@ def trainer_of(path: Path, plugins: Any = None, **choice: Any) -> Trainer:
     precision, accumulate = choice.pop("precision", "fp32"), choice.pop("accumulate", 1)
     optimizer, nan = choice.pop("optimizer", torch.optim.AdamW), choice.pop("nan", "ignore")
     model = Net()
+    model.norm.requires_grad_(not choice.pop("frozen", False))
     data = data_of(kind, workers)
     if tasks:
         data = {"a": data, "b": data_of(kind, workers, seed=1)}
@@ -237,6 +238,19 @@ def contents(path: Path) -> dict[str, bytes]:
         {k: v for k, v in manifest.items() if k not in OF_THE_RUN}
     ).encode()
     return found
+
+
+def state_in(path: Path) -> str:
+    """Everything in a checkpoint, whichever files it is in."""
+    from hatbus_checkpoint.folder import entry_of
+    from hatbus_checkpoint.restore import Saved
+    from hatbus_checkpoint.tree import encode
+
+    saved = Saved(entry_of(path))
+    whole: dict[str, Any] = {stem: saved.tree(stem) for stem in saved.stems if "." not in stem}
+    data, tensors = encode({**whole, "model": saved.model()}, inline=1 << 40)
+    assert not tensors
+    return json.dumps(data, sort_keys=True)
 
 
 def last(path: Path) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import sys
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,15 +20,29 @@ from torch import nn
 
 from hatbus import Trainer, hookimpl, plugin
 from hatbus.errors import CheckpointError, JobError
-from hatbus_checkpoint import Checkpoint, manifest, pieces, tensor_file, weights_of
+from hatbus_checkpoint import (
+    Checkpoint,
+    InitFrom,
+    finite_file,
+    listing,
+    manifest,
+    pieces,
+    tensor_file,
+    weights_of,
+)
+from hatbus_checkpoint.exchange import to_hat, to_single
 from hatbus_checkpoint.folder import CheckpointFolder, entry_of
 from hatbus_checkpoint.restore import Saved
 from hatbus_checkpoint.saving import Saves
 from hatbus_checkpoint.sharded.peers import Peers
 from hatbus_checkpoint.snapshot import Snapshot
 from hatbus_checkpoint.tensor_file import as_bytes
-from hatbus_checkpoint.tree import encode
 from hatbus_checkpoint.unchanged import digests, unchanged
+
+sys.path.insert(0, str(Path(__file__).parent))
+from runs import state_in
+
+sys.path.pop(0)
 
 FIELDS: dict[str, Any] = {
     "run": "me",
@@ -114,19 +129,11 @@ def fine_tuning(path: Path, plugins: Any = None, **options: Any) -> Trainer:
     )
 
 
-def state_in(path: Path) -> dict[str, Any]:
-    """Everything in a checkpoint, verified, as data and bytes."""
-    saved = Saved(entry_of(path))
-    manifest.verify(path)
-    whole: dict[str, Any] = {stem: saved.tree(stem) for stem in saved.stems if "." not in stem}
-    whole["model"] = saved.model()
-    data, tensors = encode(whole, inline=1 << 40)
-    assert not tensors
-    return {"data": json.dumps(data, sort_keys=True)}
-
-
-def states_in(folder: Path) -> dict[str, Any]:
-    return {p.path.name: state_in(p.path) for p in CheckpointFolder(folder).entries()}
+def states_in(folder: Path) -> dict[str, str]:
+    """Everything in every checkpoint, verified."""
+    for path in newest_first(folder):
+        manifest.verify(path)
+    return {path.name: state_in(path) for path in newest_first(folder)}
 
 
 def inodes(path: Path) -> set[int]:
@@ -414,6 +421,43 @@ def test_the_best_weights_are_one_file_also_when_a_kill_left_them_undone(tmp_pat
     file.write_bytes(b"half")
     fine_tuning(tmp_path, **options).fit(num_steps=5)
     assert file.read_bytes() == before
+
+
+def test_commands_and_other_trainings_read_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trainer = fine_tuning(run, copies=1)
+    trainer.fit(num_steps=5)
+    whole = trainer.ctx.model.state_dict()
+    before, entry = (entry_of(path) for path in reversed(newest_first(run)[:2]))
+    assert listing.row_of(entry, verified=True)["verified"]
+    files = [line for line in listing.differences(before, entry) if line.startswith("file model")]
+    assert files == ["file model-00000.safetensors: changed"]
+    to_single(Saved(entry), tmp_path / "single.safetensors")
+    to_hat(Saved(entry), tmp_path / "hat.pth.tar")
+    found = [load_file(tmp_path / "single.safetensors")]
+    found += [torch.load(tmp_path / "hat.pth.tar", weights_only=True)["state_dict"]]
+    found += [Checkpoint.load(run).weights]
+    for one in found:
+        assert one.keys() == whole.keys()
+        assert all(torch.equal(one[name], tensor) for name, tensor in whole.items())
+    assert len(InitFrom(run)(Net()).loaded) == len(whole)
+
+
+@pytest.mark.parametrize("trained", ["frozen", "head"])
+def test_weights_that_are_not_finite_are_found_in_any_piece(tmp_path: Path, trained: str) -> None:
+    folder = CheckpointFolder(tmp_path)
+    folder.probe()
+    saves = Saves(folder, hashed=False)
+    saves.share(1)
+    tensors = {"frozen": torch.ones(99), "head": torch.ones(99)}
+    tensors[trained][7] = torch.nan
+    optim: Any = {"groups": [{"params": [trained]}]}
+    parts: dict[str, Any] = {"model": (None, tensors), "optim": (optim, {})}
+    begun = saves.begin("checkpoint-step-1", Snapshot(parts), {("model", "frozen")})
+    path = saves.write(begun, FIELDS, ALONE, lambda entry: entry.path)
+    assert "split" in manifest.read(path)
+    with pytest.raises(CheckpointError, match=f"its parameter '{trained}' is not finite"):
+        finite_file.verify(path)
 
 
 def test_an_odd_number_of_copies_is_refused(tmp_path: Path) -> None:

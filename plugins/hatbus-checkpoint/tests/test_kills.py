@@ -51,6 +51,14 @@ def test_a_run_that_is_killed_at_random_ends_with_the_same_bytes(
     check(killed(tmp_path, kills, 0, workers), kills)
 
 
+def test_a_run_that_shares_files_between_saves_and_is_killed_ends_with_the_same_state(
+    tmp_path: Path,
+) -> None:
+    found = killed(tmp_path, 6, 1, 0, "--incremental")
+    check(found, 6)
+    assert found["shared"] == (found["runs"] if found["copies"] == 1 else 0)
+
+
 def test_a_run_whose_group_is_terminated_is_always_saved_and_goes_on(tmp_path: Path) -> None:
     check(killed(tmp_path, 3, 0, 2, "--terminate"), 3)
 
