@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hatbus.batches.finite import finite_loss
@@ -62,22 +61,6 @@ def core_parts(
         parts["agreed_decisions"] = AgreedDecisions()
     parts.update(loop=Loop(), batch_processor=processor, nobody=UnprovidedSpans())
     return parts
-
-
-def compiled(model: torch.nn.Module, given: Any, wanted: Any) -> Any:
-    """The model as ``torch.compile`` makes it, if that is wanted.
-
-    Args:
-        model: the plain one.
-        given: compiled by the user; None: it was not.
-        wanted: ``True``, or options for ``torch.compile``.
-    """
-    if not wanted:
-        return model if given is None else given
-    import torch
-
-    options = wanted if isinstance(wanted, Mapping) else {}
-    return torch.compile(model, **options)
 
 
 def saves(bus: Bus) -> bool:

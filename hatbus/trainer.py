@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hatbus.batches.batch_processor import BatchProcessor
+from hatbus.batches.compiling import Compiling
 from hatbus.batches.parts import built_parts
 from hatbus.batches.precision import check_precision
 from hatbus.bus.blame import locate
 from hatbus.bus.bus import Bus, named_instances
-from hatbus.core_parts import compiled, core_parts, saves
+from hatbus.core_parts import core_parts, saves
 from hatbus.data.steps import Steps
 from hatbus.errors import JobError
 from hatbus.evaluation.aside import validated
@@ -85,7 +86,7 @@ class Trainer(ShowsItself):
         task_sampler: which tasks a step holds (``hatbus.data.OneTask`` ...); all by default.
         accumulate: batches per task and step (gradient accumulation).
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast; fp16 with a loss scaler).
-        compile: ``True``, or options for ``torch.compile``.
+        compile: ``True``: forward pass and losses; or ``torch.compile``'s options, and ``loss``.
         batch_processor: your own in place of ``BatchProcessor(loss)``.
         modules: modules beside the model by name, such as a critic, that the optimizer trains or
             that keep something. They are moved, saved, resumed and shared as the model is; so is a
@@ -156,10 +157,9 @@ class Trainer(ShowsItself):
         batch_processor, data, task_sampler = parts["processor"], more["data"], more["sampler"]
         check_arguments(model, optimizer, loss, batch_processor)
         waiting = Timeouts(seconds("start_timeout", start_timeout), seconds("timeout", timeout))
-        self._compile, self._doing = compile, ""
         plain = getattr(model, "_orig_mod", model)  # events see the model, not its wrapper
-        self._compiled: Any = model if plain is not model else None
-        self._precision, self._nan = check_precision(precision), nan
+        self._compiling = Compiling(compile, model if plain is not model else None)
+        self._precision, self._nan, self._doing = check_precision(precision), nan, ""
         rank, world = rank_and_world()
         place = own_device(device, plain, rank, world)
         plan = plan_for(parallel, plain, place, world)
@@ -389,7 +389,7 @@ class Trainer(ShowsItself):
         in_eval = self._modes.enter(model)
         if ctx.rank == 0 and ctx.position.global_step == 0:
             tell_of_eval(model, in_eval)
-        model = compiled(model, self._compiled, self._compile)
+        model = self._compiling.applied(model, self._processor)
         share_at_start(ctx)
         self._train_loss.join(self.bus, ctx)
         ctx.wrapped_model = wrapped(ctx, model)

@@ -44,6 +44,9 @@ class BatchProcessor:
             takes all its keys, anything else as one argument; of a pair the inputs, if there is a
             ``loss`` or a plugin that computes losses. ``"keywords"``: a mapping always by keywords;
             ``"argument"``: never; ``"batch"``: the whole batch as one argument.
+
+    Attributes:
+        in_place_of_loss: gives what a training calls in the place of a loss (``compile``), or None.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class BatchProcessor:
         self.need_grad_update = need_grad_update
         self.loss_collector = loss_collector or collect_losses
         self._per_task = isinstance(loss, Mapping)
+        self.in_place_of_loss: Callable[[Loss], Loss] | None = None
         self._asked: dict[str | None, ModelCall] = {}
         self._looked_at: set[str | None] = set()
 
@@ -103,6 +107,8 @@ class BatchProcessor:
 
     def _does_all(self, ctx: Context) -> bool:
         """Whether nobody hears, surrounds or replaces forward and loss: then they are one piece."""
+        if self.in_place_of_loss is not None and self.need_grad_update:
+            return False
         emit, mine = ctx.emit, BatchProcessor
         pairs = (emit.forward, mine.forward), (emit.compute_loss, mine.compute_loss)
         return all(
@@ -118,6 +124,8 @@ class BatchProcessor:
                 return losses_if_any(self.loss_collector, ctx.model_outs)
             return named_losses(self.loss_collector(ctx.model_outs), ctx.task)
         loss: Any = self.loss_of(ctx.task) if self._per_task else self.loss
+        if self.in_place_of_loss is not None and self.need_grad_update:
+            loss = self.in_place_of_loss(loss)
         return _by_name(loss(ctx.model_outs, split(ctx.batch)[1]), ctx.task)
 
     @hookimpl(trylast=True)

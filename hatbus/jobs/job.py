@@ -61,7 +61,7 @@ class Run:
             ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         precision: of forward and loss.
         accumulate: batches per task and step.
-        compile: ``true``, or a table of options for ``torch.compile``.
+        compile: ``true``, or a table of options for ``torch.compile`` and ``loss``.
         nan: what a loss that is not finite does; weights that are not are never saved.
         log_every: steps between two points of ``train/<loss>_step``, the mean loss since the last
             one; 0: none, only ``train/<loss>`` of every epoch.

@@ -105,3 +105,36 @@ def test_the_largest_gradient_is_found_beside_one_without_elements() -> None:
     empty.grad, weight.grad = torch.zeros(0, 3), torch.tensor([-4.0, 2.0])
     assert clip_norm(torch.optim.SGD([empty, weight]), 1.0, float("inf")) == 4
     assert weight.grad.tolist() == pytest.approx([-1.0, 0.5], rel=1e-5)
+
+
+def with_gradients(scale: float, dtype: torch.dtype) -> list[nn.Parameter]:
+    chance = torch.Generator().manual_seed(2)
+    found = [nn.Parameter(torch.zeros(size, dtype=dtype)) for size in (5, 1, 70)]
+    for one in found:
+        one.grad = (scale * torch.randn(len(one), generator=chance)).to(dtype)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "times", [0.0, 0.5, 1 - 1e-5, 1 - 1e-7, 1, 1 + 1e-7, 1 + 1e-5, 2, float("nan"), float("inf")]
+)
+def test_every_gradient_has_torchs_own_bits_on_both_sides_of_the_limit(
+    times: float, dtype: torch.dtype
+) -> None:
+    mine, torchs = with_gradients(3.0, dtype), with_gradients(3.0, dtype)
+    norm = float(nn.utils.get_total_norm([one.grad for one in mine if one.grad is not None]))
+    for one in (*mine, *torchs):
+        one.grad.mul_(times)  # type: ignore[union-attr]
+    expected = nn.utils.clip_grad_norm_(torchs, norm)
+    found = clip_norm(torch.optim.SGD(mine, lr=1.0), norm)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    for one, other in zip(mine, torchs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=0, equal_nan=True)
+
+
+def test_gradients_below_the_limit_are_not_touched() -> None:
+    mine = with_gradients(0.1, torch.float32)
+    before = [one.grad._version for one in mine if one.grad is not None]
+    clip_norm(torch.optim.SGD(mine, lr=1.0), 100.0)
+    assert [one.grad._version for one in mine if one.grad is not None] == before
