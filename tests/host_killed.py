@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import host_loops as loops
+import host_nine
 import torch
 from host_resume import SAVED, resume, start
 
@@ -27,12 +27,12 @@ class Dies:
 
 def main(host: str, folder: Path, how: str) -> None:
     torch.set_num_threads(1)
-    plugins: dict[str, Any] = loops.nine(folder)
+    plugins: dict[str, Any] = host_nine.nine(folder)
     if how == "kill":
         start(host, {**plugins, "dies": Dies()}, folder, epochs=2)
         raise SystemExit("nobody was killed")
     _, model = start(host, plugins, folder, 2) if how == "whole" else resume(host, plugins, folder)
-    left = loops.what_is_left(model, plugins, folder)
+    left = host_nine.what_is_left(model, plugins, folder)
     torch.save(left, folder / f"{how}.pt")
 
 

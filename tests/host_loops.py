@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping
@@ -46,65 +45,12 @@ def samples(size: int = SIZE) -> list[dict[str, torch.Tensor]]:
     return [{"x": one, "y": one.sum(dim=0, keepdim=True)} for one in x]
 
 
-def new_loader(size: int = SIZE) -> DataLoader:
-    return DataLoader(samples(size), batch_size=BATCH)
+def new_loader(size: int = SIZE, data: Any = None) -> DataLoader:
+    return DataLoader(samples(size) if data is None else data, batch_size=BATCH)
 
 
 def new_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-
-
-@plugin(stage="report")
-class Stranger:
-    """What somebody wrote who never heard of hosts: a loss, a wrapper, a count."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.steps = 0
-
-    @hookimpl(wrapper=True)
-    def run_step(self) -> Any:
-        result = yield
-        self.steps += 1
-        return result
-
-    @hookimpl
-    def on_step_end(self, ctx: Context, losses: dict[str, torch.Tensor]) -> None:
-        value = sum(loss.item() for loss in losses.values())
-        self.losses.append(value)
-        ctx.log({"stranger/loss": value})
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"losses": list(self.losses), "steps": self.steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.losses, self.steps = list(state["losses"]), state["steps"]
-
-
-def nine(folder: Path) -> dict[str, object]:
-    """The nine plugins that all loops run with."""
-    from hatbus.callbacks import (
-        ExponentialMovingAverage,
-        FreezeModule,
-        GradClip,
-        GradMonitor,
-        JsonlLog,
-        NanGuard,
-        StatsMonitor,
-        TensorBoard,
-    )
-
-    return {
-        "ema": ExponentialMovingAverage(0.9, decay_base=0),
-        "grad_clip": GradClip(max_norm=0.5, log_interval=1),
-        "nan_guard": NanGuard(),
-        "grad_monitor": GradMonitor(log_freq=2, weights=True),
-        "stats_monitor": StatsMonitor(log_freq=4),
-        "tensorboard": TensorBoard(str(folder / "tb"), describe=False),
-        "jsonl_log": JsonlLog(folder / "log.jsonl"),
-        "freeze_module": FreezeModule([["body.0"]], [5], "step"),
-        "stranger": Stranger(),
-    }
 
 
 # ---- the loops -----------------------------------------------------------------------------------
@@ -205,6 +151,7 @@ def in_accelerate(
     ended: Callable[[Any], None] | None = None,
     resume: Path | None = None,
     size: int = SIZE,
+    data: Any = None,
     **options: Any,
 ) -> Any:
     from accelerate import Accelerator
@@ -212,7 +159,9 @@ def in_accelerate(
     from hatbus_hosts import AccelerateHost
 
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
-    model, optimizer, loader = accelerator.prepare(model, new_optimizer(model), new_loader(size))
+    model, optimizer, loader = accelerator.prepare(
+        model, new_optimizer(model), new_loader(size, data)
+    )
     host = AccelerateHost(
         accelerator,
         plugins,
@@ -248,6 +197,7 @@ def transformers_trainer(
     folder: Path,
     arguments: Mapping[str, Any] | None = None,
     size: int = SIZE,
+    data: Any = None,
     evaluate: bool = False,
 ) -> Any:
     """Transformers' ``Trainer``, which does nothing beside the loop unless it is told to."""
@@ -279,7 +229,7 @@ def transformers_trainer(
     return InOrder(
         model=model,
         args=transformers.TrainingArguments(**given),
-        train_dataset=samples(size),
+        train_dataset=samples(size) if data is None else data,
         eval_dataset=samples(8) if evaluate else None,
         optimizers=(optimizer, None),
         callbacks=callbacks,
@@ -367,6 +317,7 @@ def in_lightning(
     callbacks: list[Any] | None = None,
     resume: Path | None = None,
     size: int = SIZE,
+    batches: Any = None,
     evaluate: bool = False,
     **options: Any,
 ) -> Any:
@@ -378,7 +329,7 @@ def in_lightning(
         warnings.simplefilter("ignore")
         fitter.fit(
             lightning_module(model),
-            new_loader(size),
+            new_loader(size) if batches is None else batches,
             new_loader(8) if evaluate else None,
             ckpt_path=resume,
         )
@@ -394,6 +345,8 @@ def in_ignite(
     with_loss: bool = True,
     accumulate: int = 1,
     size: int = SIZE,
+    called: nn.Module | None = None,
+    batches: Any = None,
     **options: Any,
 ) -> Any:
     from ignite.engine import Engine
@@ -401,12 +354,13 @@ def in_ignite(
     from hatbus_hosts import attach_ignite
 
     optimizer, loss = new_optimizer(model), nn.MSELoss()
+    forward = model if called is None else called
 
     def update(engine: Any, batch: Any) -> torch.Tensor:
         if (engine.state.iteration - 1) % accumulate == 0:
             optimizer.zero_grad()
         model.train()
-        value = loss(model(batch)["outs"], batch["y"])
+        value = loss(forward(batch)["outs"], batch["y"])
         (value / accumulate if accumulate > 1 else value).backward()
         if engine.state.iteration % accumulate == 0:
             optimizer.step()
@@ -425,7 +379,7 @@ def in_ignite(
     )
     if prepare is not None:
         prepare(engine, host, optimizer)
-    engine.run(new_loader(size), max_epochs=epochs)
+    engine.run(new_loader(size) if batches is None else batches, max_epochs=epochs)
     return host
 
 
@@ -436,56 +390,3 @@ HOSTS: dict[str, Callable[..., Any]] = {
     "accelerate": in_accelerate,
     "plain": in_plain,
 }
-
-
-# ---- what a run left -----------------------------------------------------------------------------
-
-
-def is_comparable(name: str) -> bool:
-    """Whether a plugin published this; not what a clock said, nor what hatbus's own Trainer did."""
-    return not name.startswith("time") and name != "train/loss"
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a jsonl log."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    found = [{name: v for name, v in row.items() if is_comparable(name)} for row in rows]
-    return [row for row in found if row.keys() - {"step", "epoch", "event"}]
-
-
-def curves_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """The curves in a folder of TensorBoard's."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found = EventAccumulator(str(folder))
-    found.Reload()
-    return {
-        tag: [(one.step, one.value) for one in found.Scalars(tag)]
-        for tag in found.Tags()["scalars"]
-        if is_comparable(tag)
-    }
-
-
-def what_is_left(model: Net, plugins: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Everything that two runs have to have in common."""
-    return {
-        "rows": rows_of(folder / "log.jsonl"),
-        "curves": curves_of(folder / "tb"),
-        "weights": {name: one.clone() for name, one in model.state_dict().items()},
-        "averages": plugins["ema"].averages(),
-        "losses": plugins["stranger"].losses,
-        "steps": plugins["stranger"].steps,
-        "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
-    }
-
-
-def assert_same(one: Any, other: Any, where: str = "") -> None:
-    """Bit for bit."""
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, Mapping):
-        assert list(one) == list(other), where
-        for name, value in one.items():
-            assert_same(value, other[name], f"{where} {name}")
-    else:
-        assert one == other, where

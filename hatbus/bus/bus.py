@@ -63,6 +63,7 @@ class Bus:
 
     Attributes:
         members: registered plugins by name, in no order.
+        rank: of this process; ``freeze`` anew where it is set later.
         callers: frozen function's filename to plugin name per line.
         asks_batches: whether any plugin decides on ``skip_batch``.
         instrument: gives the function to call in place of a plugin's
@@ -79,7 +80,7 @@ class Bus:
         rank: int = 0,
         strict: bool = False,
     ) -> None:
-        self.rank: Final = rank
+        self.rank = rank
         self.members: dict[str, Member] = {}
         self.callers: dict[str, tuple[str, ...]] = {}
         self.gates: dict[str, Gate] = {}

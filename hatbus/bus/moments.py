@@ -1,14 +1,15 @@
 """Core hook wrappers: the moments around spans, and the task's scope.
 
-The wrapper that emits a span's begin and end is written once, as the text below, and compiled in
-two forms: the generator that pluggy knows as the outermost wrapper of the span, and the plain
-function that frozen dispatch runs in its place (a generator costs three times as much).
+The wrapper that emits a span's begin and end is written down as text and compiled in three forms:
+the generator that pluggy knows as the outermost wrapper of the span; the plain function that frozen
+dispatch runs in its place (a generator costs three times as much); and its halves, for a loop in
+which begin and end of a span stand in two places.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hatbus.bus.blame import note_another
 from hatbus.bus.member import is_core
@@ -45,6 +46,41 @@ def {span}({parameters}):
         moment(ctx)
     return {value}
 """
+_HALVES: Final = """
+def begin(ctx):
+    moment = ctx.emit.{begin}
+    if moment is not None:
+        moment(ctx)
+    {ready}
+
+def finish(ctx, value):
+    {keep}
+    moment = ctx.emit.{end}
+    if moment is not None:
+        moment(ctx)
+    return {value}
+
+def fail(ctx, error):
+    emit, outer = ctx.emit, ctx.exception
+    ctx.exception = error
+    {tell}
+    emit_after_error(emit.{end}, error, ctx)
+    ctx.exception = outer  # whoever called may handle the error
+"""
+
+
+class Halves(NamedTuple):
+    """A wrapper as three functions: before the work, after it, and after an error in it or before.
+
+    Attributes:
+        begin: given the context.
+        finish: given the context and the work's result; gives the wrapper's.
+        fail: given the context and the error.
+    """
+
+    begin: Callable[[Context], None]
+    finish: Callable[[Context, Any], Any]
+    fail: Callable[[Context, BaseException], None]
 
 
 def emitting(
@@ -64,10 +100,11 @@ def emitting(
         ready: statement between the begin and the body.
 
     Returns:
-        The wrapper, a generator function. Its ``around(self, body)`` gives the plain form; its
-        ``moments`` name what it emits, so that the bus can leave it out when nobody listens
-        (empty when it does more than emit). ``unless_kept`` names the same where it keeps the
-        value, so that the bus can leave it out if the one implementation ``keeps`` that itself.
+        The wrapper, a generator function. Its ``around(self, body)`` gives the plain form, its
+        ``halves`` are the third; its ``moments`` name what it emits, so that the bus can leave it
+        out when nobody listens (empty when it does more than emit). ``unless_kept`` names the same
+        where it keeps the value, so that the bus can leave it out if the one implementation
+        ``keeps`` that itself.
     """
     begin, end = PAIRS[span]
     tell = f"emit_after_error(emit.{failing}, error, ctx, error)" if failing else "pass"
@@ -76,14 +113,19 @@ def emitting(
     more = [name for name in EVENTS[span].arguments if name not in BATCH]
     passed = ", ".join(["ctx", *more])
 
-    def compiled(parameters: str, inside: str, **names: Any) -> Any:
+    def compiled(text: str, **names: Any) -> Any:
         names["emit_after_error"] = emit_after_error
-        exec(_TEXT.format(**parts, parameters=parameters, inside=inside), names)  # noqa: S102 - the text above
-        return names[span]
+        exec(text, names)  # noqa: S102 - one of the texts above
+        return names
 
-    wrapper: Any = compiled("self, ctx", "yield")
+    def whole(parameters: str, inside: str, **names: Any) -> Any:
+        return compiled(_TEXT.format(**parts, parameters=parameters, inside=inside), **names)[span]
+
+    wrapper: Any = whole("self, ctx", "yield")
     wrapper.__doc__ = f"Emits {begin} and {end}."
-    wrapper.around = lambda _, body: compiled(passed, f"body({passed})", body=body)
+    wrapper.around = lambda _, body: whole(passed, f"body({passed})", body=body)
+    made = compiled(_HALVES.format(**parts))
+    wrapper.halves = Halves(*(made[name] for name in Halves._fields))
     heard = (begin, end) if failing is None else (begin, end, failing)
     wrapper.moments = heard if keep == ready == "pass" else ()
     wrapper.unless_kept = heard if ready == "pass" else ()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hatbus.loop.module_names import find_module, has_module, plain_name, unwrapped
     from hatbus.loop.open_spans import OpenSpans
     from hatbus.loop.signals import stop_wanted
-    from hatbus.loop.structure import structure_changed, structure_of
+    from hatbus.loop.structure import structure_changed, structure_of, structure_watched
     from hatbus.loop.weights import RAW, Weights
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "stop_wanted",
     "structure_changed",
     "structure_of",
+    "structure_watched",
     "unwrapped",
 ]
 
@@ -85,6 +86,7 @@ __getattr__ = lazily(
     has_module="module_names",
     structure_changed="structure",
     structure_of="structure",
+    structure_watched="structure",
     unwrapped="module_names",
     stop_wanted="signals",
     plain_name="module_names",

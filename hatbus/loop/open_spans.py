@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hatbus.bus.blame import blame, note_another
 from hatbus.bus.member import is_core
+from hatbus.bus.moments import Halves
 from hatbus.errors import HookError
 from hatbus.events import answers
-from hatbus.events.training import EVENTS
+from hatbus.events.training import EVENTS, PAIRS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 Wrapper = Generator[None, Any, Any]
 _CTX: Final = ("ctx",)
+_Entered = tuple["HookImpl", "Wrapper | Halves"]
 
 
 class _Around(NamedTuple):
@@ -37,13 +39,7 @@ class _Around(NamedTuple):
     function: Callable[..., Any]
     names: tuple[str, ...]
     gate: Gate | None
-
-
-class _Open(NamedTuple):
-    """A span that was entered, and its wrappers, outermost first."""
-
-    span: str
-    wrappers: list[tuple[HookImpl, Wrapper]]
+    halves: tuple[HookImpl, Halves] | None
 
 
 class OpenSpans:
@@ -54,12 +50,16 @@ class OpenSpans:
 
     Args:
         ctx: of the run; its bus holds ``Moments``, if moments are wanted.
+
+    Attributes:
+        is_open: given a span's name, says whether it is open.
     """
 
     def __init__(self, ctx: Context) -> None:
         self._ctx: Final = ctx
-        self._open: Final[list[_Open]] = []
         self._names: Final[list[str]] = []
+        self._wrappers: Final[list[list[_Entered]]] = []
+        self.is_open: Final[Callable[[str], bool]] = self._names.__contains__
         self._around: dict[tuple[str, str | None], list[_Around]] = {}
         self._freezes = -1
 
@@ -68,9 +68,11 @@ class OpenSpans:
         """What is open, outermost first."""
         return tuple(self._names)
 
-    def is_open(self, span: str) -> bool:
-        """Whether a span is open."""
-        return span in self._names
+    def is_heard(self, span: str) -> bool:
+        """Whether anybody hears of a span: its begin, its end, or by a wrapper around it."""
+        ctx = self._ctx
+        hears = any(getattr(ctx.emit, name) is not None for name in PAIRS.get(span, ()))
+        return hears or any(around.halves is None for around in self._look(span))
 
     def enter(self, span: str, **more: Any) -> None:
         """Begins a span.
@@ -82,12 +84,22 @@ class OpenSpans:
         Raises:
             Exception: what a plugin raised; then ``fail`` is to be called.
         """
-        ctx, opened = self._ctx, _Open(span, [])
-        self._open.append(opened)
+        ctx = self._ctx
+        entered: list[_Entered] = []
         self._names.append(span)
+        self._wrappers.append(entered)
         if self._freezes != ctx.bus.freezes:
             self._around.clear()
-        for around in self._around.get((span, ctx.task)) or self._look(span):
+        found = self._around.get((span, ctx.task))
+        for around in self._look(span) if found is None else found:
+            if around.halves is not None:
+                try:
+                    around.halves[1].begin(ctx)
+                except BaseException as error:
+                    around.halves[1].fail(ctx, error)
+                    raise
+                entered.append(around.halves)
+                continue
             if around.gate is not None and not around.gate.is_open:
                 continue
             if around.names == _CTX:
@@ -95,7 +107,7 @@ class OpenSpans:
             else:
                 given = {n: more[n] if n in more else _read(ctx, n) for n in around.names}
                 wrapper = around.function(**given)
-            opened.wrappers.append((around.impl, wrapper))
+            entered.append((around.impl, wrapper))
             try:
                 next(wrapper)
             except StopIteration:
@@ -122,10 +134,15 @@ class OpenSpans:
             raise HookError(f"{span!r} cannot be left; open, outermost first: {self._names}")
         self._names.pop()
         error: BaseException | None = None
-        for impl, wrapper in reversed(self._open.pop().wrappers):
+        for impl, wrapper in reversed(self._wrappers.pop()):
             try:
-                result = self._left(impl, wrapper, span, result, error)
-                error = None
+                if type(wrapper) is not Halves:
+                    result = self._left(impl, wrapper, span, result, error)
+                    error = None
+                elif error is None:
+                    result = wrapper.finish(self._ctx, result)
+                else:
+                    wrapper.fail(self._ctx, error)
             except BaseException as raised:  # noqa: BLE001 - the outer wrappers see it, then the caller
                 if raised is not error:
                     self._blame(raised, impl, span)
@@ -140,10 +157,13 @@ class OpenSpans:
         Args:
             error: what ended the run; it is for the caller to raise.
         """
-        while self._open:
+        while self._names:
             self._names.pop()
-            for _, wrapper in reversed(self._open.pop().wrappers):
+            for _, wrapper in reversed(self._wrappers.pop()):
                 try:
+                    if isinstance(wrapper, Halves):
+                        wrapper.fail(self._ctx, error)
+                        continue
                     wrapper.throw(error)
                 except StopIteration:
                     continue
@@ -174,7 +194,7 @@ class OpenSpans:
         found = [impl for impl in bus.implementations(span, ctx.task) if impl.wrapper]
         self._freezes = bus.freezes
         self._around[span, ctx.task] = [
-            _Around(impl, impl.function, tuple(impl.argnames), bus.gates.get(impl.plugin_name))
+            _around(impl, bus.gates.get(impl.plugin_name))
             for impl in found
             if _is_needed(impl, ctx.emit)
         ]
@@ -183,6 +203,12 @@ class OpenSpans:
     def _blame(self, error: BaseException, impl: HookImpl, span: str) -> None:
         if not is_core(impl.plugin_name):
             blame(error, impl, span, self._ctx)
+
+
+def _around(impl: HookImpl, gate: Gate | None) -> _Around:
+    halves = getattr(impl.function, "halves", None)
+    pair = None if halves is None else (impl, halves)
+    return _Around(impl, impl.function, tuple(impl.argnames), gate, pair)
 
 
 def _is_needed(impl: HookImpl, emit: Emitter) -> bool:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hatbus.parallel.agreed import host_group
     from hatbus.parallel.modes.exchange import share_each_batch, wrapped_in_ddp
     from hatbus.parallel.modes.options import Parallel
+    from hatbus.parallel.processes import act_together
     from hatbus.parallel.sharding import (
         full_tensor,
         is_shard,
@@ -30,6 +31,7 @@ __all__ = [
     "AddsUp",
     "Moment",
     "Parallel",
+    "act_together",
     "full_tensor",
     "host_group",
     "is_shard",
@@ -49,6 +51,7 @@ __getattr__ = lazily(
     Parallel="modes.options",
     share_each_batch="modes.exchange",
     wrapped_in_ddp="modes.exchange",
+    act_together="processes",
     full_tensor="sharding",
     host_group="agreed",
     is_shard="sharding",

@@ -96,10 +96,10 @@ class AgreedControl(Control):
     is_shared = True
     _WISHES = ("validate", "save", "stop epoch", "stop run")
 
-    def __init__(self, ctx: Context, timeouts: Timeouts) -> None:
+    def __init__(self, ctx: Context, timeouts: Timeouts | None) -> None:
         super().__init__(ctx.bus.callers)
         self.at = ""
-        self._ctx, self._timeouts, self._is_starting = ctx, timeouts, True
+        self._ctx, self._timeouts, self._is_starting = ctx, timeouts, timeouts is not None
         self._more: list[Any] = []
         self._group = self._new_group()
         self._is_timekeeper = distributed.get_rank() == 0
@@ -192,6 +192,8 @@ class AgreedControl(Control):
         self._group = self._work = None
 
     def _new_group(self) -> Any:
+        if self._timeouts is None:
+            return distributed.new_group(backend="gloo")
         seconds = self._timeouts.start if self._is_starting else self._timeouts.later
         return distributed.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
 
@@ -230,6 +232,7 @@ class AgreedControl(Control):
     def _shorten_timeouts(self) -> None:
         """The first step is over: from now on no rank waits longer for another than is usual."""
         self._is_starting = False
+        assert self._timeouts is not None  # noqa: S101 - nothing is starting without them
         ddp = getattr(self._ctx.wrapped_model, "process_group", None)
         self._timeouts.shorten(None, self._group, *self._more, *(() if ddp is None else (ddp,)))
 

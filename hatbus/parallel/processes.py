@@ -17,7 +17,7 @@ from hatbus import rng
 from hatbus.events.declare import hookimpl
 from hatbus.log import log
 from hatbus.loop.control import Control
-from hatbus.parallel.agreed import AgreedControl, Timeouts
+from hatbus.parallel.agreed import AgreedControl, AgreedDecisions, Timeouts
 from hatbus.parallel.alike import check_alike, facts_of
 from hatbus.parallel.board import START_TIMEOUT
 from hatbus.parallel.failures import peers_told
@@ -39,6 +39,7 @@ TIMEOUTS: Final = "parallel.timeouts"
 """Where in a context's storage the timeouts of its run are."""
 TIMEOUT: Final = 600.0
 """Seconds that processes wait for each other after the first step, if nobody says otherwise."""
+AGREED: Final = "core.agreed_decisions"
 _groups: Final = count()
 _SAVED: Final = "saved"
 _SPREAD: Final = "parallel.spread"
@@ -112,6 +113,24 @@ def control_of(ctx: Context) -> Control:
     if ctx.world_size == 1:
         return Control(ctx.bus.callers)
     return AgreedControl(ctx, timeouts_of(ctx))
+
+
+def act_together(ctx: Context) -> None:
+    """Makes requests and decisions those of all processes, in a loop that is not hatbus's own.
+
+    Every process calls it before its run begins, once the process group is there, and then at the
+    same places ``ctx.control.due()`` after every step and epoch, and ``ctx.control.is_owed()`` and
+    ``ctx.control.close()`` when the run is over. What one asks for, all do, a boundary later.
+    Nothing in a run of one process.
+
+    Args:
+        ctx: with the run's ``world_size``.
+    """
+    if ctx.world_size == 1:
+        return
+    ctx.control = AgreedControl(ctx, None)
+    if AGREED not in ctx.bus.members:
+        ctx.bus.register(AgreedDecisions(), AGREED, core=True)
 
 
 def begin_together(ctx: Context, **more: Any) -> None:

@@ -96,6 +96,20 @@ class Tracker(ABC):
         self._made: list[Path] = []
         self.options = {}
 
+    def given_texts(self, **options: str | None) -> dict[str, str]:
+        """Checks options that are texts, or None where they were left out.
+
+        Returns:
+            Those that were given.
+
+        Raises:
+            JobError: one is no text, or empty.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        for name, value in given.items():
+            option_values.text(f"{self.plugin_name}: {name}", value)
+        return given
+
     @abstractmethod
     def connect(self) -> Service:
         """The service; imports the vendor's client, and makes sure that somebody is logged in.

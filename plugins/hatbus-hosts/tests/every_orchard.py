@@ -1,7 +1,4 @@
-"""Hooks of RoboOrchardLab in hatbus: `pytest plugins/hatbus-hosts/tests/every_orchard.py`.
-
-It needs robo-orchard-lab 0.4 (with transformers 4), in an environment of its own.
-"""
+"""Hooks of RoboOrchardLab in hatbus: `tox -e orchard`, for it needs older packages."""
 
 from __future__ import annotations
 

@@ -132,6 +132,8 @@ def test_kills_leave_no_point_out_or_twice_in_sqlite(tmp_path: Path) -> None:
     assert folders == {"checkpoints", "images", "plan.txt", "texts"}
     pictures = [one.path for one in client.list_artifacts(run.info.run_id, "images")]
     assert len([path for path in pictures if path.endswith(".png")]) == len(ENDS)
+    assert (tmp_path / "mlartifacts" / run.info.run_id / "artifacts/plan.txt").exists()
+    assert not (tmp_path / "mlruns").exists()  # the working directory of the run
     notes = [one.path for one in client.list_artifacts(run.info.run_id, "texts/note")]
     assert notes == [f"texts/note/step_{step:08d}.txt" for step in ENDS]
 
@@ -169,6 +171,20 @@ def test_a_password_in_the_environment_is_in_no_file_and_no_message(
 
 
 @with_client
+def test_files_go_beside_a_database_that_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hatbus_mlflow.mlflow_run import artifacts_beside
+
+    monkeypatch.chdir(tmp_path)
+    beside = (tmp_path / "mlartifacts").as_uri()
+    assert artifacts_beside("sqlite:///runs.db") == beside
+    assert artifacts_beside(f"sqlite+pysqlite:///{tmp_path}/runs.db?timeout=3") == beside
+    assert artifacts_beside("sqlite:///:memory:") is None
+    assert artifacts_beside("http://127.0.0.1:5000") is None
+
+
+@with_client
 def test_names_that_mlflow_refuses_are_changed(tmp_path: Path) -> None:
     from hatbus_mlflow.mlflow_run import plain_name
 
@@ -179,7 +195,8 @@ def test_names_that_mlflow_refuses_are_changed(tmp_path: Path) -> None:
 @with_client
 def test_the_example_of_the_page_trains(tmp_path: Path) -> None:
     example_of("mlflow", tmp_path)
-    assert (tmp_path / "runs.db").exists()
+    assert {path.name for path in tmp_path.iterdir()} >= {"runs.db", "mlartifacts"}
+    assert not (tmp_path / "mlruns").exists()
 
 
 @with_client

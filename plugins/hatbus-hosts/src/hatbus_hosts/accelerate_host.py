@@ -114,7 +114,6 @@ class AccelerateHost(Host):
             num_epochs=epochs,
             steps_per_epoch=per_epoch,
             total_steps=total,
-            world_size=accelerator.num_processes,
         )
         return self
 
@@ -246,7 +245,8 @@ class AccelerateHost(Host):
         return save
 
     def _serve(self) -> None:
-        self.serve({"stop epoch": self._stop("epoch"), "stop run": self._stop("run")})
+        if self.is_asked:
+            self.serve({"stop epoch": self._stop("epoch"), "stop run": self._stop("run")})
 
     def _stop(self, what: str) -> Callable[[str], None]:
         def stop(_: str) -> None:

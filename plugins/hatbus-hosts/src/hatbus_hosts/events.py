@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Never
 
 from hatbus.errors import HookError
 from hatbus.log import log
@@ -34,19 +34,20 @@ class Events:
     def __init__(self) -> None:
         self.ctx: Context | None = None
         self._spans: OpenSpans | None = None
+        self._run: tuple[Context, OpenSpans] | None = None
         self._losses: dict[str, torch.Tensor] = {}
         self._since, self.is_updating, self.has_failed = 0.0, False, False
 
     @property
     def is_running(self) -> bool:
         """Whether a run is under way."""
-        return self._spans is not None and self._spans.is_open("run_loop")
+        return self._run is not None
 
     # ---- epochs, steps, batches ---------------------------------------------------------------
 
     def begin_epoch(self) -> None:
         """An epoch begins, or the rest of one in a resumed run; once, however often it is said."""
-        ctx, spans = self._running()
+        ctx, spans = self._run or self._unprepared()
         if spans.is_open("run_epoch"):
             return
         position, known = ctx.position, ctx.steps_per_epoch
@@ -64,19 +65,20 @@ class Events:
         Args:
             is_complete: whether it is behind the run; False: it was cut short, to be gone on with.
         """
-        ctx, spans = self._running()
+        ctx, spans = self._run or self._unprepared()
         if spans.is_open("run_epoch"):
             self.end_step()
             if is_complete or ctx.position.step == ctx.steps_per_epoch:
                 ctx.position.epoch, ctx.position.step = ctx.position.epoch + 1, 0
-            self._left("run_epoch")
+            spans.leave("run_epoch")
 
     def begin_step(self) -> None:
         """A step begins; once, however often it is said."""
-        ctx, spans = self._running()
+        ctx, spans = self._run or self._unprepared()
         if spans.is_open("run_step"):
             return
-        self.begin_epoch()
+        if not spans.is_open("run_epoch"):
+            self.begin_epoch()
         position = ctx.position
         ctx.step_id, ctx.global_step_id = position.step, position.global_step
         position.step += 1
@@ -88,13 +90,15 @@ class Events:
 
     def end_step(self) -> None:
         """A step ends, whose update was made or given up."""
-        ctx, spans = self._running()
+        ctx, spans = self._run or self._unprepared()
         if not spans.is_open("run_step"):
             return
-        self.end_update(committed=False)
-        self.end_batch()
+        if spans.is_open("optimizer_step"):
+            self.end_update(committed=False)
+        if spans.is_open("run_batch"):
+            self.end_batch()
         ctx.losses = self._losses
-        self._left("run_step", ctx.committed)
+        spans.leave("run_step", ctx.committed)
         self._since = time.perf_counter()
 
     def begin_batch(self, batch: Any, weight: float = 1.0) -> None:
@@ -104,9 +108,11 @@ class Events:
             batch: what the loader gave.
             weight: its share in the step's gradient.
         """
-        ctx, spans = self._running()
-        self.end_batch()
-        self.begin_step()
+        ctx, spans = self._run or self._unprepared()
+        if spans.is_open("run_step"):
+            self.end_batch()
+        else:
+            self.begin_step()
         ctx.batch, ctx.model_outs, ctx.losses, ctx.weight = batch, None, {}, weight
         ctx.batches.append((None, batch, weight))
         spans.enter("run_batch")
@@ -117,12 +123,13 @@ class Events:
         Args:
             losses: of it, where they are not known yet: name to 0-d tensor.
         """
-        ctx, spans = self._running()
+        ctx, spans = self._run or self._unprepared()
         if not spans.is_open("run_batch"):
             return
-        for inner in ("backward", "forward"):
-            if spans.is_open(inner):
-                spans.leave(inner, ctx.model_outs if inner == "forward" else True)
+        if spans.is_open("backward"):
+            spans.leave("backward")
+        if spans.is_open("forward"):
+            spans.leave("forward", ctx.model_outs)
         if losses:
             ctx.losses = dict(losses)
         add_losses(self._losses, ctx.losses, ctx.weight)
@@ -130,7 +137,8 @@ class Events:
 
     def begin_forward(self) -> None:
         """The forward pass begins."""
-        self._running()[1].enter("forward")
+        _, spans = self._run or self._unprepared()
+        spans.enter("forward")
 
     def end_forward(self, outputs: Any) -> Any:
         """The forward pass is over.
@@ -138,7 +146,7 @@ class Events:
         Returns:
             The outputs, or what a plugin has put in their place.
         """
-        ctx, spans = self._running()
+        ctx, spans = self._run or self._unprepared()
         ctx.model_outs = outputs
         return spans.leave("forward", outputs)
 
@@ -149,13 +157,14 @@ class Events:
             losses: of the batch, by name.
             loss: what is differentiated.
         """
-        ctx, spans = self._running()
+        ctx, spans = self._run or self._unprepared()
         ctx.losses, ctx.loss = dict(losses), loss
         spans.enter("backward")
 
     def end_backward(self) -> None:
         """The backward pass is over."""
-        self._left("backward")
+        _, spans = self._run or self._unprepared()
+        spans.leave("backward")
 
     def begin_update(self) -> list[tuple[str, str]]:
         """The update is about to be made; gradients are clipped where a plugin does that.
@@ -163,10 +172,11 @@ class Events:
         Returns:
             Who wants it skipped and why; then ``end_update`` and ``optimizer_step`` do not come.
         """
-        ctx, spans = self._running()
-        if self.ends_batch_before_update:
+        ctx, spans = self._run or self._unprepared()
+        if not spans.is_open("run_step"):
+            self.begin_step()
+        elif self.ends_batch_before_update:
             self.end_batch()
-        self.begin_step()
         if self._losses:
             ctx.losses = self._losses
         reasons = self.decided()
@@ -180,7 +190,7 @@ class Events:
         Returns:
             Who wants it skipped, and why.
         """
-        ctx, _ = self._running()
+        ctx, _ = self._run or self._unprepared()
         ctx.grad_norm, self.is_updating = None, True
         ctx.emit.clip_gradients(ctx)
         decide = ctx.emit.skip_update
@@ -196,13 +206,13 @@ class Events:
         Args:
             committed: False: a loss scaler left it out.
         """
-        _, spans = self._running()
+        _, spans = self._run or self._unprepared()
         if spans.is_open("optimizer_step"):
-            self._left("optimizer_step", committed)
+            spans.leave("optimizer_step", committed)
 
     def begin_validation(self) -> None:
         """A validation begins; once, however often it is said."""
-        _, spans = self._running()
+        _, spans = self._run or self._unprepared()
         if not spans.is_open("validate"):
             spans.enter("validate", reason=self.name)
 
@@ -212,20 +222,23 @@ class Events:
         Args:
             metrics: to publish, name to number.
         """
-        ctx, _ = self._running()
+        ctx, spans = self._run or self._unprepared()
         self.begin_validation()
         if metrics:
             ctx.log(dict(metrics))
-        self._left("validate", dict(metrics or {}))
+        spans.leave("validate", dict(metrics or {}))
         self._since = time.perf_counter()
 
-    def _running(self) -> tuple[Context, OpenSpans]:
-        if self.ctx is None or self._spans is None or not self._spans.is_open("run_loop"):
-            raise HookError(
-                f"{self.name} was attached in the middle of a run, so plugins could not prepare "
-                "for it (on_loop_begin); attach it before the run starts"
-            )
-        return self.ctx, self._spans
+    def is_in_batch(self, *_: Any) -> bool:
+        """Whether a call of the model is one for the present batch: none of a validation is."""
+        spans = self._spans
+        return spans is not None and spans.is_open("run_batch") and not spans.is_open("validate")
 
-    def _left(self, span: str, result: Any = True) -> None:
-        self._running()[1].leave(span, result)
+    def _running(self) -> tuple[Context, OpenSpans]:
+        return self._run or self._unprepared()
+
+    def _unprepared(self) -> Never:
+        raise HookError(
+            f"{self.name} was attached in the middle of a run, so plugins could not prepare "
+            "for it (on_loop_begin); attach it before the run starts"
+        )

@@ -27,12 +27,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import torch
+from torch import distributed
 
 from hatbus import Bus, Context
 from hatbus.bus import Moments
 from hatbus.errors import HookError, PluginError
 from hatbus.log import log
 from hatbus.loop import OpenSpans, Position
+from hatbus.parallel import act_together
 from hatbus_hosts.events import Events
 from hatbus_hosts.needs import Capabilities, check_needs, check_writes
 from hatbus_hosts.states import Resume, check_taken, saved_state
@@ -146,6 +148,10 @@ class Host(Events):
         check_writes(self.bus, self.name, writes or {})
         self.bus.check_states()
         first = next(model.parameters(), torch.empty(0))
+        rank, world = _processes()
+        if self.bus.rank != rank:
+            self.bus.rank = rank
+            self.bus.freeze()
         ctx = self.ctx = Context(
             self.bus,
             model=model,
@@ -153,25 +159,41 @@ class Host(Events):
             device=device or first.device,
             run_dir=self.run_dir,
             seed=self.seed,
+            world_size=world,
             **values,
         )
+        act_together(ctx)
         ctx.position, ctx.updates = self._resume.place(position or Position())
         ctx.epoch_id, ctx.step_id = ctx.position.epoch, ctx.position.step
         ctx.global_step_id = ctx.position.global_step
-        self._spans, self.has_failed = OpenSpans(ctx), False
-        self._spans.enter("run_loop")
+        spans = self._spans = OpenSpans(ctx)
+        self._run, self.has_failed = (ctx, spans), False
+        self.heard.structure(ctx)
+        try:
+            spans.enter("run_loop")
+        except BaseException as error:
+            self.fail(error)
+            raise
         self._since = time.perf_counter()
         return ctx
 
     def end(self) -> None:
         """The run is over."""
-        if self.is_running:
-            self.end_epoch(is_complete=False)
-            self._left("run_loop")
+        if self._run is None:
+            return
+        self.end_epoch(is_complete=False)
+        (ctx, spans), self._run = self._run, None
+        try:
+            spans.leave("run_loop")
+            ctx.control.is_owed()  # several processes wait for each other
+            ctx.control.tell_late()
+            ctx.control.close()
+        finally:
             self._over()
 
     def fail(self, error: BaseException) -> None:
         """The run ended with an error, which is for the caller to raise: everything is closed."""
+        self._run = None
         if self._spans is not None and self._spans.names:
             self.has_failed = True
             self._spans.fail(error)
@@ -181,12 +203,30 @@ class Host(Events):
         self.heard.remove()
         self.bus.keep_states()
 
+    def hear_forward(self, model: torch.nn.Module) -> None:
+        """Makes the calls of a module in a batch its forward passes, as far as plugins hear them.
+
+        Args:
+            model: whose calls are meant.
+        """
+        _, spans = self._running()
+        if spans.is_heard("forward"):
+            self.heard.model(model, self.is_in_batch)
+        else:
+            self.heard.outputs(model)
+
     # ---- requests -----------------------------------------------------------------------------
 
     def requests(self) -> list[Request]:
         """What plugins asked for since the last time, in the order in which it is to be done."""
         ctx, _ = self._running()
         return sorted(ctx.control.take(), key=lambda one: _ORDER.index(one.wish))
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether there is anything to serve."""
+        ctx, _ = self._run or self._unprepared()
+        return bool(ctx.control.pending) or ctx.control.is_shared
 
     def serve(self, do: Mapping[str, Callable[[str], object]]) -> None:
         """Does what plugins asked for.
@@ -196,7 +236,7 @@ class Host(Events):
                 ``"stop run"`` and ``"save"``. False is: nothing was done.
         """
         ctx, _ = self._running()
-        if not ctx.control.pending:
+        if not ctx.control.due():
             return
         own = {"save": self._save, "validate": self._validate}
         for request in self.requests():
@@ -253,3 +293,10 @@ class Host(Events):
         """An error that leaves the block ends the run, for hosts that tell nobody of errors."""
         if error is not None:
             self.fail(error)
+
+
+def _processes() -> tuple[int, int]:
+    """This process's rank and the number of processes, as the host has made their group."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1

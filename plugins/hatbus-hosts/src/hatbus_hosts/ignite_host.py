@@ -12,7 +12,7 @@ from hatbus_hosts.versions import check_version
 from hatbus_hosts.work import named_losses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
@@ -49,10 +49,10 @@ class IgniteHost(Host):
 
         on = self.engine.add_event_handler
         on(Events.STARTED, self._started)
-        on(Events.EPOCH_STARTED, self._unless_failed, self.begin_epoch)
-        on(Events.ITERATION_STARTED, self._unless_failed, self._iteration_started)
-        on(Events.ITERATION_COMPLETED, self._unless_failed, self._iteration_completed)
-        on(Events.EPOCH_COMPLETED, self._unless_failed, self._epoch_completed)
+        on(Events.EPOCH_STARTED, self._epoch_started)
+        on(Events.ITERATION_STARTED, self._iteration_started)
+        on(Events.ITERATION_COMPLETED, self._iteration_completed)
+        on(Events.EPOCH_COMPLETED, self._epoch_completed)
         on(Events.COMPLETED, lambda: self.end())
         on(Events.EXCEPTION_RAISED, self._raised)
         if evaluator is not None:
@@ -60,11 +60,6 @@ class IgniteHost(Host):
             evaluator.add_event_handler(Events.COMPLETED, self._evaluated, "end")
 
     # ---- what the engine says -----------------------------------------------------------------
-
-    def _unless_failed(self, _: Any, handler: Callable[[], None]) -> None:
-        """An engine whose error somebody swallows goes on; for plugins the run is over."""
-        if not self.has_failed:
-            handler()
 
     def _started(self) -> None:
         state, accumulated = self.engine.state, self._accumulated
@@ -83,20 +78,28 @@ class IgniteHost(Host):
             steps_per_epoch=per_epoch,
             total_steps=total,
         )
-        self.heard.model(self.model, lambda *_: self._in_batch())
+        self.hear_forward(self.model)
         if self._loss is not None:
             self.heard.loss(self._loss)
         self.heard.optimizer(self.optimizer, self._before_update, self._after_update)
 
+    # An engine whose error somebody swallows goes on; for plugins the run is over: `has_failed`.
+
+    def _epoch_started(self) -> None:
+        if not self.has_failed:
+            self.begin_epoch()
+
     def _iteration_started(self) -> None:
+        if self.has_failed:
+            return
         self.begin_batch(self.engine.state.batch, 1.0 / self._accumulated)
         self._batches += 1
 
-    def _before_update(self) -> None:
+    def _before_update(self, *_: Any) -> None:
         if self._spans is not None and self._spans.is_open("run_step"):
             self.begin_update()
 
-    def _after_update(self) -> None:
+    def _after_update(self, *_: Any) -> None:
         if self._spans is None or not self._spans.is_open("optimizer_step"):
             return
         self.end_update()
@@ -105,7 +108,9 @@ class IgniteHost(Host):
             self.end_step()
 
     def _iteration_completed(self) -> None:
-        ctx, spans = self._running()
+        if self.has_failed:
+            return
+        ctx, spans = self._run or self._unprepared()
         if spans.is_open("run_batch"):
             if not ctx.losses:
                 self.end_batch(named_losses(self.engine.state.output))
@@ -113,11 +118,14 @@ class IgniteHost(Host):
         if spans.is_open("run_step") and (ctx.committed or self._batches >= self._accumulated):
             self._batches = 0
             self.end_step()
-        self._asked()
+        if self.is_asked:
+            self._asked()
 
     def _epoch_completed(self) -> None:
-        self.end_epoch()
-        self._asked()
+        if not self.has_failed:
+            self.end_epoch()
+            if self.is_asked:
+                self._asked()
 
     def _evaluated(self, evaluator: Any, what: str) -> None:
         if not self.is_running:
@@ -141,10 +149,6 @@ class IgniteHost(Host):
             raise error
 
     # ---- inside -------------------------------------------------------------------------------
-
-    def _in_batch(self) -> bool:
-        spans = self._spans
-        return spans is not None and spans.is_open("run_batch") and not spans.is_open("validate")
 
     def _asked(self) -> None:
         self.serve(

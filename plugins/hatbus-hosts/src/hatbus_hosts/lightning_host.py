@@ -99,10 +99,9 @@ class LightningHost(Host, Callback):  # type: ignore[misc]  # typed as Any
             num_steps=max_steps,
             steps_per_epoch=per_epoch,
             total_steps=int(total) if total != math.inf else None,
-            world_size=trainer.world_size,
         )
         if self._module:
-            self.heard.model(model, lambda *_: self._in_batch())
+            self.hear_forward(model)
         self.heard.optimizer(trainer.optimizers[0], None, self._updated)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
@@ -138,7 +137,7 @@ class LightningHost(Host, Callback):  # type: ignore[misc]  # typed as Any
         """The update is about to be made."""
         self.begin_update()
 
-    def _updated(self) -> None:
+    def _updated(self, *given: Any) -> None:
         """The update was made; the step ends here, while the learning rate is still its own."""
         _, spans = self._running()
         if spans.is_open("optimizer_step"):
@@ -190,10 +189,6 @@ class LightningHost(Host, Callback):  # type: ignore[misc]  # typed as Any
             log.info("the model cannot be called with a batch alone (%s)", error)
             return {}
 
-    def _in_batch(self) -> bool:
-        spans = self._spans
-        return spans is not None and spans.is_open("run_batch") and not spans.is_open("validate")
-
     def _model_in(self, pl_module: Any) -> Any:
         found = pl_module
         for part in filter(None, self._module.split(".")):
@@ -206,6 +201,9 @@ class LightningHost(Host, Callback):  # type: ignore[misc]  # typed as Any
         return found
 
     def _asked(self, trainer: Any) -> None:
+        if not self.is_asked:
+            return
+
         def stop(_: str) -> None:
             trainer.should_stop = True
 

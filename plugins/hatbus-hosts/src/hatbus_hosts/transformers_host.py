@@ -105,7 +105,6 @@ class TransformersHost(TrainerCallback, ExportableState, Host):  # type: ignore[
             num_steps=args.max_steps if args.max_steps > 0 else None,
             steps_per_epoch=per_epoch,
             total_steps=state.max_steps,
-            world_size=args.world_size,
         )
         self.heard.model(model, self._called)
 
@@ -237,6 +236,9 @@ class TransformersHost(TrainerCallback, ExportableState, Host):  # type: ignore[
         return found
 
     def _asked(self, control: Any) -> Any:
+        if not self.is_asked:
+            return control
+
         def flag(name: str) -> Any:
             return lambda _: setattr(control, name, True)
 

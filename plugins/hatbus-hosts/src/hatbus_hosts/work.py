@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hatbus import BatchProcessor, hookimpl
+from hatbus.loop import structure_watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,14 +46,13 @@ def call_model(ctx: Context) -> Any:
 
 def named_losses(outputs: Any) -> dict[str, torch.Tensor]:
     """The loss in a model's outputs, under the name ``loss``; empty where there is none."""
+    if isinstance(outputs, torch.Tensor):
+        return {} if outputs.ndim else {"loss": outputs}
     if isinstance(outputs, Mapping):
         found = outputs.get("loss")
-    elif isinstance(outputs, (tuple, list)) and outputs:
-        found = outputs[0]
     else:
-        found = outputs
-    is_loss = isinstance(found, torch.Tensor) and found.ndim == 0
-    return {"loss": found} if is_loss and found is not None else {}
+        found = outputs[0] if isinstance(outputs, (tuple, list)) and outputs else None
+    return named_losses(found) if isinstance(found, torch.Tensor) else {}
 
 
 def add_losses(
@@ -64,7 +65,7 @@ def add_losses(
         batch: the same, of one batch.
         weight: the batch's share.
     """
-    if weight == 1.0 and step.keys().isdisjoint(batch):
+    if weight == 1.0 and not step:
         step.update(batch)
         return
     for name, loss in batch.items():
@@ -78,6 +79,7 @@ class Heard:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._handles: list[Any] = []
+        self._watching = ExitStack()
 
     def model(
         self, model: torch.nn.Module, begin: Callable[[tuple[Any, ...], dict[str, Any]], bool]
@@ -88,17 +90,18 @@ class Heard:
             model: whose ``forward`` is meant.
             begin: given a call's arguments, says whether it is one of the training's.
         """
+        host: Host = self._host
         inside: list[bool] = []
 
         def before(_: torch.nn.Module, args: Any, kwargs: Any) -> None:
-            is_meant = not inside and not self._host.is_updating and begin(args, kwargs)
+            is_meant = not inside and not host.is_updating and begin(args, kwargs)
             inside.append(is_meant)
             if is_meant:
-                self._host.begin_forward()
+                host.begin_forward()
 
         def after(_: torch.nn.Module, _args: Any, outputs: Any) -> Any:
             if inside and inside.pop():
-                return self._host.end_forward(outputs)
+                return host.end_forward(outputs)
             return outputs
 
         self._handles += [
@@ -106,11 +109,21 @@ class Heard:
             model.register_forward_hook(after),
         ]
 
+    def outputs(self, model: torch.nn.Module) -> None:
+        """Only keeps what a model returned for the present batch: nobody hears forward passes."""
+        host = self._host
+
+        def after(_: torch.nn.Module, _args: Any, outputs: Any) -> None:
+            if not host.is_updating and host.is_in_batch() and host.ctx is not None:
+                host.ctx.model_outs = outputs
+
+        self._handles.append(model.register_forward_hook(after))
+
     def loss(self, loss: torch.nn.Module) -> None:
         """Takes what a loss module returns as the present batch's loss."""
+        host = self._host
 
         def after(_: torch.nn.Module, _args: Any, value: Any) -> None:
-            host = self._host
             if host.is_running and host.ctx is not None and torch.is_grad_enabled():
                 host.ctx.losses = named_losses(value)
 
@@ -119,22 +132,21 @@ class Heard:
     def optimizer(
         self,
         optimizer: torch.optim.Optimizer,
-        before: Callable[[], object] | None,
-        after: Callable[[], object],
+        before: Callable[..., None] | None,
+        after: Callable[..., None],
     ) -> None:
-        """Calls something before and after every update."""
+        """Calls something before and after every update, as hooks of optimizers are called."""
         if before is not None:
-            first = before
-            self._handles.append(optimizer.register_step_pre_hook(lambda *_: void(first)))
-        self._handles.append(optimizer.register_step_post_hook(lambda *_: void(after)))
+            self._handles.append(optimizer.register_step_pre_hook(before))
+        self._handles.append(optimizer.register_step_post_hook(after))
+
+    def structure(self, ctx: Context) -> None:
+        """Counts changes of the model's structure, which plugins ask for (``structure_of``)."""
+        self._watching.enter_context(structure_watched(ctx))
 
     def remove(self) -> None:
         """Takes all hooks off."""
+        self._watching.close()
         handles, self._handles = self._handles, []
         for handle in handles:
             handle.remove()
-
-
-def void(function: Callable[[], object]) -> None:
-    """Calls a function and forgets what it returns."""
-    function()

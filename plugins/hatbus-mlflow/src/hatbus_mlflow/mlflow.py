@@ -59,11 +59,10 @@ class MLflow(Tracker):
             name, save_dir, config, describe=describe, live=live, checkpoints=checkpoints
         )
         option_values.text("mlflow: experiment", experiment)
-        if tracking_uri is not None:
-            option_values.text("mlflow: tracking_uri", tracking_uri)
+        for uri in self.given_texts(tracking_uri=tracking_uri).values():
             refuse_credentials(
                 "mlflow: tracking_uri",
-                tracking_uri,
+                uri,
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or the whole address into "
                 "MLFLOW_TRACKING_URI",
             )

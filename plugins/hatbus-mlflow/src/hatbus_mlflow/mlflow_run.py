@@ -6,6 +6,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -26,6 +27,7 @@ _STATES: Final = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED
 _REFUSALS: Final = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 _INVALID: Final = "INVALID_PARAMETER_VALUE"
 _PATIENCE: Final = 5.0
+_SQLITE: Final = re.compile(r"sqlite(\+\w+)?:///(?P<path>[^?]+)")
 
 
 class MLflowRun(Service):
@@ -98,7 +100,9 @@ class MLflowRun(Service):
         if found is not None:
             return str(found.experiment_id)
         try:
-            return str(self._client.create_experiment(self._experiment))
+            place = artifacts_beside(self._uri)
+            made = self._client.create_experiment(self._experiment, artifact_location=place)
+            return str(made)
         except MlflowException:  # another run was faster
             return str(self._client.get_experiment_by_name(self._experiment).experiment_id)
 
@@ -187,6 +191,23 @@ class MLflowRun(Service):
         if parts.scheme in ("http", "https") and parts.hostname and not proxies:
             port = parts.port or (443 if parts.scheme == "https" else 80)
             socket.create_connection((parts.hostname, port), _PATIENCE).close()
+
+
+def artifacts_beside(uri: str) -> str | None:
+    """Where files of a new experiment belong: beside a database that is a file.
+
+    MLflow itself would put them into the working directory, whichever that is just now.
+
+    Args:
+        uri: of the server or store.
+
+    Returns:
+        A ``file:`` address; None where the server, or MLflow, knows.
+    """
+    found = _SQLITE.match(uri)
+    if found is None or found["path"] == ":memory:":
+        return None
+    return (Path(found["path"]).resolve().parent / "mlartifacts").as_uri()
 
 
 def plain_name(name: str) -> str:

@@ -65,10 +65,7 @@ class Trackio(Tracker):
             name, save_dir, config, describe=describe, live=live, checkpoints=checkpoints
         )
         option_values.text("trackio: project", project)
-        words = {"group": group, "space_id": space_id, "server_url": server_url}
-        for option, value in words.items():
-            if value is not None:
-                option_values.text(f"trackio: {option}", value)
+        words = self.given_texts(group=group, space_id=space_id, server_url=server_url)
         if server_url is not None:
             refuse_credentials("trackio: server_url", server_url, "TRACKIO_WRITE_TOKEN")
         if private is not None and not isinstance(private, bool):

@@ -61,7 +61,7 @@ class TrackioRun(Service):
 
     def where(self) -> str:
         """The command that shows it, or the address of the Space or server."""
-        space, server = self._options["space_id"], self._options["server_url"]
+        space, server = self._options.get("space_id"), self._options.get("server_url")
         if space:
             return f"https://huggingface.co/spaces/{space}"
         return server or f'trackio show --project "{self._options["project"]}"'

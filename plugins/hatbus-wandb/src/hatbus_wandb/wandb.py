@@ -67,10 +67,7 @@ class Wandb(Tracker):
             name, save_dir, config, describe=describe, live=live, checkpoints=checkpoints
         )
         option_values.text("wandb: project", project)
-        words = {"entity": entity, "group": group, "job_type": job_type, "notes": notes}
-        for option, value in words.items():
-            if value is not None:
-                option_values.text(f"wandb: {option}", value)
+        words = self.given_texts(entity=entity, group=group, job_type=job_type, notes=notes)
         if isinstance(tags, str):
             raise JobError(f"wandb: tags is {tags!r}; accepted: a list of names")
         for tag in tags:
@@ -83,7 +80,7 @@ class Wandb(Tracker):
             "project": project,
             "tags": list(tags),
             "mode": mode,
-            **{option: value for option, value in words.items() if value is not None},
+            **words,
         }
 
     def connect(self) -> Service:

@@ -1,46 +1,24 @@
-"""Callbacks of Transformers and Lightning that nobody here wrote, in hatbus: `tox -e hosts`."""
+"""Callbacks of Transformers that nobody here wrote, in hatbus: `tox -e hosts`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import host_loops as loops
+import host_nine
 import pytest
 import torch
 import transformers
+from host_trained import trained
 from pytorch_lightning import callbacks as lightnings
 from transformers.integrations import integration_utils
 
 from hatbus import HatbusError, Trainer
-from hatbus.callbacks import Checkpoint, Validation
-from hatbus_hosts import LightningCallback, TransformersCallback
+from hatbus_hosts import TransformersCallback
 
 STEPS = loops.STEPS
-
-
-def trained(plugins: Any, folder: Path, epochs: int = 3, **options: Any) -> Trainer:
-    """A run of hatbus's own, with validation and checkpoints."""
-    model = loops.new_model()
-    trainer = Trainer(
-        model,
-        loops.new_optimizer(model),
-        loops.new_loader(),
-        plugins=[
-            *(plugins if isinstance(plugins, list) else [plugins]),
-            Validation(loops.new_loader(8)),
-            Checkpoint(str(folder / "saved"), **options),
-        ],
-        device="cpu",
-        run_dir=folder,
-    )
-    trainer.fit(num_epochs=epochs)
-    return trainer
-
-
-# ---- ten of Transformers -------------------------------------------------------------------------
 
 
 def test_default_flow_logs_saves_and_evaluates_when_its_arguments_say_so(tmp_path: Path) -> None:
@@ -86,7 +64,7 @@ def test_tensorboard_of_transformers_writes_what_is_published(
 ) -> None:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
     trained(TransformersCallback(integration_utils.TensorBoardCallback()), tmp_path)
-    curves = loops.curves_of(tmp_path / "tb")
+    curves = host_nine.curves_of(tmp_path / "tb")
     (name,) = (tag for tag in curves if tag.endswith("val/loss"))
     assert [step for step, _ in curves[name]] == [STEPS, 2 * STEPS, 3 * STEPS]
 
@@ -238,189 +216,3 @@ def test_a_callback_that_is_not_wrapped_is_refused_with_what_to_do() -> None:
     ):
         with pytest.raises(HatbusError, match=f"wrap it in hatbus_hosts.{wrapper}"):
             Trainer(model, loops.new_optimizer(model), loops.new_loader(), plugins=[callback])
-
-
-# ---- five and more of Lightning ------------------------------------------------------------------
-
-
-def test_early_stopping_of_lightning_stops(tmp_path: Path) -> None:
-    callback = lightnings.EarlyStopping("val/loss", patience=1, mode="max")
-    found = trained(LightningCallback(callback), tmp_path, epochs=9)
-    assert found.ctx.position.epoch < 9
-    assert callback.stopped_epoch == found.ctx.position.epoch - 1
-
-
-def test_timer_counts_and_stops(tmp_path: Path) -> None:
-    timer = lightnings.Timer("00:00:10:00")
-    trained(LightningCallback(timer), tmp_path)
-    assert timer.time_elapsed("train") > 0
-    short = lightnings.Timer("00:00:00:00")
-    found = trained(LightningCallback(short), tmp_path / "b", epochs=9)
-    assert found.ctx.position.global_step < 9 * STEPS
-
-
-def test_lambda_callback_hears_its_hooks(tmp_path: Path) -> None:
-    heard: list[str] = []
-    callback = lightnings.LambdaCallback(
-        on_train_start=lambda trainer, module: heard.append(f"start {trainer.max_epochs}"),
-        on_train_batch_end=lambda trainer, module, outputs, batch, index: heard.append(
-            f"batch {index} {outputs['loss'].item():.3f}"
-        ),
-        on_train_end=lambda trainer, module: heard.append("end"),
-    )
-    stranger = loops.Stranger()
-    trained([LightningCallback(callback), stranger], tmp_path, epochs=1)
-    batches = [f"batch {index} {loss:.3f}" for index, loss in enumerate(stranger.losses)]
-    assert heard == ["start 1", *batches, "end"]
-
-
-def test_learning_rate_monitor_publishes_rates(tmp_path: Path) -> None:
-    found = trained(LightningCallback(lightnings.LearningRateMonitor("step")), tmp_path)
-    assert found.ctx.latest["lr-SGD"] == 0.1
-
-
-def test_device_stats_monitor_publishes_what_the_cpu_does(tmp_path: Path) -> None:
-    found = trained(LightningCallback(lightnings.DeviceStatsMonitor(cpu_stats=True)), tmp_path)
-    assert any("cpu_percent" in name for name in found.ctx.latest)
-
-
-def test_ema_weight_averaging_is_hatbuss_own_average(tmp_path: Path) -> None:
-    from hatbus.callbacks import ExponentialMovingAverage
-
-    averaging = lightnings.EMAWeightAveraging(decay=0.9)
-    ema = ExponentialMovingAverage(0.9, decay_base=0)
-    averages: list[torch.Tensor] = []
-    end = averaging.on_train_end
-
-    def on_train_end(*given: Any) -> None:
-        state = averaging._average_model.module.state_dict()
-        averages.append(state["model.head.weight"].clone())
-        end(*given)
-
-    averaging.on_train_end = on_train_end
-    trained([LightningCallback(averaging), ema], tmp_path)
-    # Lightning's average begins as the weights after the first update, ours as those before it.
-    assert averages[0].shape == ema.averages()["head.weight"].shape
-    assert torch.isfinite(averages[0]).all()
-
-
-def test_pruning_prunes(tmp_path: Path) -> None:
-    callback = lightnings.ModelPruning("l1_unstructured", amount=0.5)
-    found = trained(LightningCallback(callback), tmp_path)
-    assert (found.ctx.model.head.weight == 0).float().mean() >= 0.5
-
-
-def test_backbone_finetuning_unfreezes_at_its_epoch(tmp_path: Path) -> None:
-    class Seen(lightnings.BaseFinetuning):
-        def __init__(self) -> None:
-            super().__init__()
-            self.asked: list[int] = []
-
-        def freeze_before_training(self, pl_module: Any) -> None:
-            self.freeze(pl_module.body, train_bn=False)
-
-        def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
-            self.asked.append(epoch)
-
-    seen = Seen()
-    found = trained(LightningCallback(seen), tmp_path, epochs=2)
-    assert seen.asked == [0, 1]
-    assert not found.ctx.model.body[0].weight.requires_grad
-
-
-@pytest.mark.parametrize(
-    ("make", "instead"),
-    [
-        (lambda: lightnings.ModelCheckpoint(), "checkpoint saves"),
-        (lambda: lightnings.GradientAccumulationScheduler({0: 2}), r"accumulate=\.\.\."),
-        (lambda: lightnings.RichProgressBar(), "progress shows"),
-        (lambda: lightnings.ModelSummary(), "only Lightning knows"),
-        (lambda: lightnings.LearningRateFinder(), "in the optimizer"),
-        (lambda: lightnings.StochasticWeightAveraging(0.1), "ema averages"),
-    ],
-)
-def test_what_cannot_run_here_is_refused_with_what_does_it(
-    make: Callable[[], Any], instead: str
-) -> None:
-    with pytest.raises(HatbusError, match=f"cannot run here; .*{instead}"):
-        LightningCallback(make())
-
-
-def test_what_is_not_there_of_lightnings_trainer_is_named(tmp_path: Path) -> None:
-    callback = lightnings.ThroughputMonitor(lambda batch: len(batch["x"]))
-    with pytest.raises(HatbusError, match=r"ThroughputMonitor asks for trainer.precision_plugin"):
-        trained(LightningCallback(callback), tmp_path)
-
-
-# ---- in a job ------------------------------------------------------------------------------------
-
-BUILD = """
-import host_loops as loops
-
-
-def build():
-    model = loops.new_model()
-    return {"model": model, "optimizer": loops.new_optimizer(model), "data": loops.new_loader()}
-
-
-def loader():
-    return loops.new_loader(8)
-"""
-JOB = """
-[run]
-entry = "build.py:build"
-num_epochs = {epochs}
-device = "cpu"
-[plugins.validation]
-data_loader = {{ call = "build.py:loader" }}
-[plugins.checkpoint]
-save_dir = "saved"
-[plugins.stop]
-use = "transformers:EarlyStoppingCallback"
-early_stopping_patience = 3
-training_arguments = {arguments}
-[plugins.rates]
-use = "pytorch_lightning.callbacks:LearningRateMonitor"
-logging_interval = "step"
-[plugins.jsonl_log]
-path = "log.jsonl"
-"""
-ARGUMENTS = "{ eval_strategy = 'epoch', metric_for_best_model = 'loss', greater_is_better = true }"
-
-
-def job(folder: Path, epochs: int, more: str = "", **changes: str) -> Path:
-    (folder / "build.py").write_text(BUILD)
-    values: Mapping[str, Any] = {"epochs": epochs, "arguments": ARGUMENTS, **changes}
-    path = folder / "job.toml"
-    path.write_text(JOB.format(**values) + more)
-    return path
-
-
-def ran(path: Path, *words: str) -> int:
-    from hatbus.cli import main
-
-    try:
-        return int(main(["run", str(path), *words]) or 0)
-    except SystemExit as left:
-        return int(left.code or 0)
-
-
-def test_callbacks_are_named_in_a_job_and_their_state_is_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert ran(job(tmp_path, 2)) == 0
-    assert ran(job(tmp_path, 9), "-o", "run.resume=last") == 0
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert any("lr-SGD" in row for row in rows)
-    last = max(row["step"] for row in rows)
-    assert 2 * STEPS < last + 1 < 9 * STEPS
-
-
-def test_an_option_that_the_callback_does_not_have_is_refused_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    code = ran(job(tmp_path, 2), "-o", "stop.early_stoping_patience=2")
-    assert code == 2
-    assert "did you mean 'early_stopping_patience'" in capsys.readouterr().err
