@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import host_loops as loops
 from host_loops import HOSTS, new_model
 
 from hatbus import hookimpl
 
-TESTS = Path(loops.__file__).parent
+FOREIGN = [host for host in HOSTS if host != "plain"]
 
 
 def run(host: str, plugins: Any, folder: Path, epochs: int = 2, **options: Any) -> Any:

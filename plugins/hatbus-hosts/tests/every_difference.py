@@ -16,8 +16,6 @@ from host_run import FOREIGN, Counts, Fails, Told, run
 
 from hatbus import HatbusError, hookimpl
 
-TESTS = Path(loops.__file__).parent
-
 
 class Sees:
     """Takes the learning rate, and whether there are gradients, at every step's end."""
