@@ -57,16 +57,15 @@ class OpenSpans:
 
     def __init__(self, ctx: Context) -> None:
         self._ctx: Final = ctx
-        self._names: Final[list[str]] = []
-        self._wrappers: Final[list[list[_Entered]]] = []
-        self.is_open: Final[Callable[[str], bool]] = self._names.__contains__
+        self._open: Final[dict[str, list[_Entered]]] = {}
+        self.is_open: Final[Callable[[str], bool]] = self._open.__contains__
         self._around: dict[tuple[str, str | None], list[_Around]] = {}
         self._freezes = -1
 
     @property
     def names(self) -> tuple[str, ...]:
         """What is open, outermost first."""
-        return tuple(self._names)
+        return tuple(self._open)
 
     def is_heard(self, span: str) -> bool:
         """Whether anybody hears of a span: its begin, its end, or by a wrapper around it."""
@@ -82,16 +81,21 @@ class OpenSpans:
             more: the span's arguments that are no attributes of the context, such as ``reason``.
 
         Raises:
+            HookError: it is open already.
             Exception: what a plugin raised; then ``fail`` is to be called.
         """
         ctx = self._ctx
+        if span in self._open:
+            raise HookError(f"{span!r} is open already; open, outermost first: {[*self._open]}")
         entered: list[_Entered] = []
-        self._names.append(span)
-        self._wrappers.append(entered)
+        self._open[span] = entered
         if self._freezes != ctx.bus.freezes:
             self._around.clear()
-        found = self._around.get((span, ctx.task))
-        for around in self._look(span) if found is None else found:
+        try:
+            found = self._around[span, ctx.task]
+        except KeyError:
+            found = self._look(span)
+        for around in found:
             if around.halves is not None:
                 try:
                     around.halves[1].begin(ctx)
@@ -99,22 +103,8 @@ class OpenSpans:
                     around.halves[1].fail(ctx, error)
                     raise
                 entered.append(around.halves)
-                continue
-            if around.gate is not None and not around.gate.is_open:
-                continue
-            if around.names == _CTX:
-                wrapper: Wrapper = around.function(ctx)
-            else:
-                given = {n: more[n] if n in more else _read(ctx, n) for n in around.names}
-                wrapper = around.function(**given)
-            entered.append((around.impl, wrapper))
-            try:
-                next(wrapper)
-            except StopIteration:
-                answers.wrong_yields(EVENTS[span], around.impl, "did not yield")
-            except BaseException as error:
-                self._blame(error, around.impl, span)
-                raise
+            elif around.gate is None or around.gate.is_open:
+                self._enter(around, span, more, entered)
 
     def leave(self, span: str, result: Any = True) -> Any:
         """Ends the innermost open span.
@@ -130,11 +120,13 @@ class OpenSpans:
             HookError: another span is the innermost.
             Exception: what a plugin raised; all wrappers of this span were told.
         """
-        if not self._names or self._names[-1] != span:
-            raise HookError(f"{span!r} cannot be left; open, outermost first: {self._names}")
-        self._names.pop()
+        innermost, wrappers = self._open.popitem() if self._open else ("", [])
+        if innermost != span:
+            if innermost:
+                self._open[innermost] = wrappers
+            raise HookError(f"{span!r} cannot be left; open, outermost first: {[*self._open]}")
         error: BaseException | None = None
-        for impl, wrapper in reversed(self._wrappers.pop()):
+        for impl, wrapper in reversed(wrappers):
             try:
                 if type(wrapper) is not Halves:
                     result = self._left(impl, wrapper, span, result, error)
@@ -157,9 +149,9 @@ class OpenSpans:
         Args:
             error: what ended the run; it is for the caller to raise.
         """
-        while self._names:
-            self._names.pop()
-            for _, wrapper in reversed(self._wrappers.pop()):
+        while self._open:
+            _, wrappers = self._open.popitem()
+            for _, wrapper in reversed(wrappers):
                 try:
                     if isinstance(wrapper, Halves):
                         wrapper.fail(self._ctx, error)
@@ -172,6 +164,25 @@ class OpenSpans:
                         note_another(error, another)
                 else:
                     wrapper.close()
+
+    def _enter(
+        self, around: _Around, span: str, more: dict[str, Any], entered: list[_Entered]
+    ) -> None:
+        """Enters a plugin's wrapper."""
+        ctx = self._ctx
+        if around.names == _CTX:
+            wrapper: Wrapper = around.function(ctx)
+        else:
+            given = {n: more[n] if n in more else _read(ctx, n) for n in around.names}
+            wrapper = around.function(**given)
+        entered.append((around.impl, wrapper))
+        try:
+            next(wrapper)
+        except StopIteration:
+            answers.wrong_yields(EVENTS[span], around.impl, "did not yield")
+        except BaseException as error:
+            self._blame(error, around.impl, span)
+            raise
 
     def _left(
         self, impl: HookImpl, wrapper: Wrapper, span: str, result: Any, error: BaseException | None

@@ -176,3 +176,18 @@ def test_only_the_innermost_span_can_be_left() -> None:
     spans.enter("run_step")
     with pytest.raises(HatbusError, match=r"'run_loop' cannot be left; open.*'run_step'"):
         spans.leave("run_loop")
+
+
+def test_a_span_that_is_open_is_not_opened_again_and_only_the_innermost_is_left() -> None:
+    spans, _ = spans_of(Around([]))
+    spans.enter("run_step")
+    spans.enter("run_batch")
+    with pytest.raises(HatbusError, match="'run_step' is open already"):
+        spans.enter("run_step")
+    with pytest.raises(HatbusError, match=r"'run_step' cannot be left; .*'run_step', 'run_batch'"):
+        spans.leave("run_step")
+    spans.leave("run_batch")
+    spans.leave("run_step")
+    with pytest.raises(HatbusError, match=r"'run_step' cannot be left; .*\[\]"):
+        spans.leave("run_step")
+    assert spans.names == ()

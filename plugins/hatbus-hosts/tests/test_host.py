@@ -183,3 +183,27 @@ def test_a_change_of_the_models_structure_is_noticed_while_the_run_is_on() -> No
     host.ctx.model.more = nn.Linear(1, 1)
     assert structure_of(host.ctx) == 1
     assert len(hooks) == before
+
+
+def test_a_call_of_the_model_that_failed_and_was_caught_does_not_silence_the_next() -> None:
+    heard: list[int] = []
+
+    class Hears:
+        @hookimpl
+        def on_forward_end(self, ctx: Context, model_outs: Any) -> None:
+            heard.append(ctx.global_step_id)
+
+    host = HandWritten([Hears()])
+    model, optimizer = parts()
+    host.begin(model=model, optimizer=optimizer)
+    host.hear_forward(model)
+    for width in (3, 2, 3):
+        host.begin_batch(None)
+        if width == 3:
+            model(torch.ones(1, width))
+        else:
+            with pytest.raises(RuntimeError):
+                model(torch.ones(1, width))
+        host.end_step()
+    host.end()
+    assert heard == [0, 1, 2]  # of the one that failed at the end of its batch, without outputs

@@ -234,6 +234,10 @@ class Events:
         spans = self._spans
         return spans is not None and spans.is_open("run_batch") and not spans.is_open("validate")
 
+    def is_in_forward(self) -> bool:
+        """Whether a forward pass is under way."""
+        return self._spans is not None and self._spans.is_open("forward")
+
     def _running(self) -> tuple[Context, OpenSpans]:
         return self._run or self._unprepared()
 

@@ -118,7 +118,7 @@ class IgniteHost(Host):
         if spans.is_open("run_step") and (ctx.committed or self._batches >= self._accumulated):
             self._batches = 0
             self.end_step()
-        if self.is_asked:
+        if ctx.control.pending or ctx.control.is_shared:
             self._asked()
 
     def _epoch_completed(self) -> None:

@@ -94,6 +94,8 @@ class Heard:
         inside: list[bool] = []
 
         def before(_: torch.nn.Module, args: Any, kwargs: Any) -> None:
+            if inside and not host.is_in_forward():
+                inside.clear()  # a call before this one failed, and somebody caught that
             is_meant = not inside and not host.is_updating and begin(args, kwargs)
             inside.append(is_meant)
             if is_meant:
