@@ -17,7 +17,7 @@ from hatbus import rng
 from hatbus.events.declare import hookimpl
 from hatbus.log import log
 from hatbus.loop.control import Control
-from hatbus.parallel.agreed import AgreedControl, AgreedDecisions, Timeouts
+from hatbus.parallel.agreed import AgreedControl, Timeouts
 from hatbus.parallel.alike import check_alike, facts_of
 from hatbus.parallel.board import START_TIMEOUT
 from hatbus.parallel.failures import peers_told
@@ -26,6 +26,7 @@ from hatbus.parallel.meeting import board_of_all
 from hatbus.parallel.modes.exchange import plan_of
 from hatbus.parallel.modes.shard import is_to_spread, spread
 from hatbus.parallel.sharding import is_sharded, reshard
+from hatbus.parallel.together import AgreedDecisions
 from hatbus.parallel.watch import WATCH
 
 if TYPE_CHECKING:
