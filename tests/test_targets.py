@@ -15,8 +15,8 @@ sys.path.append(str(Path(__file__).parent / "benchmarks"))
 import growth
 import targets
 
-MEETS = "from target import target\ntarget('a ratio: of two', 0.5, 1)\n"
-MISSES = f"{MEETS}print('more')\nsys.exit(not target('another', 1.234567, 1.2))\n"
+MEETS = "from target import check_target\ncheck_target('a ratio: of two', 0.5, 1)\n"
+MISSES = f"{MEETS}print('more')\nsys.exit(not check_target('another', 1.234567, 1.2))\n"
 
 
 def benchmark(folder: Path, text: str) -> Path:

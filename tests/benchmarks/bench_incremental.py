@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 
 import torch
 from bench_checkpoint import FIELDS, interleaved, torch_and_sync
-from target import target
+from target import check_target
 
 from hatbus_checkpoint.folder import CheckpointFolder, Entry
 from hatbus_checkpoint.saving import Saves
@@ -136,10 +136,10 @@ def main(mebibytes: str = "1144", folder: str | None = None) -> None:
         for name in ("copies=1", "copies=2"):
             ratio, share = seconds[name] / seconds["all"], written[name] / written["all"]
             time_bar, bytes_bar = (0.12, 0.06) if trained < 1 else (1.03, 1.03)
-            target(f"{what}: time of a save, {name} / all written", ratio, time_bar)
-            target(f"{what}: bytes written, {name} / all written", share, bytes_bar)
+            check_target(f"{what}: time of a save, {name} / all written", ratio, time_bar)
+            check_target(f"{what}: bytes written, {name} / all written", share, bytes_bar)
         ratio = seconds["all"] / seconds["torch"]
-        target(f"{what}: time of a save, all written / torch.save + fsync", ratio, 1.0)
+        check_target(f"{what}: time of a save, all written / torch.save + fsync", ratio, 1.0)
 
 
 def _layer(mebibytes: int) -> torch.Tensor:

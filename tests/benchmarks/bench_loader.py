@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from statistics import median
 
 import torch
+from target import check_target
 from torch.utils.data import DataLoader, TensorDataset
 
 from hatbus.data import loader
@@ -51,12 +52,12 @@ def main() -> None:
     )
     each = {name: 1e6 * taken / (ROWS // BATCH) for name, taken in found.items()}
     print(", ".join(f"{name} {value:.1f} us" for name, value in each.items()), "per batch")
-    print(f"{each['torch'] / each['hatbus']:.1f}x as fast as torch's DataLoader (bar: 8)")
-    print(f"{each['hatbus'] / each['bare']:.2f}x of a bare gather (bar: 1.5)")
+    check_target("a batch in memory / torch's DataLoader", each["hatbus"] / each["torch"], 1 / 8)
+    check_target("a batch in memory / a bare gather", each["hatbus"] / each["bare"], 1.5)
     own = loader(data, BATCH, num_workers=2, persistent_workers=True)
     theirs = DataLoader(data, BATCH, shuffle=True, num_workers=2, persistent_workers=True)
     found = medians({"hatbus": lambda: own, "torch": lambda: theirs}, ROUNDS_OF_WORKERS)
-    print(f"with two workers {found['hatbus'] / found['torch']:.2f}x of torch's (bar: 1.02)")
+    check_target("a batch of two workers / torch's", found["hatbus"] / found["torch"], 1.02)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from target import target
+from target import check_target
 from torch import nn
 
 from hatbus import Context, Trainer, hookimpl
@@ -101,7 +101,7 @@ def compare(name: str, model: nn.Module, data: Any, bar: float) -> bool:
         ratio = best[who] / best["by hand"]
         extra = (best[who] - best["by hand"]) / len(data) * 1e6
         print(f"{name}, {who}: {extra:+.1f} us a batch")
-        is_met &= target(f"{name}, {who} / by hand", ratio, bar)
+        is_met &= check_target(f"{name}, {who} / by hand", ratio, bar)
     return is_met
 
 

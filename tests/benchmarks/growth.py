@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[2] / "docs")]
 
 from growth_page import RECORD, write_page  # noqa: E402 - the path is set above
-from target import target  # noqa: E402 - the same
+from target import check_target  # noqa: E402 - the same
 
 from hatbus import Trainer, hookimpl  # noqa: E402 - the same
 from hatbus.data import OneTask  # noqa: E402 - the same
@@ -339,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sizes = growth.sizes[: 3 if given.quick else None]
         seconds = measured(growth, sizes, 1 if given.quick else 5)
         slope = exponent(sizes, seconds)
-        target(f"exponent of {name}", slope, growth.must + SLACK)
+        check_target(f"exponent of {name}", slope, growth.must + SLACK)
         rows.append(
             {
                 "what": growth.what,

@@ -1,4 +1,4 @@
-"""How a benchmark declares a target: ``target(what, measured, at_most)`` prints a line.
+"""How a benchmark declares a target: ``check_target(what, measured, at_most)`` prints a line.
 
 ``targets.py`` runs the benchmarks that declare some, and gathers the lines.
 """
@@ -12,7 +12,7 @@ LINE = re.compile(
 )
 
 
-def target(what: str, measured: float, at_most: float) -> bool:
+def check_target(what: str, measured: float, at_most: float) -> bool:
     """Prints a target against what was measured; returns whether it is met.
 
     Args:
