@@ -1,7 +1,7 @@
 """Every target against what is measured here: ``python tests/benchmarks/targets.py [TEXT]``.
 
-Runs each benchmark in this folder that declares targets (it imports ``check_target``), or those whose
-name holds the text, and prints a table; the exit code says whether all are met.
+Runs each benchmark in this folder that declares targets (it imports ``check_target``), or those
+whose name holds the text, and prints a table; the exit code says whether all are met.
 """
 
 from __future__ import annotations
