@@ -82,7 +82,8 @@ def test_ema_weight_averaging_averages_what_the_updates_left_and_leaves_the_aver
     for one in later:
         expected = torch.lerp(expected, one, 1 - 0.9)
     assert len(later) == 3 * STEPS - 1
-    assert torch.equal(found.ctx.model.head.weight, expected)
+    average = found.ctx.model.head.weight.detach()  # by torch's lerp over lists: other roundings
+    torch.testing.assert_close(average, expected, rtol=0, atol=1e-6)
     assert not torch.allclose(expected, later[-1], atol=1e-4)
 
 
@@ -104,10 +105,9 @@ def test_spike_detection_ends_a_run_whose_loss_jumps(tmp_path: Path) -> None:
                     ctx.model.head.weight.mul_(1000)
 
     spikes = lightnings.SpikeDetection(warmup=4)
-    with pytest.raises(RuntimeError, match="spike") as caught:
+    with pytest.raises(RuntimeError, match="spike detected in batch 5"):
         trained([LightningCallback(spikes), Spoils()], tmp_path)
-    assert type(caught.value).__name__ == "TrainingSpikeException"
-    assert caught.value.batch_idx == 5
+    assert spikes.bad_batches == [4, 5]
 
 
 def test_pruning_prunes(tmp_path: Path) -> None:
