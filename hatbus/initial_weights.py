@@ -12,6 +12,7 @@ from hatbus.discovery.configs import TYPES, build
 from hatbus.discovery.entries import entries_of
 from hatbus.errors import JobError, PluginError
 from hatbus.events.declare import hookimpl
+from hatbus.parallel.modes.materialise import is_on_meta
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,15 +56,27 @@ def begin_with(trainer: Trainer, job: Job, started_in: Path) -> None:
         job: what is to be run.
         started_in: the folder in which relative paths start.
     """
-    if job.run.init_from is None:
-        return
     resumes = [job.run.resume, *(p.options.get("resume") for p in job.enabled.values())]
-    if any(resumes):
-        first = FirstWeights(job.run.init_from, started_in)
+    start_from(trainer, job.run.init_from, started_in, later=any(resumes))
+
+
+def start_from(trainer: Trainer, wanted: Any, started_in: Path, *, later: bool = False) -> None:
+    """Gives the model its first weights.
+
+    Args:
+        trainer: of the model.
+        wanted: as for ``initialise``; None: nothing.
+        started_in: the folder in which relative paths start.
+        later: when the loop begins; so too where the model has no memory before that.
+    """
+    if wanted is None:
+        return
+    if later or is_on_meta(trainer.ctx.model):
+        first = FirstWeights(wanted, started_in)
         trainer.bus.register(first, "core.first_weights", core=True)
         return
     with chdir(started_in):
-        initialise(trainer.ctx.model, job.run.init_from)
+        initialise(trainer.ctx.model, wanted)
 
 
 class FirstWeights:

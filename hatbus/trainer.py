@@ -24,7 +24,7 @@ from hatbus.evaluation.predicting import predictions
 from hatbus.evaluation.rehearsal import rehearsed
 from hatbus.evaluation.train_loss import EVERY, TrainLoss
 from hatbus.foreign_arguments import explained
-from hatbus.initial_weights import initialise
+from hatbus.initial_weights import start_from
 from hatbus.log import log
 from hatbus.loop.beside import modules_beside, warn_of_strangers
 from hatbus.loop.context import Context
@@ -194,8 +194,7 @@ class Trainer(ShowsItself):
         follow(optimizer)
         if rank == 0:
             warn_of_strangers(optimizer, self.ctx.all_modules)
-        if init_from is not None:
-            initialise(self.ctx.model, init_from)
+        start_from(self, init_from, Path.cwd())
         if precision == "fp16":
             self.ctx.scaler = torch.amp.GradScaler(place.type)
 

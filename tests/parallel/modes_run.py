@@ -14,6 +14,7 @@ from torch import distributed, nn
 
 from hatbus import Trainer, hookimpl
 from hatbus.callbacks import (
+    Checkpoint,
     ExponentialMovingAverage,
     FreezeModule,
     GradClip,
@@ -22,6 +23,8 @@ from hatbus.callbacks import (
 )
 from hatbus.data import loader
 from hatbus.parallel import Parallel, full_tensor, local_tensor
+from hatbus.parallel.modes.blocks import blocks_of
+from hatbus.parallel.modes.materialise import materialise
 
 TASKS = ("a", "b", "c")
 STEPS = 4
@@ -95,14 +98,41 @@ def data_of(task: str, size: int = 4) -> Any:
     return loader(torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True)), size)
 
 
-def trained(parallel: Any, **more: Any) -> dict[str, Any]:
-    """What one way of sharing it comes to."""
+class FirstWeights:
+    """The whole weights before the first step."""
+
+    found: Any = None
+
+    @hookimpl
+    def on_loop_begin(self, ctx: Any) -> None:
+        if self.found is None:
+            self.found = whole(ctx.model)
+
+
+def whole(model: nn.Module) -> list[float]:
+    """All parameters of a model in one row."""
+    parts = (full_tensor(p).detach().flatten() for p in model.parameters())
+    return torch.cat(list(parts)).tolist()
+
+
+def trained(parallel: Any, on: str = "cpu", ends: Any = (2, STEPS), **more: Any) -> dict[str, Any]:
+    """What one way of sharing it comes to.
+
+    Args:
+        parallel: the way.
+        on: where the model is built.
+        ends: numbers of steps after which a fit ends.
+        more: of the trainer; ``plugins`` besides those of all.
+    """
     torch.manual_seed(1)
-    model, notes = Net(), Notes()
+    with torch.device(on):
+        model = Net()
+    notes, first = Notes(), FirstWeights()
     optimizer = torch.optim.AdamW(model.parameters(), 0.01)
     ema = ExponentialMovingAverage(0.8, 2, start_step=1)
     plugins = [
         notes,
+        first,
         ema,
         GradClip(0.3),
         FreezeModule([["blocks.0"]], [2], "step"),
@@ -120,18 +150,35 @@ def trained(parallel: Any, **more: Any) -> dict[str, Any]:
         device="cpu",
         **more,
     )
-    trainer.fit(num_steps=STEPS // 2)
-    trainer.fit(num_steps=STEPS)
-    whole = {n: full_tensor(p).detach() for n, p in model.named_parameters()}
+    for end in ends:
+        trainer.fit(num_steps=end)
     return {
+        "first": first.found,
         "losses": notes.losses,
         "validated": notes.validated,
         "scattered": notes.scattered,
         "local": sum(local_tensor(p).numel() for p in model.parameters()),
-        "weights": torch.cat([p.flatten() for p in whole.values()]).tolist(),
+        "weights": whole(model),
         "buffers": torch.cat([b.double().flatten() for b in model.buffers()]).tolist(),
         "averages": [full_tensor(v).double().sum().item() for v in ema.averages().values()],
     }
+
+
+def resumed(parallel: Any, folder: str) -> dict[str, Any]:
+    """The same, ended after two steps and gone on with from a checkpoint by another trainer."""
+    options = {"save_dir": folder, "interval_by": "step", "save_interval": 2}
+    trained(parallel, ends=[2], plugins=[Checkpoint(**options)])
+    return trained(parallel, ends=[STEPS], plugins=[Checkpoint(**options, resume="last")])
+
+
+def by_hand(blocks: list[str]) -> list[float]:
+    """The first weights of a model built on the meta device, in one process."""
+    torch.manual_seed(1)
+    with torch.device("meta"):
+        model = Net()
+    for _, block in [*blocks_of(model, Parallel("fsdp2", blocks=blocks)), ("", model)]:
+        materialise(block, torch.device("cpu"))
+    return whole(model)
 
 
 def main(path: str) -> None:
@@ -146,7 +193,12 @@ def main(path: str) -> None:
         found["root"] = trained(Parallel("fsdp2", reshard_after_forward=False))
         found["blocks"] = trained(Parallel("fsdp2", blocks=every))
         found["scaled"] = trained(Parallel("fsdp2", blocks="blocks.*"), **scaled)
+        found["resumed"] = resumed(Parallel("fsdp2", blocks=every), f"{path}-checkpoints")
+        found["meta"] = trained(Parallel("fsdp2", blocks=every), "meta")
+        found["meta"]["by hand"] = by_hand(every)
     else:
+        found["meta"] = trained(Parallel("fsdp2", blocks=every), "meta")
+        found["meta"]["by hand"] = by_hand(every)
         found["blocks"] = trained(Parallel("fsdp2", blocks=every))
         found["hsdp"] = trained(Parallel("hsdp", mesh=[2, 2], blocks=every))
         found["scaled"] = trained(Parallel("hsdp", mesh=[2, 2], blocks=every), **scaled)

@@ -48,3 +48,19 @@ def test_gradients_are_exchanged_once_in_a_step_of_several_batches(two: list[Fou
     assert two[0]["blocks"]["scattered"] == [6, 6, 5, 5]  # three blocks, then two, and three heads
     # a plugin that scales what each batch adds needs it after each
     assert min(two[0]["scaled"]["scattered"]) > 12
+
+
+def test_a_run_resumed_from_shards_goes_on_bit_for_bit(two: list[Found]) -> None:
+    for found in two:
+        mine, all_at_once = found["resumed"], found["blocks"]
+        assert mine["losses"] == all_at_once["losses"][6:]
+        for part in ("weights", "averages", "buffers"):
+            assert mine[part] == all_at_once[part], part
+
+
+def test_a_model_on_the_meta_device_begins_alike_however_many_processes_there_are(
+    two: list[Found],
+) -> None:
+    for found in two:
+        assert found["meta"]["first"] == found["meta"]["by hand"]
+        assert found["meta"]["weights"] == two[0]["meta"]["weights"] != found["meta"]["first"]

@@ -34,6 +34,7 @@ _exchanged: Final[WeakKeyDictionary[Any, list[torch.nn.Parameter]]] = WeakKeyDic
 """What the wrappers reduce: torch finds that out once, when a wrapper is made."""
 _UNFINISHED: Final = "Expected to have finished reduction in the prior iteration"
 _INDICES: Final = re.compile(r"did not receive grad for rank \d+: ([\d ]+)")
+_OF_SHARDS: Final = re.compile(r"DTensor|[Ss]harding|placement|redistribut")
 _SHOWN: Final = 5
 
 
@@ -142,6 +143,23 @@ class ShareGradientsOnce:
         result = yield
         reshard(ctx.model)
         return result
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def optimizer_step(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Says in one line that an optimizer cannot update shards.
+
+        Raises:
+            JobError: it cannot.
+        """
+        try:
+            return (yield)
+        except (RuntimeError, NotImplementedError) as error:
+            if not self._roots or not _OF_SHARDS.search(str(error)):
+                raise
+            raise JobError(
+                f"optimizer {type(ctx.optimizer).__name__} cannot update a model in shards "
+                f"({' '.join(str(error).split()):.120}...); choose another, or parallel = 'ddp'"
+            ) from error
 
     @contextmanager
     def _apart(self, ctx: Context, *, is_last: bool) -> Iterator[None]:

@@ -30,6 +30,8 @@ def plan_for(given: Any, model: nn.Module, place: torch.device, world: int) -> P
         JobError: it cannot be used.
     """
     plan = parallel_of(given)
+    if world > 1:
+        _refuse_tensor_parallel(model)
     if plan is None:
         return None
     if sharded_modules(model):
@@ -91,6 +93,25 @@ def whole_or_later(
             "several processes with parallel = 'fsdp2', which gives its parts their first values"
         )
     return placed(model, place, asked)
+
+
+def _refuse_tensor_parallel(model: nn.Module) -> None:
+    """Refuses parameters that are split among processes which have to see the same samples.
+
+    Shards of FSDP2 are split in the last dimension of their mesh, and only there.
+    """
+    is_of_fsdp = bool(sharded_modules(model))
+    for name, one in model.named_parameters():
+        placements = getattr(one, "placements", ())
+        split = [not placement.is_replicate() for placement in placements]
+        if split and not (is_of_fsdp and len(split) <= 2 and split[-1] and sum(split) == 1):
+            mesh: Any = getattr(one, "device_mesh", None)
+            raise JobError(
+                f"the model's {name!r} is split over a mesh of {tuple(mesh.shape)} by a plan of "
+                "tensor parallelism, whose processes would have to see the same samples, and here "
+                "each sees its own; accepted: the whole model with parallel = 'fsdp2', or a model "
+                "of fully_shard over all processes"
+            )
 
 
 def _check_device(plan: Parallel, place: torch.device) -> None:

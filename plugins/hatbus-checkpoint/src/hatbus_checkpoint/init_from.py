@@ -13,6 +13,7 @@ from hatbus.errors import CheckpointError, JobError
 from hatbus.log import log
 from hatbus.loop import RAW, plain_name
 from hatbus.option_values import names, text
+from hatbus.parallel import reshard
 from hatbus_checkpoint import model_state
 from hatbus_checkpoint.sharded.placing import Placing
 from hatbus_checkpoint.weights import lazy_weights_of
@@ -90,6 +91,7 @@ class InitFrom:
             CheckpointError: there are no such weights, none of them is in the model, or with
                 ``strict`` something does not match. The model is as it was.
         """
+        reshard(model)
         source = self._source()
         given = {self._renamed(name): value for name, value in source.items()}
         state = model.state_dict()

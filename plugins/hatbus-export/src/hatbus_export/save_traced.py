@@ -82,7 +82,9 @@ class SaveTraced:
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
         """Refuses what cannot be written at the end: better now than when the run is over."""
-        refuse_sharded(ctx.model, "save_traced", "gather the weights into a plain model first")
+        refuse_sharded(
+            ctx.model, "save_traced", "`hatbus export DIR` writes the weights of its checkpoint"
+        )
         one_of("save_traced: weights", self.weights, ctx.weights.names)
         self._try(ctx.model)
 

@@ -80,7 +80,7 @@ class FuseBN:
         check_names("fuse_bn", self.marks, model)
         if ctx is None:  # called outside a run
             return
-        refuse_sharded(ctx.model, "fuse_bn", "fuse it before fully_shard")
+        refuse_sharded(ctx.model, "fuse_bn", "fuse it before, or train with DDP")
         self._ctx = ctx
 
     @hookimpl
