@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from hatbus import rng
 from hatbus.data.epochs import listeners, tell_epoch
-from hatbus.data.moving import to_device
+from hatbus.data.moving import is_pinned, moved_ahead, to_device
 from hatbus.data.stateful import (
     forget_restored,
     gives_nothing_at_its_end,
@@ -97,7 +97,18 @@ class Feed:
         if self._device is None:
             return iterator
         device = self._device
+        if self._positions and torch.device(device).type == "cuda":  # its place is no iterator's
+            return self._ahead_if_pinned(iterator, torch.device(device))
         return (to_device(batch, device) for batch in iterator)
+
+    @staticmethod
+    def _ahead_if_pinned(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
+        first = list(islice(batches, 1))
+        if first and is_pinned(first[0]):
+            yield from moved_ahead(chain(first, batches), device)
+            return
+        for batch in chain(first, batches):
+            yield to_device(batch, device)
 
     def close(self) -> None:
         """Ends the present iteration."""

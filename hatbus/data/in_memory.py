@@ -88,6 +88,39 @@ class Gathered:
             yield batch if shaped is None else shaped(batch)
 
 
+class GatheredRows(Dataset[Any]):
+    """The same for worker processes: a whole batch is one call, and its collation is done.
+
+    Args:
+        samples: the data set, as ``Gathered`` takes it.
+    """
+
+    def __init__(self, samples: Any) -> None:
+        self.samples = samples
+        self._gathered = Gathered(samples)
+
+    @property
+    def tensors(self) -> Any:
+        """Those of the data set."""
+        return self.samples.tensors
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.samples[index]
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        """The batch of these samples, as ``as_gathered`` takes it."""
+        order = torch.tensor(indices, dtype=torch.int64)
+        return next(self._gathered.batches(order, [len(indices)]))
+
+
+def as_gathered(batch: Any) -> Any:
+    """The collate function of ``GatheredRows``: there is nothing left to do."""
+    return batch
+
+
 def can_be_gathered(dataset: Any) -> bool:
     """Whether a data set is plain tensors in memory: nothing is computed per sample."""
     while type(dataset) is Subset:

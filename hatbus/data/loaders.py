@@ -17,7 +17,13 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hatbus.data.in_memory import Gathered, can_be_gathered, with_names
+from hatbus.data.in_memory import (
+    Gathered,
+    GatheredRows,
+    as_gathered,
+    can_be_gathered,
+    with_names,
+)
 from hatbus.data.loader_arguments import check_arguments
 from hatbus.data.seeded import SeededCollate, SeededSamples, seed_of
 from hatbus.data.workers import iterated
@@ -197,6 +203,13 @@ class ExactLoader(DataLoader[Any]):
         return len(self.order)
 
 
+def _collation(samples: Any, collate: Any) -> Any:
+    """What makes a batch of samples; None: torch's own."""
+    if isinstance(samples, GatheredRows):
+        return as_gathered
+    return None if collate is None else SeededCollate(collate, samples)
+
+
 def loader(
     dataset: Dataset[Any] | Mapping[str, torch.Tensor],
     batch_size: int,
@@ -212,8 +225,8 @@ def loader(
     Random augmentation inside the data set is seeded per sample (see ``SeededSamples``) and a
     ``collate_fn`` per batch, with any number of workers. A data set with ``set_epoch`` is told the
     epoch, in its workers too. Plain tensors (a ``TensorDataset``, a mapping from names to tensors,
-    a ``Subset`` of one) draw nothing: without workers and ``collate_fn``, a batch of them is
-    gathered by index, which is many times as fast as collating samples and gives the same batch.
+    a ``Subset`` of one) draw nothing: without ``collate_fn`` a batch of them is gathered by index,
+    which is many times as fast as collating samples and gives the same batch.
 
     Args:
         dataset: with ``__len__`` and ``__getitem__``; or tensors by name, each of shape
@@ -244,13 +257,15 @@ def loader(
         with_epoch=draws,
     )
     samples: Any = SeededSamples(dataset, seed) if draws else dataset
+    if not draws and num_workers:
+        samples = GatheredRows(dataset)
     try:
         made = ExactLoader(
             samples,
             batch_sampler=order,
             num_workers=num_workers,
             generator=torch.Generator(),
-            collate_fn=None if collate is None else SeededCollate(collate, samples),
+            collate_fn=_collation(samples, collate),
             **options,
         )
     except (TypeError, ValueError) as error:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any, Final
+
+import torch
 
 
 def to_device(batch: Any, device: Any) -> Any:
@@ -25,6 +28,43 @@ def to_device(batch: Any, device: Any) -> Any:
             return made(batch, device)
     fields = fields_of(batch)
     return batch if fields is None else _moved_record(batch, fields, device)
+
+
+def moved_ahead(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
+    """Batches on a GPU, each copied there while the step before it is computed.
+
+    The copies run on a stream of their own. It waits for what was queued before, so memory of a
+    batch that is let go is written to again only when nobody reads it any more.
+
+    Args:
+        batches: in pinned memory, else a copy waits anyway; one more than is handed out is read.
+        device: a CUDA device.
+    """
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    waiting: deque[tuple[Any, torch.cuda.Event]] = deque()
+
+    def copy_next() -> None:
+        for batch in islice(batches, 1):
+            side.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(side):
+                moved = to_device(batch, device)
+            waiting.append((moved, side.record_event()))
+
+    copy_next()
+    while waiting:
+        moved, is_there = waiting.popleft()
+        torch.cuda.current_stream(device).wait_event(is_there)
+        copy_next()
+        yield moved
+
+
+def is_pinned(batch: Any) -> bool:
+    """Whether a batch, or the first part of it, is a tensor in pinned memory."""
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, (tuple, list)):
+        return bool(batch) and is_pinned(batch[0])
+    return isinstance(batch, torch.Tensor) and batch.is_pinned()
 
 
 def fields_of(part: Any) -> dict[str, Any] | None:
