@@ -63,16 +63,17 @@ SETUPS = {
 }
 TRIED = {
     "killed while saving": "SIGKILL at moments spread over a save; a new process goes on from the "
-    "newest checkpoint, as the trainer finds it, to the weights of a run that nobody killed",
-    "disk full": "a save finds no room: is the cause said, and does a new process go on when "
-    "there is",
-    "exact in mid-epoch": "shuffled data and dropout; killed 11 steps into the second epoch of "
-    "20, 3 after a checkpoint: are the last weights bit for bit those of a run that nobody killed",
-    "error in a callback": "one of two callbacks raises: does the run end with that error, is the "
-    "callback named, and is the other told",
-    "two of one class": "two instances with a state each, listed the other way round when the run "
-    "is resumed",
-    "order": "a callback that needs another one first, listed before it",
+    "newest checkpoint, as its trainer finds it, and should end with the weights of a run that "
+    "nobody killed.",
+    "disk full": "a save finds no room. Is the cause said, and does a new process go on when there "
+    "is room?",
+    "exact in mid-epoch": "shuffled data and dropout; killed 11 steps into the second epoch of 20, "
+    "3 after a checkpoint. Are the last weights, bit for bit, those of a run that nobody killed?",
+    "error in a callback": "one of two callbacks raises. Does the run end with that error, is the "
+    "callback named, and is the other told?",
+    "two of one class": "two instances keep a count each, and are listed the other way round when "
+    "the run is resumed.",
+    "order": "a callback that needs another one first is listed before it.",
 }
 
 
@@ -183,11 +184,11 @@ def duties(measures: Mapping[str, Any], peers: list[str]) -> str:
         for name in left
     }
     text = (
-        "Average, clipping and scaling with 1.3 million parameters in 14 tensors; the metrics and "
-        "the validation with a two-layer toy of batches of 64; a scalar of ten that are written "
-        "every step, with all that logging brings along; saving and loading 101 MB. Of these, by "
-        "hand and hatbus alone wait until the disk has a checkpoint, and hatbus alone hashes and "
-        "verifies it."
+        "Average, clipping and scaling with 1.3 million parameters in 14 tensors and batches of 4; "
+        "the metrics and the validation with a two-layer toy of batches of 64; a scalar of ten "
+        "that are written every step, with all that logging brings along; saving and loading 101 MB. Of "
+        "these, by hand and hatbus alone wait until the disk has a checkpoint, and hatbus alone "
+        "hashes and verifies it."
     )
     return wrapped(text) + "\n\n" + table("", titles(peers), rows)
 
@@ -247,7 +248,7 @@ def promises(found: Mapping[str, Any]) -> str:
     )
     parts = [wrapped(text), "", table("", titles(names), rows)]
     for trial, row in found.items():
-        parts.append(wrapped(f"*{trial}*: {TRIED[trial]}?") + "\n")
+        parts.append(wrapped(f"*{trial}*: {TRIED[trial]}") + "\n")
         parts += [wrapped(f"{NAMES[name]}: {row[name]['told']}", "- ") for name in names]
         parts.append("")
     return "\n".join(parts)

@@ -27,7 +27,7 @@ from peers.forked import Counter, Ended, forked, is_alive, listing
 from peers.work import Job, Watcher, Work
 
 Train = Callable[[Work], None]
-STATE = Job("net", 8, save_every=2)
+STATE = Job("thin", 8, save_every=2)
 EXACT = Job("dropout", 40, save_every=7, shuffled=True)
 DIES_AFTER = 31
 """Eleven of the second epoch's twenty steps, and three after a checkpoint."""

@@ -24,11 +24,13 @@ WIDTHS = {
     "tiny": (8, 8),
     "toy": (64, 128, 10),
     "net": (256, 512, 512, 512, 512, 512, 256, 10),
+    "thin": (256, 512, 512, 512, 512, 512, 256, 10),
     "large": (1024, *(1024,) * 8, 10),
     "dropout": (16, 32, 4),
 }
-"""Widths of the layers; a net has 1.3 million parameters, a large one 8.4 million."""
-BATCH = {"tiny": 4, "toy": 64, "net": 64, "large": 4, "dropout": 4}
+"""Widths of the layers: 1.3 million parameters in a net and in a thin one, which is a net whose
+batches are small, and 8.4 million in a large one."""
+BATCH = {"tiny": 4, "toy": 64, "net": 64, "thin": 4, "large": 4, "dropout": 4}
 TASKS = ("a", "b", "c", "d")
 SCALARS = ("loss", "mean_loss", "accuracy", "lr", "samples")
 MAX_NORM, DECAY, SCALE = 1.0, 0.99, 0.5
