@@ -184,11 +184,11 @@ def duties(measures: Mapping[str, Any], peers: list[str]) -> str:
         for name in left
     }
     text = (
-        "Average, clipping and scaling with 1.3 million parameters in 14 tensors and batches of 4; "
-        "the metrics and the validation with a two-layer toy of batches of 64; a scalar of ten "
-        "that are written every step, with all that logging brings along; saving and loading 101 MB. Of "
-        "these, by hand and hatbus alone wait until the disk has a checkpoint, and hatbus alone "
-        "hashes and verifies it."
+        "Average, clipping and scaling with 1.3 million parameters in 14 tensors and batches of "
+        "4; the metrics and the validation with a two-layer toy of batches of 64; a scalar of ten "
+        "that are written every step, with all that logging brings along; saving and loading "
+        "101 MB. Of these, by hand and hatbus alone wait until the disk has a checkpoint, and "
+        "hatbus alone hashes and verifies it."
     )
     return wrapped(text) + "\n\n" + table("", titles(peers), rows)
 
