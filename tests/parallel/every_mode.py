@@ -28,6 +28,10 @@ def test_every_plugin_does_in_shards_what_it_does_under_ddp_or_is_refused(tmp_pa
                 assert shards == REFUSED[name]
             else:
                 assert shards == pytest.approx(ddp, abs=1e-6), name
+        assert mine["split"].startswith(
+            "JobError: the model's '0.weight' is split over a mesh of (2,) by a plan of tensor "
+            "parallelism, whose processes would have to see the same samples"
+        )
 
 
 @pytest.mark.timeout(600)

@@ -165,6 +165,20 @@ def trained(how: Any, plugins: list[object], options: dict[str, Any]) -> list[fl
     return found + [full_tensor(p).double().sum().item() for p in model.parameters()]
 
 
+def split() -> str:
+    """What is said of a model that a plan of tensor parallelism has split."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    mesh = init_device_mesh("cpu", (2,))
+    model = parallelize_module(nn.Sequential(nn.Linear(4, 4)), mesh, {"0": ColwiseParallel()})
+    try:
+        Trainer(model, sgd(model.parameters()), batches(), nn.functional.mse_loss)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 def main(path: str) -> None:
     torch.set_num_threads(1)
     said: dict[str, Any] = {}
@@ -174,6 +188,7 @@ def main(path: str) -> None:
                 said[f"{name}: {way}"] = trained(how, *cases()[name])
             except Exception as error:
                 said[f"{name}: {way}"] = f"{type(error).__name__}: {error}"
+    said["split"] = split()  # inside the group that the shards are in
     Path(f"{path}-{RANK}.json").write_text(json.dumps(said), "utf-8")
 
 
