@@ -80,11 +80,22 @@ class Control:
         """Asks for a validation after the present step."""
         self._ask("validate", reason)
 
+    def ask_alike(self, *requests: Request) -> None:
+        """Requests that every process makes at this very place, and so need not tell each other.
+
+        They are served at the next boundary on all of them, as in a run of one process.
+        """
+        self.pending.extend(requests)
+
     def grant(self, request: Request) -> None:
-        """Grants a stop; that of the run is not taken back by one of the epoch."""
+        """Grants a stop; that of the run is not taken back by one of the epoch.
+
+        A signal is what ended the run, also where what it cut short was granted first.
+        """
         if request.wish == STOP_EPOCH:
             self.epoch_stopped = request
-        if self.stopped is None or self.stopped.wish == STOP_EPOCH:
+        is_first = self.stopped is None or self.stopped.wish == STOP_EPOCH
+        if is_first or request.by == SIGNAL:
             self.stopped = request
 
     def leave_epoch(self) -> bool:

@@ -47,14 +47,15 @@ class Limits:
         """Asks for the end where it is due."""
         if ctx.exception is not None:
             return
-        pending = ctx.control.pending
         if self._steps is not None and ctx.position.global_step - ctx.began_at == self._steps:
             why = f"{self._steps} steps"
-            pending += [Request(f"stop {what}", "limit_steps", why) for what in ("epoch", "run")]
+            ends = (Request(f"stop {what}", "limit_steps", why) for what in ("epoch", "run"))
+            ctx.control.ask_alike(*ends)
         if self._seconds is not None and not self._is_late and ctx.control.now() >= self._end:
             self._is_late = True
             wishes = ("save", "stop run") if self._saves else ("stop run",)
-            pending += [Request(wish, "max_time", f"{self._seconds:g} s") for wish in wishes]
+            why = f"{self._seconds:g} s"
+            ctx.control.ask_alike(*(Request(wish, "max_time", why) for wish in wishes))
 
     @hookimpl
     def on_checkpoint_saved(self, ctx: Context) -> None:

@@ -132,6 +132,10 @@ class AgreedControl(Control):
             self._shorten_timeouts()
         return bool(self._granted)
 
+    def ask_alike(self, *requests: Request) -> None:
+        """Requests that every rank makes at this very place: all know of them."""
+        self._known.extend(requests)
+
     def is_owed(self) -> bool:
         """Whether a request was agreed that was made since; every rank calls this at the end."""
         self.at = "at the end of the run"
@@ -310,7 +314,7 @@ class AgreedControl(Control):
         raise PeerError(f"rank {other} is {said}")
 
     def _taken(self) -> list[Request]:
-        taken, self._granted = self._granted, []
+        taken, self._granted, self._known = [*self._granted, *self._known], [], []
         return taken
 
 

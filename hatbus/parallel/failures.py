@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.bus.blame import blame_of
-from hatbus.errors import HatbusError, PeerError
+from hatbus.errors import DataError, HatbusError, PeerError
 from hatbus.parallel.board import gone, named, told
 from hatbus.parallel.meeting import board_if_met
 from hatbus.parallel.watch import HEARD, LINGER_S, WATCH, Place, answers_of, place_of_error
@@ -32,6 +32,8 @@ _OF_COLLECTIVES: Final = re.compile(
 _LATE: Final = re.compile(r"timed? ?out|timeout", re.IGNORECASE)
 _REPORT_S: Final = 3.0
 _SHORT: Final = 300
+_ALONE: Final = "waits alone"
+_AT_AN_END: Final = "at the end of epoch"
 
 
 def as_peers_see(error: BaseException, ctx: Any = None) -> BaseException:
@@ -132,6 +134,7 @@ def report_of(error: BaseException, rank: int, ctx: Any) -> dict[str, Any]:
 def _of_peer(error: BaseException, board: Board, ctx: Any) -> BaseException:
     """What a failed collective means: another's report, or who is late, or who has gone."""
     here = place_of_error(error, ctx)
+    WATCH.place = here.as_waiting()  # from now on too, for others who ask
     try:
         is_late = bool(_LATE.search(str(error)))
         report = _report(board, _REPORT_S / 3 if is_late else _REPORT_S)
@@ -152,6 +155,11 @@ def _of_peer(error: BaseException, board: Board, ctx: Any) -> BaseException:
 
 def _blamed(error: BaseException, report: dict[str, Any]) -> BaseException:
     """What this process raises when the others found that it kept them waiting."""
+    if report["what"].startswith(_ALONE) and _AT_AN_END in report["what"]:
+        return DataError(
+            f"rank {report['rank']} {report['what']}, and {report['why']}: its loader gives fewer "
+            "batches; give every rank equally many (hatbus.data.loader does)"
+        )
     error.add_note(f"rank {report['rank']} {report['what']} {report['why']}")
     return error
 
@@ -183,7 +191,7 @@ def _late(error: BaseException, board: Board, here: Place) -> dict[str, Any]:
         guilty = [rank for rank, place in places.items() if place.is_behind(places.values())]
     rank = guilty[0] if guilty else min(set(places) - {board.rank})
     others = next((f"rank {r} waits {p}" for r, p in places.items() if r != rank), "")
-    verb = "waits alone" if places[rank].waits else "hangs"
+    verb = _ALONE if places[rank].waits else "hangs"
     return {"rank": rank, "what": f"{verb} {places[rank]}", "why": others}
 
 

@@ -50,7 +50,7 @@ def test_the_command_for_one_machine(outside, checkout: Path) -> None:
     examples(outside.cwd, checkout)
     outside.warnings, outside.seconds = "default", 500
     lines = [line for b in all_blocks(PAGE) if b.language == "sh" for line in b.text.splitlines()]
-    (line,) = (line for line in lines if "--standalone" in line)
+    line = next(line for line in lines if "--standalone" in line)
     words = [sys.executable, "-m", "torch.distributed.run", *shlex.split(line)[1:], *SHORT]
     ended = outside.finish(outside.start(words))
     assert ended.code == 0, ended.err

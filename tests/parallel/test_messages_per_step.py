@@ -27,6 +27,7 @@ import test_messages_per_step as here
 
 rank = int(sys.argv[1])
 seen = {"counts": here.counted(), "shown": here.shown(rank), "passes": here.passes()}
+seen["limited"] = here.limited()
 with open(f"rank-{rank}.json", "w") as file:
     json.dump(seen, file)
 """
@@ -129,6 +130,11 @@ def passes() -> list[int]:
     return around.found
 
 
+def limited() -> int:
+    """The steps of a run that was to have five."""
+    return trainer([]).fit(num_epochs=9, limit_steps=5).position.global_step
+
+
 class Losses:
     """What each process's own losses are, and what rank 0's progress shows in the end."""
 
@@ -175,6 +181,10 @@ def test_a_step_has_one_message_beside_the_gradients(ranks: Any) -> None:
 def test_a_validation_has_one_message_once_the_losses_are_known(ranks: Any) -> None:
     for seen in ranks:
         assert seen["passes"][1:] == [1, 1]
+
+
+def test_a_limit_holds_to_the_step_as_on_one_process(ranks: Any) -> None:
+    assert [seen["limited"] for seen in ranks] == [5, 5]
 
 
 def test_the_progress_and_the_board_show_the_mean_over_the_processes(ranks: Any) -> None:

@@ -19,7 +19,7 @@ from hatbus.evaluation import expected_losses, published_names
 from hatbus.events import EVENTS
 from hatbus.insight import marks_every
 from hatbus.log import log
-from hatbus.loop import eval_mode, serve_requests, stop_wanted
+from hatbus.loop import Request, eval_mode, serve_requests, stop_wanted
 from hatbus.option_values import UNITS, one_of, text, whole
 from hatbus.parallel import is_sharded, refuse_sharded
 from hatbus.rng import fenced
@@ -244,8 +244,11 @@ class Validation:
                     found.append(evaluate(bus, ctx, model, data, (self._first_name, loader)))
         self.is_owed = any(inner.is_cut for inner in found)
         if self.is_owed:
-            ctx.control.save("validation cut short")
-            ctx.control.stop("run", "the end during a validation; it is made up for at resume")
+            why = "the end during a validation; it is made up for at resume"
+            ctx.control.ask_alike(  # all have left it at the same batch
+                Request("save", "validation", "validation cut short"),
+                Request("stop run", "validation", why),
+            )
             return {}
         self.validated_at = ctx.position.global_step
         metrics = self._publish(ctx, found)
