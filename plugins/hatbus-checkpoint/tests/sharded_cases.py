@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,8 @@ def spread(model: nn.Module, how: str) -> None:
     """Spreads a model over the processes: by rows; in replicas; or blocks of layers, then rows."""
     size = distributed.get_world_size()
     names = {"hsdp": ("r", "s"), "tp": ("s", "t")}.get(how, ("s",))
-    mesh = init_device_mesh("cpu", (2, size // 2)[-len(names) :], mesh_dim_names=names)
-    if how == "fsdp":
-        mesh = init_device_mesh("cpu", (size,))
+    shape = (size,) if how == "fsdp" else (2, size // 2)
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     for net in (model.student, model.teacher):
         if how == "tp":
             plan = {"one": ColwiseParallel(), "other": RowwiseParallel()}
@@ -106,29 +106,31 @@ def trainer_of(path: Path, how: str, looks: Looks, **options: Any) -> Trainer:
     Args:
         path: of the checkpoints.
         how: ``"fsdp"``, ``"hsdp"``, ``"tp"`` or ``"ddp"``, which is a plain one where there is one
-            process; with ``u`` before it no tensors are tied.
+            process; with ``u`` before it no tensors are tied, with ``half`` it is in fp16.
         looks: a plugin that looks.
         options: of the checkpoint.
     """
     size = int(os.environ["WORLD_SIZE"])
     rng.seed_all(0)
-    model = Pair(tied=not how.startswith("u")).double()
-    how = how.removeprefix("u")
+    model = Pair(tied=not how.startswith("u"))
+    in_half, how = how.startswith("half"), how.removeprefix("u").removeprefix("half")
+    kind = torch.float32 if in_half else torch.float64
+    model.to(kind)
     if how != "ddp":
         distributed.init_process_group("gloo")
         spread(model, how)
     drawn = torch.Generator().manual_seed(1)
-    inputs = torch.randn(40, 3, generator=drawn, dtype=torch.float64)
+    inputs = torch.randn(40, 3, generator=drawn, dtype=torch.float64).to(kind)
     loader = data.loader(
         TensorDataset(inputs, inputs.sum(1, keepdim=True)), GLOBAL_BATCH // size, seed=1
     )
-    kind = options.pop("optimizer", torch.optim.Adam)
     plugins: dict[str, Any] = {"looks": looks, "ema": ExponentialMovingAverage(0.8, 2)}
     plugins["mean_teacher"] = MeanTeacher(0.7, 2)
     saves = {"interval_by": "step", "save_interval": 3, "resume": "auto", **options}
     plugins["checkpoint"] = Checkpoint(str(path), **saves)
-    optimizer = kind(model.student.parameters(), lr=0.01)
-    return Trainer(model, optimizer, loader, nn.functional.mse_loss, plugins, seed=3)
+    optimizer = torch.optim.Adam(model.student.parameters(), lr=0.01)
+    run = {"seed": 3, "precision": "fp16" if in_half else "fp32"}
+    return Trainer(model, optimizer, loader, nn.functional.mse_loss, plugins, **run)
 
 
 def train(path: Path, how: str, steps: int, rank: int, name: str = "", **options: Any) -> None:
@@ -162,11 +164,21 @@ def begun(source: Path, rank: int) -> None:
     torch.save(weights, source / f"begun-{rank}.pt")
 
 
+def damaged(source: Path, path: Path) -> Path:
+    """A copy of a run's checkpoints, of which a part in the newest has a wrong bit."""
+    shutil.copytree(source, path)
+    file = sorted(path.glob("checkpoint-*/rank-1/optim.safetensors"))[-1]
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    return path
+
+
 def main(folder: Path, cases: list[str]) -> None:
     """Does the cases and prints the exit codes; ``HOW-SIZE:HOW-SIZE`` is a resume.
 
-    ``begun:HOW-SIZE`` begins with what the run ``HOW-SIZE`` has saved; ``whole:HOW-SIZE`` does not
-    stop, and saves in the background.
+    ``begun:HOW-SIZE`` begins with what the run ``HOW-SIZE`` has saved; ``damaged:HOW-SIZE`` goes on
+    with that, but its newest checkpoint is damaged; ``whole:HOW-SIZE`` does not stop, and saves in
+    the background.
     """
     codes: dict[str, list[int]] = {}
     for case in cases:
@@ -174,6 +186,8 @@ def main(folder: Path, cases: list[str]) -> None:
         place = folder / case.replace(":", "-to-")
         if first == "begun":
             codes[case] = world(2, partial(begun, folder / then))
+        elif first == "damaged":
+            codes[case] = go(then, damaged(folder / then, folder / f"damaged-{then}"), STEPS)
         elif first == "whole":
             codes[case] = go(then, folder / f"whole-{then}", STEPS, "found", async_save=True)
         else:

@@ -35,7 +35,7 @@ def start(*words: str, program: Path = WORLDS, seconds: float = 280) -> str:
     return done.stdout
 
 
-def cases_done(folder: Path, *cases: str, seconds: float = 280) -> Path:
+def cases_done(folder: Path, *cases: str, seconds: float = 800) -> Path:
     """Does cases of ``sharded_cases.py`` in a folder."""
     codes: dict[str, list[int]] = json.loads(start(str(folder), *cases, seconds=seconds))
     assert not any(any(found) for found in codes.values()), codes

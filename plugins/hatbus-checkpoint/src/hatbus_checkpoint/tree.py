@@ -131,6 +131,7 @@ class _Encoder:
 
     def _shard(self, tensor: torch.Tensor, path: tuple[str, ...]) -> Any:
         """A tensor that is spread over processes; every one finds the same key for it."""
+        check_storable(tensor, _at(path))
         if id(tensor) not in self._shards:
             self._shards[id(tensor)] = self._stored(tensor, path)
         return {"parts": self._shards[id(tensor)]}

@@ -22,7 +22,7 @@ from hatbus.errors import PeerError, SaveError
 from hatbus_checkpoint import durable, manifest
 from hatbus_checkpoint.sharded.peers import Peers, done
 from hatbus_checkpoint.sharded.shard_files import OWN, PLACES, folder_of
-from hatbus_checkpoint.tensor_file import as_bytes, chunks_of
+from hatbus_checkpoint.tensor_file import NAMES, as_bytes, chunks_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -155,8 +155,8 @@ def files_of(taken: Snapshot, common: Mapping[str, str]) -> dict[str, Chunks]:
             for name, chunks in whole.items()
             if (stem := name.rpartition(".")[0]) in own or stem == mine
         }
-    parts = ((stem, _written(found)) for stem, found in taken.shards.items())
-    return whole | {f"{mine}/{s}.safetensors": partial(_chunks, p) for s, p in parts if p}
+    shards = taken.shards.items()
+    return whole | {f"{mine}/{s}.safetensors": partial(_chunks, parts) for s, parts in shards}
 
 
 def digests_of(taken: Snapshot) -> dict[str, str]:
@@ -174,12 +174,11 @@ def digests_of(taken: Snapshot) -> dict[str, str]:
     return found
 
 
-def _written(parts: Mapping[str, Part]) -> dict[str, Part]:
-    return {key: part for key, part in parts.items() if part.is_written}
-
-
 def _chunks(parts: Mapping[str, Part]) -> Iterator[memoryview]:
-    """A file of parts; the header says where each lies."""
-    places = {k: [p.shape, p.box.offset, p.box.size, p.placements] for k, p in parts.items()}
-    tensors = {key: part.local for key, part in parts.items()}
+    """A file of parts; the header says where each lies, also of those that another writes."""
+    places = {
+        key: [NAMES[p.local.dtype], p.shape, p.box.offset, p.box.size, p.placements]
+        for key, p in parts.items()
+    }
+    tensors = {key: part.local for key, part in parts.items() if part.is_written}
     return chunks_of(tensors, {"format": "pt", PLACES: json.dumps(places)})

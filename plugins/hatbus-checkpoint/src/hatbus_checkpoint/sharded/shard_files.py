@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     import torch
 
 PLACES: Final = "places"
-"""Key of a file's metadata: JSON, tensor name to ``[shape, offset, size, placements]``."""
+"""Key of a file's metadata: JSON, tensor name to ``[type, shape, offset, size, placements]``.
+
+Also of the parts that are in another process's file, where several have the same.
+"""
 OWN: Final = "own"
 """Folder, in that of a process, of state that is another on it than on the first."""
 _OF_RANK: Final = re.compile(r"rank-(\d+)/(.+)\.(safetensors|json)")
@@ -41,9 +44,11 @@ def ranks_with(stem: str, files: Iterable[str]) -> list[int]:
 
 
 class _Part(NamedTuple):
+    dtype: torch.dtype
     shape: tuple[int, ...]
     box: Box
     placements: tuple[str, ...]
+    is_here: bool
 
 
 class ShardFiles:
@@ -68,8 +73,7 @@ class ShardFiles:
         for rank in self._ranks if self._rank is None else [self._rank]:
             for key, part in self._header(rank).items():
                 if key not in found:
-                    dtype = self._of(rank)[key].dtype
-                    found[key] = Parts(key, part.shape, dtype, part.placements, self)
+                    found[key] = Parts(key, part.shape, part.dtype, part.placements, self)
         return found
 
     def own(self, key: str, box: Box) -> torch.Tensor | None:
@@ -77,7 +81,8 @@ class ShardFiles:
         if self._rank is None:
             return None
         part = self._header(self._rank).get(key)
-        return self.read(key, self._rank) if part and part.box == box else None
+        is_own = part is not None and part.is_here and part.box == box
+        return self.read(key, self._rank) if is_own else None
 
     def boxes(self, key: str) -> list[tuple[Box, int]]:
         """The parts of a tensor that there are, each with the process that wrote it."""
@@ -92,7 +97,8 @@ class ShardFiles:
         found: dict[str, list[tuple[Box, int]]] = {}
         for rank in self._ranks:
             for key, part in self._header(rank).items():
-                found.setdefault(key, []).append((part.box, rank))
+                if part.is_here:
+                    found.setdefault(key, []).append((part.box, rank))
         return found
 
     def _path(self, rank: int) -> Path:
@@ -121,10 +127,10 @@ def _header_of(path: Path) -> dict[str, _Part]:
         header: Any = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     places = json.loads(header.pop(tensor_file.RESERVED)[PLACES])
     found = {}
-    for key in header:
-        shape, offset, size, placements = places[key]
+    for key, (kind, shape, offset, size, placements) in places.items():
         if not len(shape) == len(offset) == len(size):
             raise ValueError(f"{key!r} has no place")
         box = Box(tuple(map(int, offset)), tuple(map(int, size)))
-        found[key] = _Part(tuple(map(int, shape)), box, tuple(map(str, placements)))
+        whole, how = tuple(map(int, shape)), tuple(map(str, placements))
+        found[key] = _Part(tensor_file.DTYPES[kind], whole, box, how, key in header)
     return found
