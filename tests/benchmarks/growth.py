@@ -174,6 +174,14 @@ def groups_step(count: int) -> Iterator[Cost]:
     yield step_of(Trainer(*tiny(count), batches(400), mse, plugins), 20)
 
 
+@contextlib.contextmanager
+def groups_start(count: int) -> Iterator[Cost]:
+    def start() -> None:
+        Trainer(*tiny(count), batches(400), mse, [CosLrUpdater(max_steps=10**6)]).fit(num_steps=1)
+
+    yield lambda: seconds_of(start)
+
+
 class Sums(torch.nn.Module):
     """Sixteen tensors, of which it returns the sum."""
 
@@ -295,6 +303,7 @@ GROWTHS = (
         parameters_step,
     ),
     Growth("a step with a schedule", "param groups", (1, 10, 100, 1_000), 1, groups_step),
+    Growth("a start with a schedule", "param groups", (1, 10, 100, 1_000), 1, groups_start),
     Growth(
         "a step that logs to TensorBoard", "log names", (1, 10, 100, 1_000, 10_000), 1, names_step
     ),

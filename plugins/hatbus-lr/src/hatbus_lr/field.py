@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Final
 
 import torch
@@ -83,7 +84,8 @@ def numbers(group: Group) -> set[str]:
 def labels(field: str, groups: list[Group]) -> tuple[str, ...]:
     """Log names of the groups: ``lr/<name>``, or ``lr/<number>`` where a group has no name."""
     names = [str(group.get("name", index)) for index, group in enumerate(groups)]
+    times = Counter(names)
     return tuple(
-        f"{field}/{name}" if names.count(name) == 1 else f"{field}/{name}_{index}"
+        f"{field}/{name}" if times[name] == 1 else f"{field}/{name}_{index}"
         for index, name in enumerate(names)
     )
