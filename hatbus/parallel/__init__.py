@@ -25,11 +25,10 @@ if TYPE_CHECKING:
         reshard,
     )
     from hatbus.parallel.stopping import stop_agreed
-    from hatbus.parallel.together import AddsUp, Moment, summed
+    from hatbus.parallel.together import AddsUp, summed
 
 __all__ = [
     "AddsUp",
-    "Moment",
     "Parallel",
     "act_together",
     "full_tensor",
@@ -62,6 +61,5 @@ __getattr__ = lazily(
     reshard="sharding",
     stop_agreed="stopping",
     AddsUp="together",
-    Moment="together",
     summed="together",
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import torch
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hatbus import Context
-    from hatbus.parallel import Moment
 
 RESETS: Final = ("step", "log", "epoch")
 FREQS: Final = ("step_log_freq", "epoch_log_freq", "step_storage_freq", "epoch_storage_freq")
@@ -237,11 +236,11 @@ class MetricUpdater:
             if self._says_steps:
                 log.log(self._says_at, "step %d: %s", ctx.global_step_id + 1, Shown(values))
 
-    def rank_sums(self, ctx: Context, moment: Moment) -> Tensor | None:
+    def rank_sums(self, ctx: Context, moment: Literal["step", "epoch"]) -> Tensor | None:
         """What is to be added up over all ranks, where values are due at this moment."""
         return sums_of(self._own, self._updates) if self._is_due(ctx, moment) else None
 
-    def _is_due(self, ctx: Context, moment: Moment) -> bool:
+    def _is_due(self, ctx: Context, moment: Literal["step", "epoch"]) -> bool:
         """Whether values are published or stored at the end of the present step or epoch."""
         if moment == "epoch":
             freqs = [self.epoch_storage_freq]
@@ -337,7 +336,7 @@ class MetricUpdater:
         wanted = {name: ctx if name == "ctx" else getattr(ctx, name) for name in self._extra}
         self.metric_update_func(self._argument, batch, model_outs, **wanted)
 
-    def _compute(self, ctx: Context, moment: Moment) -> dict[str, Any]:
+    def _compute(self, ctx: Context, moment: Literal["step", "epoch"]) -> dict[str, Any]:
         """Name to value; empty when nothing was added, on any rank."""
         own: dict[str, Any] = {}
         if ctx.world_size > 1:

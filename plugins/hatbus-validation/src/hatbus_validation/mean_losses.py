@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hatbus import hookimpl, plugin
 from hatbus.evaluation import LossMeans
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hatbus import Context
-    from hatbus.parallel import Moment
 
 
 @plugin(stage="monitor", everywhere=True)
@@ -65,6 +64,6 @@ class MeanLosses:
         sums = summed(ctx, self, "epoch") if ctx.world_size > 1 else None
         ctx.log(self._means.means(ctx.world_size, ctx.device, sums))
 
-    def rank_sums(self, ctx: Context, moment: Moment) -> Tensor | None:
+    def rank_sums(self, ctx: Context, moment: Literal["step", "epoch"]) -> Tensor | None:
         """What is to be added up over all ranks at the end of a validation."""
         return self._means.numbers(ctx.device) if moment == "epoch" else None
