@@ -24,7 +24,7 @@ NAMES = {
 }
 LOOP, ALL, PLAIN = "loop, ", "everything on", "nothing on, the same net"
 BARE = "loop, 1 task, 0 callbacks"
-STARTS = {"seconds": "seconds", "processor seconds": "processor seconds", "MiB": "most memory, MiB"}
+STARTS = {"processor seconds": "processor seconds", "MiB": "most memory, MiB"}
 SIGNS = {"kept": "**kept**", "partly": "partly", "broken": "broken", "none": "-"}
 LINES = re.compile(r"(<!-- a whole step -->\n).*?(<!-- end of it -->)", re.DOTALL)
 HEAD = """# Beside other trainers
@@ -32,7 +32,8 @@ HEAD = """# Beside other trainers
 Written by `{command}` on {date} ({minutes} minutes), on {machine}; torch {torch}, one thread.
 Every trainer does the same tasks, each as its own documentation recommends; how is said
 [below](#how-each-is-set-up). Compare columns, not machines: a figure is the median of rounds in
-which all take turns.
+which all take turns. Microseconds are of the processor, which other programs on the machine change
+little; saves and loads are by the clock.{note}
 
 ![Overheads of the trainers, smaller is better](comparison.svg)
 """
@@ -107,6 +108,7 @@ def comparison_page(record: Mapping[str, Any]) -> str:
     peers = list(record["same work"])
     parts = [
         HEAD.format(
+            note=f" {record['note']}" if "note" in record else "",
             command=COMMAND,
             torch=record["versions"]["torch"],
             **{k: record[k] for k in ("date", "minutes", "machine")},

@@ -44,8 +44,8 @@ def draw(record: Mapping[str, Any], path: Path, digest: str) -> None:
     bars(axes[1, 0], "validation: microseconds a batch", figures["validation"])
     bars(
         axes[1, 1],
-        "start to end of ten steps: seconds",
-        {p: r["seconds"] for p, r in record["start"].items()},
+        "start to end of ten steps: processor seconds",
+        {p: r["processor seconds"] for p, r in record["start"].items()},
     )
     figure.savefig(path, metadata={"Date": None, "Title": f"record {digest}"})
     plt.close(figure)

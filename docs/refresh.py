@@ -98,10 +98,12 @@ def refreshed(text: str) -> str:
 
     It needs a ``workplace``.
     """
+    from comparison_page import recorded, with_comparison  # type: ignore[import-not-found]  # beside it
     from hosts_table import with_hosts  # type: ignore[import-not-found]  # beside this script
     from options_tables import with_tables  # type: ignore[import-not-found]  # beside this script
 
-    return CONSOLE.sub(_refreshed_block, with_hosts(with_tables(text)))
+    text = with_comparison(with_hosts(with_tables(text)), recorded())
+    return CONSOLE.sub(_refreshed_block, text)
 
 
 def _refreshed_block(found: re.Match[str]) -> str:
@@ -125,6 +127,8 @@ def fits(printed: str, shown: str) -> bool:
 
 def main() -> None:
     """Rewrites the pages."""
+    import comparison_page as comparison  # type: ignore[import-not-found]  # beside this script
+    import growth_page as growth  # type: ignore[import-not-found]  # beside this script
     from callbacks_stub import STUB, callbacks_stub  # type: ignore[import-not-found]  # beside this script
     from events_page import events_page  # type: ignore[import-not-found]  # beside this script
     from reference_page import reference_page  # type: ignore[import-not-found]  # beside this script
@@ -133,6 +137,8 @@ def main() -> None:
         works_with_page,
     )
 
+    (DOCS / "comparison.md").write_text(comparison.comparison_page(comparison.recorded()), "utf-8")
+    (DOCS / "growth.md").write_text(growth.growth_page(growth.recorded()), "utf-8")
     (DOCS / "works-with.md").write_text(works_with_page(recorded()), "utf-8")
     (DOCS / "events.md").write_text(events_page(), "utf-8")
     (DOCS / "reference.md").write_text(reference_page(), "utf-8")

@@ -30,7 +30,7 @@ import torch
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[2] / "docs")]
 
-from growth_page import RECORD, write_page  # noqa: E402 - the path is set above
+from growth_page import RECORD, recorded, write_page  # noqa: E402 - the path is set above
 from target import check_target  # noqa: E402 - the same
 
 from hatbus import Trainer, hookimpl  # noqa: E402 - the same
@@ -333,6 +333,14 @@ def measured(growth: Growth, sizes: Sequence[int], rounds: int) -> list[float]:
     return [median(row) for row in zip(*found, strict=True)]
 
 
+def beside(before: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with those that were there of what has not been measured again, in order."""
+    found = {(row["what"], row["per"]): row for row in [*before, *rows]}
+    return [
+        found[growth.what, growth.per] for growth in GROWTHS if (growth.what, growth.per) in found
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--record", action="store_true")
@@ -362,6 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         costs = zip(sizes, seconds, strict=True)
         print("   ", ", ".join(f"{size:,}: {took * 1e6:,.0f} us" for size, took in costs))
     if given.record:
+        rows = beside(recorded()["rows"], rows) if given.only else rows
         record = {"date": str(date.today()), "torch": torch.__version__.split("+")[0], "rows": rows}
         RECORD.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
         write_page(record)

@@ -44,12 +44,12 @@ class Measure:
     beside: Job | None = None
     only: tuple[str, ...] = ()
     over: int = 1
-    rounds: int = 5
+    rounds: int = 3
 
 
-TINY, THIN, TOY = Job("tiny", 448), Job("thin", 100), Job("toy", 200)
+TINY, THIN, TOY = Job("tiny", 448), Job("thin", 60), Job("toy", 200)
 ALL = Job("net", 410, ema=True, clip=True, scale=True, lr=True, metrics=True, scalars=5)
-SAVES = Job("large", 32, save_every=10)
+SAVES = Job("large", 22, save_every=7)
 MEASURES = {
     **{
         f"loop, {tasks} task{'s' * (tasks > 1)}, {count} callbacks": Measure(
@@ -86,24 +86,24 @@ MEASURES = {
         beside=Job("toy", 40),
         over=100,
     ),
-    "save, training blocked": Measure("milliseconds", SAVES, "blocked", rounds=3),
+    "save, training blocked": Measure("milliseconds", SAVES, "blocked", rounds=2),
     "save in the background, training blocked": Measure(
-        "milliseconds", replace(SAVES, in_background=True), "blocked", only=IN_BACKGROUND, rounds=3
+        "milliseconds", replace(SAVES, in_background=True), "blocked", only=IN_BACKGROUND, rounds=2
     ),
     "save in the background, in all": Measure(
         "milliseconds",
         replace(SAVES, steps=5, save_every=1, in_background=True),
         "in_all",
         only=IN_BACKGROUND,
-        rounds=3,
+        rounds=2,
     ),
     "load": Measure(
-        "milliseconds", Job("large", 3, length=3, save_every=2, resume=True), "load", rounds=3
+        "milliseconds", Job("large", 3, length=3, save_every=2, resume=True), "load", rounds=2
     ),
     "everything on": Measure(
-        "microseconds a step", replace(ALL, save_every=200), "period", rounds=3
+        "microseconds a step", replace(ALL, save_every=200), "period", rounds=1
     ),
-    "nothing on, the same net": Measure("microseconds a step", Job("net", 100), rounds=3),
+    "nothing on, the same net": Measure("microseconds a step", Job("net", 60), rounds=2),
 }
 
 
@@ -132,8 +132,8 @@ def trained(train: Train, job: Job) -> Work:
 
 
 def step(train: Train, job: Job, window: int = 20) -> float:
-    """Microseconds: the median over windows of steps, the first windows apart."""
-    times = trained(train, job).times[: job.steps]
+    """Microseconds of work: the median over windows of steps, the first windows apart."""
+    times = trained(train, job).worked[: job.steps]
     begin = min(50, job.steps // 4)
     window = max(1, min(window, job.steps // 8))
     starts = range(begin, len(times) - window, window)
@@ -141,16 +141,17 @@ def step(train: Train, job: Job, window: int = 20) -> float:
 
 
 def period(train: Train, job: Job) -> float:
-    """Microseconds a step over whole periods, each with one checkpoint."""
-    times, every = trained(train, job).times, job.save_every
+    """Microseconds of work a step over whole periods, each with one checkpoint."""
+    times, every = trained(train, job).worked, job.save_every
     first = job.steps % every
     starts = range(first, job.steps - every + 1, every)
     return median((times[n + every - 1] - times[n - 1]) / every for n in starts) * 1e6
 
 
 def whole(train: Train, job: Job) -> float:
-    """Microseconds of a step with all that follows it, the first apart."""
-    return median(lengths_of(train, job)[1:]) * 1e6
+    """Microseconds of work in a step with all that follows it, the first apart."""
+    worked = trained(train, job).worked[: job.steps]
+    return median(after - before for before, after in pairwise(worked[1:])) * 1e6
 
 
 def lengths_of(train: Train, job: Job) -> list[float]:

@@ -94,7 +94,7 @@ def data_of(work: Work) -> Any:
         return work.data
     share = work.job.steps // work.job.tasks
     return {
-        task: Batches(work.batches[n :: work.job.tasks], share, work.times)
+        task: Batches(work.batches[n :: work.job.tasks], share, work.times, work.worked)
         for n, task in enumerate(TASKS[: work.job.tasks])
     }
 

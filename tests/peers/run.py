@@ -49,7 +49,8 @@ TRIALS = (
     "two of one class",
     "order",
 )
-KILLS, STARTS = 6, 3
+KILLS, STARTS = 6, 2
+PARTS = ("promises", "measures", "start")
 
 
 class Peer:
@@ -100,23 +101,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--only", default="")
+    parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--log", type=Path, default=Path(os.devnull))
     given = parser.parse_args(argv)
     names = [name for name in PEERS if name in given.peers.split(",")]
     began = time.monotonic()
     record: dict[str, Any] = {"date": str(date.today()), "machine": machine()}
     record["versions"] = versions(names)
-    with peers_of(names, given.log) as peers:
-        record["same work"] = same_work(peers)
-        record["measures"] = measured(peers, given.quick, given.only)
+    parts = given.parts.split(",")
     others = [name for name in names if name != HAND]
-    with peers_of(others, given.log) as peers:
-        record["promises"] = tried(peers, given.quick, given.only)
-    record["start"] = starts(names, 1 if given.quick else STARTS) if given.only in "start" else {}
+    if "promises" in parts:
+        with peers_of(others, given.log) as peers:
+            record["promises"] = tried(peers, given.quick, given.only)
+    if "measures" in parts:
+        with peers_of(names, given.log) as peers:
+            record["same work"] = same_work(peers)
+            record["measures"] = measured(peers, given.quick, given.only)
+    if "start" in parts and given.only in "start":
+        record["start"] = starts(names, 1 if given.quick else STARTS)
     record["minutes"] = round((time.monotonic() - began) / 60, 1)
     print(f"{record['minutes']} minutes")
     if given.record:
-        record = beside(json.loads(RECORD.read_text("utf-8")), record) if given.only else record
+        is_whole = not given.only and set(parts) == set(PARTS)
+        record = record if is_whole else beside(json.loads(RECORD.read_text("utf-8")), record)
         RECORD.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
         write_page(record)
     return 0
@@ -124,9 +131,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def beside(before: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     """The record with what was there of what has not been done again."""
-    for part in ("measures", "promises", "start"):
-        record[part] = {**before[part], **record[part]}
-    return {**record, "minutes": before["minutes"]}
+    both = {part: {**before.get(part, {}), **record.get(part, {})} for part in PARTS}
+    measures = both["measures"]
+    both["measures"] = {name: measures[name] for name in MEASURES if name in measures}
+    minutes = round(before["minutes"] + record["minutes"], 1)
+    return {**before, **record, **both, "minutes": minutes}
 
 
 def machine() -> str:

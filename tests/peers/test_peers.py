@@ -1,13 +1,16 @@
-"""A try of hatbus in what compares it with other trainers."""
+"""The comparison says what was recorded, of the pinned versions; and a try of hatbus in it."""
 
 from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import comparison_page
+import growth_page
 import pytest
 import torch
 
@@ -15,6 +18,40 @@ from peers import measures, run
 from peers.work import Job
 
 BY_HAND, HATBUS = (importlib.import_module(f"peers.of_{name}").train for name in ("hand", "hatbus"))
+
+
+def test_the_page_is_that_of_the_record(checkout: Path) -> None:
+    record = comparison_page.recorded()
+    assert (checkout / "docs/comparison.md").read_text("utf-8") == comparison_page.comparison_page(
+        record
+    )
+    picture = (checkout / "docs/comparison.svg").read_text("utf-8")
+    assert f"record {comparison_page.digest(record)}" in picture
+
+
+def test_the_page_of_growth_is_that_of_its_record(checkout: Path) -> None:
+    page = growth_page.growth_page(growth_page.recorded())
+    assert (checkout / "docs/growth.md").read_text("utf-8") == page
+
+
+def test_the_record_is_of_the_pinned_versions_and_whole(checkout: Path) -> None:
+    record = comparison_page.recorded()
+    files = [checkout / "requirements-peers.txt", checkout / "constraints.txt"]
+    text = "\n".join(file.read_text("utf-8") for file in files)
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE))
+    found = {name: version for name, version in record["versions"].items() if name != "hatbus"}
+    assert found == {name: pinned[run.DISTRIBUTIONS.get(name, name)] for name in found}
+    assert set(record["versions"]) == {"torch", *run.DISTRIBUTIONS}
+    assert list(record["measures"]) == list(measures.MEASURES)
+    assert list(record["promises"]) == list(run.TRIALS)
+    assert all(set(row) == set(run.DISTRIBUTIONS) for row in record["promises"].values())
+
+
+def test_readme_shows_lines_of_the_comparison(checkout: Path) -> None:
+    readme = (checkout / "README.md").read_text("utf-8")
+    record = comparison_page.recorded()
+    assert readme == comparison_page.with_comparison(readme, record)
+    assert f"{record['measures']['everything on']['figures']['hatbus']:,.0f}" in readme
 
 
 @pytest.fixture(autouse=True)

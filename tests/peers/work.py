@@ -31,6 +31,9 @@ WIDTHS = {
 """Widths of the layers: 1.3 million parameters in a net and in a thin one, which is a net whose
 batches are small, and 8.4 million in a large one."""
 BATCH = {"tiny": 4, "toy": 64, "net": 64, "thin": 4, "large": 4, "dropout": 4}
+MANY, FEW = 64, 8
+"""Batches that are given again and again: many for the net, which must not know them by heart in
+the longest run (numbers near zero are slow); one where a resumed run may begin at any of them."""
 TASKS = ("a", "b", "c", "d")
 SCALARS = ("loss", "mean_loss", "accuracy", "lr", "samples")
 MAX_NORM, DECAY, SCALE = 1.0, 0.99, 0.5
@@ -141,10 +144,20 @@ class Net(nn.Module):
 
 
 class Batches:
-    """Batches that note when each was taken, and when there was no further one."""
+    """Batches that note when each was taken, and when there was no further one.
 
-    def __init__(self, batches: list[Any], steps: int, times: list[float]) -> None:
-        self.batches, self.steps, self.times = batches, steps, times
+    Args:
+        batches: that are given again and again.
+        steps: how often.
+        times: by the clock, in seconds.
+        worked: by what this process has worked, in seconds.
+    """
+
+    def __init__(
+        self, batches: list[Any], steps: int, times: list[float], worked: list[float]
+    ) -> None:
+        self.batches, self.steps = batches, steps
+        self.times, self.worked = times, worked
         self.dataset = range(steps * len(batches[0][-1]))  # some peers ask for its length
         self.batch_size, self.batch_sampler = len(batches[0][-1]), None
         self.sampler = SequentialSampler(self.dataset)
@@ -153,11 +166,13 @@ class Batches:
         return self.steps
 
     def __iter__(self) -> Iterator[Any]:
-        clock, note = time.perf_counter, self.times.append
+        clock, work = time.perf_counter, time.process_time
         for batch in islice(cycle(self.batches), self.steps):
-            note(clock())
+            self.times.append(clock())
+            self.worked.append(work())
             yield batch
-        note(clock())
+        self.times.append(clock())
+        self.worked.append(work())
 
 
 @dataclass
@@ -166,6 +181,7 @@ class Work:
 
     Attributes:
         times: when each batch of the training was taken, in seconds; the end last.
+        worked: the same by what the process has worked.
         accuracy: of the validation, or of the training where there is none.
         average: the averaged weights.
     """
@@ -173,6 +189,7 @@ class Work:
     job: Job
     watchers: list[Watcher] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    worked: list[float] = field(default_factory=list)
     accuracy: float | None = None
     average: list[torch.Tensor] | None = None
 
@@ -187,7 +204,8 @@ class Work:
             options["fused"] = True  # the quickest that torch has
         self.optimizer = kind(self.model.parameters(), **options)
         self.loss = nn.functional.cross_entropy
-        self.batches = drawn(widths, BATCH[job.model], 1 if job.save_every else 8)
+        count = MANY if job.model == "net" else 1 if job.save_every else FEW
+        self.batches = drawn(widths, BATCH[job.model], count)
         self.folder = Path(job.folder)
 
     @property
@@ -198,7 +216,7 @@ class Work:
         batches = self.batches
         if self.job.tasks > 1:
             batches = [(TASKS[n % self.job.tasks], *b) for n, b in enumerate(batches)]
-        return Batches(batches, self.job.length or self.job.steps, self.times)
+        return Batches(batches, self.job.length or self.job.steps, self.times, self.worked)
 
     @property
     def dataset(self) -> TensorDataset:
@@ -209,7 +227,7 @@ class Work:
     @property
     def validation(self) -> Batches:
         """Batches to validate on."""
-        return Batches(self.batches, self.job.validate, [])
+        return Batches(self.batches, self.job.validate, [], [])
 
     @property
     def epochs(self) -> int:
