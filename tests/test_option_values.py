@@ -49,6 +49,7 @@ FLAGS = {"inplace", "only_batchnorm", "offload", "copy_student"}
 FLAGS |= {"allow_anno_miss", "save_hash", "forward_before_trace"}
 FLAGS |= {"init_with_train_model", "strict_match", "val_on_train_end", "share_callbacks"}
 FLAGS |= {"check_finite", "lr", "overwrite", "describe", "save_on_train_end"}
+FLAGS |= {"inference_mode", "incremental"}
 FLAGS |= {"weights_only_export", "async_save", "trained_only", "hat_optimizer"}
 ANY = FLAGS | {"name_prefix", "weights", "data_loader", "batch_processor", "kwargs"}
 ANY |= {"task_sampler", "tb_writer_kwargs"}

@@ -1,8 +1,8 @@
 """Two processes: a step of the digits with hatbus and five metrics, against plain DDP by hand.
 
 The digits' own net, batches, optimizer and plugins, with five metrics that are published in every
-step, or in every tenth as the digits' job does. All take turns in one run, so that they see the same
-machine; the median step counts.
+step, or in every tenth as the digits' job does. All take turns in one run, so that they see the
+same machine; the median step counts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def rank() -> None:
         print(", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in medians.items()))
         for name, value in medians.items():
             if name != BY_HAND:
-                check_target(f"two processes, digits, 5 metrics: {name}", value / medians[BY_HAND], BAR)
+                what = f"two processes, digits, 5 metrics: {name}"
+                check_target(what, value / medians[BY_HAND], BAR)
 
 
 def by_hand(data: list[Any]) -> list[float]:
@@ -116,15 +118,15 @@ def of_hatbus(data: list[Any], every: int) -> list[float]:
         StatsMonitor(log_freq=100),
         clock,
     ]
-    Trainer(
-        built["model"], built["optimizer"], data, built["loss"], plugins=plugins
-    ).fit(num_steps=STEPS)
+    Trainer(built["model"], built["optimizer"], data, built["loss"], plugins=plugins).fit(
+        num_steps=STEPS
+    )
     return between(clock.ends)
 
 
 def between(ends: list[float]) -> list[float]:
     """The steps but the first ten, in which DDP orders its buckets."""
-    return [after - before for before, after in zip(ends[10:], ends[11:], strict=False)]
+    return [after - before for before, after in pairwise(ends[10:])]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch import nn
-
-_EXACT: Final = (torch.float32, torch.float64)
-_MARGIN: Final = 1 + 1e-5
-"""Where torch's own arithmetic might round its factor to less than 1, it is asked."""
 
 
 def check_limit(plugin: str, option: str, value: float | None) -> float | None:
@@ -73,23 +69,9 @@ def clip_norm(
     if math.isinf(norm_type):
         return clip_largest(parameters, max_norm)
     try:
-        return _clipped(parameters, max_norm, norm_type)
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
     except NotImplementedError:  # of a sparse gradient; to ask each one first costs every step
-        return _clipped(by_values(parameters), max_norm, norm_type)
-
-
-def _clipped(parameters: list[Any], max_norm: float, norm_type: float) -> torch.Tensor:
-    """What ``clip_grad_norm_`` does, bit for bit; not times 1 where that is known without waiting.
-
-    torch multiplies in any case, so as not to wait for a device: that is one pass more over all
-    gradients, which on the CPU costs as much as the norm.
-    """
-    gradients = [one.grad for one in parameters if one.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients, norm_type)
-    is_known = type(norm) is torch.Tensor and norm.is_cpu and norm.dtype in _EXACT
-    if not is_known or not max_norm >= (norm.item() + 1e-6) * _MARGIN:
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return norm
+        return torch.nn.utils.clip_grad_norm_(by_values(parameters), max_norm, norm_type)
 
 
 def clip_largest(parameters: Iterable[torch.Tensor], max_norm: float) -> torch.Tensor:

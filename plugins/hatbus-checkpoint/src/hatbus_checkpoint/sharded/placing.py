@@ -9,6 +9,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from hatbus.errors import CheckpointError, SaveError
 from hatbus.loop import plain_name
@@ -136,7 +137,8 @@ class Placing:
         """A tensor like one of the run's; of another shape as it was, on this run's processes."""
         if not isinstance(value, (torch.Tensor, Parts)) or is_spread(value):
             return value
-        if isinstance(live, torch.Tensor) and value.shape == live.shape:
+        has_shape = isinstance(live, torch.Tensor) and not is_lazy(live)
+        if has_shape and value.shape == live.shape:
             return spread(value, live) if is_spread(live) else whole_of(value)
         if isinstance(value, Parts) and self._mesh is not None:
             return self._as_it_was(value)
