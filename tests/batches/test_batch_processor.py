@@ -161,3 +161,61 @@ def test_the_short_way_through_a_batch_trains_as_the_long_one_does() -> None:
         weights.append(run.ctx.model.weight.detach().clone())
     assert torch.equal(*weights)
     assert len(plugins[0].seen) == 7
+
+
+class Passes:
+    """Counts forward passes, by a wrapper around them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @hookimpl(wrapper=True)
+    def forward(self) -> Any:
+        self.count += 1
+        return (yield)
+
+
+class Ends:
+    """Counts forward passes, by the moment of their end."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @hookimpl
+    def on_forward_end(self) -> None:
+        self.count += 1
+
+
+class Losses:
+    """Counts losses, by a wrapper around them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @hookimpl(wrapper=True)
+    def compute_loss(self) -> Any:
+        self.count += 1
+        return (yield)
+
+
+class Joins:
+    """Puts a plugin on the bus when a step begins, and takes it off again."""
+
+    def __init__(self, plugin: object, begin: int, end: int) -> None:
+        self.plugin, self.begin, self.end = plugin, begin, end
+
+    @hookimpl
+    def on_step_begin(self, ctx: Any, global_step_id: int) -> None:
+        if global_step_id == self.begin:
+            ctx.bus.register(self.plugin, "late")
+        if global_step_id == self.end:
+            ctx.bus.unregister("late")
+
+
+@pytest.mark.parametrize("kind", [Passes, Ends, Losses])
+def test_who_comes_to_forward_and_loss_in_mid_run_hears_every_batch_until_it_goes(
+    kind: type[Passes | Ends | Losses],
+) -> None:
+    late = kind()
+    tiny_trainer([Joins(late, begin=3, end=7)], batches(10)).fit(num_epochs=1)
+    assert late.count == 4

@@ -28,10 +28,7 @@ import host_loops as loops
 
 from hatbus import hookimpl
 
-SIZE = 1200
-WARM = 200
-TURNS = 15
-AT_MOST = 1.2
+SIZE, WARM, TURNS, AT_MOST = 1200, 200, 15, 1.2
 
 
 class Timed(list[Any]):
