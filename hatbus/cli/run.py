@@ -34,7 +34,7 @@ def job_arguments(parser: argparse.ArgumentParser) -> None:
 def training_options(parser: argparse.ArgumentParser) -> None:
     """What every command that trains takes beside."""
     parser.add_argument(
-        "--profile", action="store_true", help="measure what each plugin costs per event"
+        "--profile", action="store_true", help="measure what plugins and loop cost per event"
     )
     parser.add_argument(
         "--limit-steps",

@@ -1,7 +1,7 @@
-"""What each plugin costs: calls and time per plugin and event, as a table and as a trace.
+"""What a run spends its time on: calls and time per plugin and event, as a table and as a trace.
 
-``Profile`` gives the bus a timed function for every plugin's implementation. Without a profile no
-such function exists, so it costs nothing when it is off.
+``Profile`` gives the bus a timed function for every plugin's implementation, and surrounds the
+loop's own parts. Without a profile no such function exists, so it costs nothing when it is off.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from hatbus.events.declare import hookimpl
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import torch
     from pluggy import HookImpl
     from rich.table import Table
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from hatbus.events.training import Event
     from hatbus.loop.context import Context
 
+NOTABLE: Final = 0.1
+"""Share of the run from which on an update is worth a hint."""
 MOST_TRACED: Final = 200_000
 """Calls kept for the trace; later ones are counted but not drawn."""
 SYNCHRONIZES: Final = "called a synchronizing CUDA operation"
@@ -38,7 +42,7 @@ PROTOTYPE: Final = "Synchronization debug mode is a prototype"
 
 @dataclass(slots=True)
 class Cost:
-    """What one plugin cost in one event.
+    """What one plugin, or the loop, cost in one event.
 
     Attributes:
         calls: how often it was called.
@@ -60,6 +64,7 @@ class Profile:
         seconds: time inside ``run_loop``, in all.
         steps: how many there were.
         hears_syncs: whether waits for a GPU are counted.
+        update_is_slow: whether the optimizer's update could be made in one pass, and is not.
     """
 
     def __init__(self) -> None:
@@ -68,6 +73,7 @@ class Profile:
         self.steps = 0
         self.hears_syncs = False
         self.untraced = 0
+        self.update_is_slow = False
         self._trace: list[tuple[str, str, float, float]] = []
         self._running: list[_Part] = []
         self._began = time.perf_counter()
@@ -81,7 +87,7 @@ class Profile:
         """An implementation that measures itself."""
         cost = self.costs.setdefault((impl.plugin_name, event.name), Cost())
         function, name = impl.function, impl.plugin_name
-        timed_part = self._part
+        timed_part = partial(_Part, self)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             cost.calls += 1
@@ -114,7 +120,7 @@ class Profile:
         """Plugins and events, the dearest first."""
         from rich.table import Table
 
-        title = f"what the plugins cost in {self.steps} steps, a run of {self.seconds:.2f} s"
+        title = f"what plugins and loop cost in {self.steps} steps, a run of {self.seconds:.2f} s"
         table = Table(title=title, box=None)
         for head in ("plugin", "event"):
             table.add_column(head, no_wrap=True)
@@ -155,8 +161,26 @@ class Profile:
         ]
         path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}), "utf-8")
 
-    def _part(self, cost: Cost, plugin: str, event: str) -> _Part:
+    def part(self, plugin: str, event: str) -> _Part:
+        """A part of the run to be timed, called once more."""
+        cost = self.costs.setdefault((plugin, event), Cost())
+        cost.calls += 1
         return _Part(self, cost, plugin, event)
+
+    def is_within_a_plugin(self) -> bool:
+        """Whether what runs now was started by a plugin."""
+        return any(not one.plugin.startswith("core.") for one in self._running)
+
+    def hint(self) -> str:
+        """What would make the run faster; empty where nothing is known to."""
+        update = self.costs.get(("core.batch_processor", "optimizer_step"), Cost())
+        share = update.seconds / self.seconds if self.seconds else 0.0
+        if not self.update_is_slow or share < NOTABLE:
+            return ""
+        return (
+            f"the optimizer's update takes {share:.0%} of the run; make the optimizer with "
+            "fused=True, and torch updates each parameter in one pass (the last bits differ)"
+        )
 
     def note(self, plugin: str, event: str, began: float, ended: float) -> None:
         """Keeps one call for the trace."""
@@ -202,16 +226,11 @@ class _Part:
 
 
 class _Run:
-    """Measures the whole run, and hears torch's warnings about waits for the GPU."""
+    """Measures the whole run and the loop's own parts, and hears torch's warnings about waits."""
 
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
-
-    @hookimpl(wrapper=True, tryfirst=True)
-    def run_step(self, ctx: Context) -> Generator[None, Any, Any]:
-        """Counts a step."""
-        self._profile.steps += 1
-        return (yield)
+        self._waiting: _Part | None = None
 
     @hookimpl(wrapper=True, tryfirst=True)
     def run_loop(self, ctx: Context) -> Generator[None, Any, Any]:
@@ -223,6 +242,73 @@ class _Run:
                 return (yield)
         finally:
             self._profile.seconds += time.perf_counter() - began
+            self._profile.update_is_slow = is_slow_update(ctx.optimizer, ctx.device)
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def run_epoch(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Times the wait for the first batch; the one for more batches ends with the epoch."""
+        self._wait()
+        try:
+            return (yield)
+        finally:
+            self._waited()
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def run_step(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Counts a step, and times the waits for a batch around it."""
+        self._waited()
+        self._profile.steps += 1
+        try:
+            return (yield)
+        finally:
+            self._wait()
+
+    @hookimpl(wrapper=True, trylast=True)
+    def forward(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Times the model."""
+        return (yield from self._part("forward"))
+
+    @hookimpl(wrapper=True, trylast=True)
+    def compute_loss(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Times the loss."""
+        return (yield from self._part("compute_loss"))
+
+    @hookimpl(wrapper=True, trylast=True)
+    def backward(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Times the gradients."""
+        return (yield from self._part("backward"))
+
+    @hookimpl(wrapper=True, trylast=True)
+    def optimizer_step(self, ctx: Context) -> Generator[None, Any, Any]:
+        """Times the update."""
+        return (yield from self._part("optimizer_step"))
+
+    def _part(self, event: str) -> Generator[None, Any, Any]:
+        """Times a span of a step; of one that a plugin runs (a validation's) it is the plugin's."""
+        if self._profile.is_within_a_plugin():
+            return (yield)
+        with self._profile.part("core.batch_processor", event):
+            return (yield)
+
+    def _wait(self) -> None:
+        if self._waiting is None and not self._profile.is_within_a_plugin():
+            self._waiting = self._profile.part("core.loop", "next batch")
+            self._waiting.__enter__()
+
+    def _waited(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.__exit__()
+
+
+def is_slow_update(optimizer: Any, device: torch.device) -> bool:
+    """Whether torch could make the optimizer's update in one pass (``fused=True``), and does not."""
+    import torch
+
+    if not isinstance(optimizer, torch.optim.Optimizer) or "fused" not in optimizer.defaults:
+        return False
+    is_able = device.type in ("cpu", "cuda", "mps", "xpu")
+    return is_able and not any(group.get("fused") for group in optimizer.param_groups)
 
 
 @contextmanager

@@ -86,6 +86,8 @@ def contents(folder: Path) -> str:
 def show_profile(console: Console, profile: Profile, folder: Path) -> None:
     """Prints what the plugins cost, and writes the trace into the run's folder."""
     console.print(profile.table())
+    if hint := profile.hint():
+        console.print(hint)
     path = folder / "profile.json"
     profile.write_trace(path)
     left_out = f" ({profile.untraced} later calls not drawn)" if profile.untraced else ""

@@ -6,16 +6,19 @@ import json
 import threading
 import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny import tiny_trainer, weights
+from torch import nn
 
-from hatbus import hookimpl
+from hatbus import Trainer, hookimpl
 from hatbus.errors import HookError
-from hatbus.insight.profile import SYNCHRONIZES, Profile, hearing_syncs
+from hatbus.insight.profile import SYNCHRONIZES, Cost, Profile, hearing_syncs, is_slow_update
+from hatbus.loop.context import Context
 
 
 class Sleeps:
@@ -65,8 +68,79 @@ def test_shares_are_of_the_whole_run_and_add_up_to_no_more_than_it() -> None:
     heads = [str(column.header) for column in table.columns]
     assert heads == ["plugin", "event", "calls", "total ms", "us each", "% of run"]
     shares = [float(str(cell)) for cell in table.columns[5].cells]
-    assert len(shares) == 3
+    own = [str(cell) for cell in table.columns[0].cells if str(cell).startswith("core.")]
+    assert (len(shares), len(own)) == (8, 5)
     assert 0 < sum(shares) <= 100.01  # each is rounded
+
+
+LOOP = ("forward", "compute_loss", "backward", "optimizer_step")
+
+
+def test_the_loops_own_parts_are_measured_too() -> None:
+    class Slow(nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.01)
+            return inputs.sum(1, keepdim=True) * self.weight
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+    class Data(list[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            for batch in super().__iter__():
+                time.sleep(0.01)
+                yield batch
+
+    profile, model = Profile(), Slow()
+    batches = Data((torch.ones(2, 3), torch.ones(2, 1)) for _ in range(3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    trainer = Trainer(model, optimizer, batches, nn.MSELoss(), {"sleeps": Sleeps()})
+    profile.watch(trainer.bus)
+    trainer.fit(num_epochs=1)
+    parts = {event: profile.costs["core.batch_processor", event] for event in LOOP}
+    assert {cost.calls for cost in parts.values()} == {3}
+    assert 0.03 <= parts["forward"].seconds < profile.seconds - 0.12  # nobody's sleep but its own
+    waits = profile.costs["core.loop", "next batch"]
+    assert waits.calls == 4  # the end is waited for as well
+    assert 0.03 <= waits.seconds < profile.seconds - 0.12
+    assert sum(cost.seconds for cost in profile.costs.values()) <= profile.seconds
+
+
+def test_what_a_plugin_lets_run_is_the_plugins() -> None:
+    class Looks:
+        @hookimpl
+        def on_step_end(self, ctx: Context) -> None:
+            ctx.batch = ctx.batches[0][1]
+            ctx.emit.forward(ctx)
+
+    profile, _ = profiled(looks=Looks())
+    assert profile.costs["core.batch_processor", "forward"].calls == 5
+    assert profile.costs["looks", "on_step_end"].calls == 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "is_slow"),
+    [
+        ("AdamW", {}, True),
+        ("AdamW", {"foreach": True}, True),
+        ("SGD", {}, True),
+        ("AdamW", {"fused": True}, False),
+        ("RMSprop", {}, False),  # torch has no fused one
+    ],
+)
+def test_an_update_that_could_be_made_in_one_pass_is_named(
+    kind: str, options: dict[str, Any], is_slow: bool
+) -> None:
+    optimizer = getattr(torch.optim, kind)([nn.Parameter(torch.ones(1))], lr=0.1, **options)
+    profile = Profile()
+    profile.update_is_slow = is_slow_update(optimizer, torch.device("cpu"))
+    profile.seconds = 1.0
+    profile.costs["core.batch_processor", "optimizer_step"] = Cost(9, 0.5)
+    assert ("update takes 50% of the run" in profile.hint()) is is_slow
+    assert ("fused=True" in profile.hint()) is is_slow
+    profile.costs["core.batch_processor", "optimizer_step"] = Cost(9, 0.05)
+    assert profile.hint() == ""  # not worth a line
 
 
 def test_the_time_inside_a_wrapper_is_not_the_wrappers() -> None:
@@ -101,13 +175,14 @@ def test_the_trace_is_in_the_trace_event_format(tmp_path: Path) -> None:
     profile, _ = profiled(sleeps=Sleeps())
     profile.write_trace(tmp_path / "profile.json")
     events = json.loads((tmp_path / "profile.json").read_text())["traceEvents"]
-    assert len(events) == 15  # five ends, and two parts of five wrappers
+    of_plugin = [event for event in events if event["name"] == "sleeps"]
+    assert len(of_plugin) == 15  # five ends, and two parts of five wrappers
     assert {e["ph"] for e in events} == {"X"}
-    assert {(e["name"], e["cat"]) for e in events} == {
+    assert {(e["name"], e["cat"]) for e in of_plugin} == {
         ("sleeps", "on_step_end"),
         ("sleeps", "forward"),
     }
-    assert all(e["dur"] >= 9_000 for e in events)
+    assert all(e["dur"] >= 9_000 for e in of_plugin)
 
 
 def test_a_wait_for_the_gpu_is_charged_to_the_plugin_that_runs() -> None:
@@ -124,7 +199,10 @@ def test_a_wait_for_the_gpu_is_charged_to_the_plugin_that_runs() -> None:
         trainer.fit(num_steps=3)
     assert profile.costs["syncs", "on_step_end"].syncs == 3
     assert profile.costs["quick", "on_step_end"].syncs == 0
-    assert [*profile.table().columns[-1].cells] == ["3", ""]
+    names, *_, syncs = (list(column.cells) for column in profile.table().columns)
+    assert [(name, count) for name, count in zip(names, syncs, strict=True) if count] == [
+        ("syncs", "3")
+    ]
 
 
 def test_a_wait_in_another_thread_is_charged_to_nobody() -> None:
