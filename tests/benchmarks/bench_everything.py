@@ -5,7 +5,8 @@ learning rate by schedule, gradients clipped by norm, a running loss and accurac
 TensorBoard; and a checkpoint of all of it every 200 steps. In one process and one thread of torch.
 
 By hand is what somebody writes who knows the best ways: ``_foreach_lerp_`` for the average, torch's
-clipping, sums that stay tensors, ``SummaryWriter``, safetensors with ``fsync``. The parts stand
+clipping, sums that stay tensors, ``SummaryWriter``, safetensors with ``fsync``; hatbus writes its
+checkpoint in the background (``async_save``). The parts stand
 beside it, each alone on top of the bare step. All of it twice: with AdamW as torch makes it, and
 with its fused one, whose shorter step leaves the rest a larger share.
 
@@ -118,7 +119,7 @@ PLUGINS: dict[str, Callable[[Path], object]] = {
     "metrics": lambda _: MetricUpdater(metrics=["loss", "accuracy"]),
     "tensorboard": lambda folder: TensorBoard(str(folder / "tb")),
     "checkpoint": lambda folder: Checkpoint(
-        str(folder / "c"), save_interval=EVERY, interval_by="step"
+        str(folder / "c"), save_interval=EVERY, interval_by="step", async_save=True
     ),
 }
 
@@ -207,7 +208,7 @@ def share(took: list[float], bare: list[float]) -> float:
     """
     period = EVERY // TURN
     ratios = [one / other for one, other in zip(took, bare, strict=True)]
-    around = [n for n in range(period, len(ratios), period)]
+    around = range(period, len(ratios), period)
     usual = statistics.median(
         ratio for n, ratio in enumerate(ratios) if n > 1 and (n + 1) % period > 1
     )
