@@ -14,7 +14,17 @@ from typing import Any
 
 import pytest
 import torch
-from compiled import EPOCHS, Net, bare, data, every_plugin, loss_of
+from compiled import (
+    EPOCHS,
+    Net,
+    bare,
+    bare_steps,
+    data,
+    every_plugin,
+    loss_of,
+    made,
+    other_plugins,
+)
 from torch._dynamo.utils import counters
 
 from hatbus import Trainer
@@ -73,6 +83,30 @@ def test_hatbus_causes_no_graph_more_than_a_bare_loop(plugins: str, tmp_path: Pa
     assert found[0] >= 4  # of model and loss, each for two sizes of batch
     assert found[1] >= 2
     assert found[2] == {}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", other_plugins(Path()))
+def test_a_plugin_that_is_on_alone_causes_no_graph_more_than_a_bare_loop(
+    name: str, tmp_path: Path
+) -> None:
+    kind, options = other_plugins(tmp_path)[name]
+
+    def run(backend: Any) -> None:
+        model = kind()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        plugins = {name: made(name, options)}
+        trainer = Trainer(model, optimizer, data(), loss_of, plugins, compile={"backend": backend})
+        trainer.fit(num_epochs=EPOCHS - 1)
+        trainer.fit(num_epochs=EPOCHS)
+        trainer.predict(data())
+
+    expected = counted(
+        lambda backend: bare_steps(lambda part: torch.compile(part, backend=backend), kind)
+    )
+    found = counted(run)
+    assert found == expected
+    assert found[0] >= 4  # of model and loss, each for two sizes of batch
 
 
 def test_a_break_in_the_users_own_code_is_counted_so_that_none_could_hide() -> None:
