@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pluggy import HookImpl
 
 FILE_PREFIX: Final = "<hatbus "
+STATE: Final = "state_dict"
 _MARK: Final = "__hatbus_blame__"
 _core_code: Final[WeakSet[CodeType]] = WeakSet()
 
@@ -32,10 +33,10 @@ def blame_of(error: BaseException) -> Blame | None:
     return found
 
 
-def source_of(impl: HookImpl) -> str:
-    """Distribution and version of an implementation, or its module when it has none."""
-    described: str = getattr(impl.plugin, "__hatbus_source__", "")
-    return described or type(impl.plugin).__module__
+def source_of(plugin: object) -> str:
+    """Distribution and version of a plugin, or its module when it has none."""
+    described: str = getattr(plugin, "__hatbus_source__", "")
+    return described or type(plugin).__module__
 
 
 def blame(error: BaseException, impl: HookImpl, event: str, ctx: Any) -> None:
@@ -44,14 +45,26 @@ def blame(error: BaseException, impl: HookImpl, event: str, ctx: Any) -> None:
     If that is the core's own, called by a plugin (a validation's forward), the note says so, but
     the guilty one is what the core called: the model, the loss or the data.
     """
-    if getattr(error, _MARK, None) is not None:
+    known = blame_of(error)
+    if known is not None:
+        if known.event == STATE:
+            setattr(error, _MARK, replace(known, event=f"{STATE} in {event}"))
+            error.add_note(f"asked for by plugin {impl.plugin_name!r}, {event}, {_where(ctx)}")
         return
-    source = source_of(impl)
+    source = source_of(impl.plugin)
     core = impl.plugin_name.startswith("core.")
     is_innocent = core or _came_through_core(error.__traceback__)
     setattr(error, _MARK, Blame(None if is_innocent else impl.plugin_name, source, event))
     who = "hatbus's own" if core else f"plugin {impl.plugin_name!r} ({source}),"
     error.add_note(f"in {who} {event}, {_where(ctx)}")
+
+
+def blame_state(error: BaseException, name: str, plugin: object) -> None:
+    """Adds the note to an exception that came out of a plugin's ``state_dict``."""
+    if blame_of(error) is None:
+        source = source_of(plugin)
+        setattr(error, _MARK, Blame(name, source, STATE))
+        error.add_note(f"in plugin {name!r} ({source}), {STATE}")
 
 
 def locate(error: BaseException, ctx: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from hatbus.bus.blame import blame_state
 from hatbus.bus.member import CORE
 from hatbus.errors import CheckpointError, HatbusError, PluginError
 
@@ -74,8 +75,15 @@ def collected(members: Sequence[Member]) -> dict[str, Any]:
     Args:
         members: in order.
     """
-    stateful = ((m.name, getattr(m.plugin, "state_dict", None)) for m in members)
-    return {name: get() for name, get in stateful if get is not None}
+    found: dict[str, Any] = {}
+    for member in members:
+        if (get := getattr(member.plugin, "state_dict", None)) is not None:
+            try:
+                found[member.name] = get()
+            except BaseException as error:
+                blame_state(error, member.name, member.plugin)
+                raise
+    return found
 
 
 def _stateful(members: Iterable[Member]) -> dict[str, object]:

@@ -137,7 +137,7 @@ def _entry(
         every=declared.every,
         ranks=declared.ranks,
         writes=declared.writes,
-        source=CORE if member.core else source_of(impl),
+        source=CORE if member.core else source_of(impl.plugin),
         place=0 if member.core else 1 + list(reasons).index(member.name),
         turn="" if member.core else turn_of(impl),
     )

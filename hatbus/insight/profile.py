@@ -302,7 +302,7 @@ class _Run:
 
 
 def is_slow_update(optimizer: Any, device: torch.device) -> bool:
-    """Whether torch could make the optimizer's update in one pass (``fused=True``), and does not."""
+    """Whether torch could make the optimizer's update in one pass (``fused``), and does not."""
     import torch
 
     if not isinstance(optimizer, torch.optim.Optimizer) or "fused" not in optimizer.defaults:

@@ -145,3 +145,38 @@ def test_an_error_of_a_validations_own_plugin_names_that_plugin() -> None:
     found = blame_of(error_of(validating(batches(2), callbacks=[Buggy()])))
     assert found is not None
     assert (found.plugin, found.event) == ("buggy", "on_forward_end")
+
+
+class NoState:
+    """A plugin that cannot say what it has seen."""
+
+    def state_dict(self) -> dict[str, Any]:
+        raise ValueError("no state today")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    @hookimpl
+    def on_step_end(self) -> None: ...
+
+
+class Saves:
+    @hookimpl
+    def save_checkpoint(self, ctx: Any) -> bool:
+        ctx.bus.state_dict()
+        return True
+
+    @hookimpl
+    def on_step_end(self, ctx: Any) -> None:
+        ctx.emit.save_checkpoint(ctx)
+
+
+def test_a_state_that_fails_is_its_plugins_fault_not_that_of_who_asked() -> None:
+    with pytest.raises(ValueError, match="no state today") as caught:
+        tiny_trainer({"saves": Saves(), "empty": NoState()}).fit(num_epochs=1)
+    blamed = blame_of(caught.value)
+    assert blamed is not None
+    assert (blamed.plugin, blamed.event) == ("empty", "state_dict in save_checkpoint")
+    assert caught.value.__notes__ == [
+        f"in plugin 'empty' ({__name__}), state_dict",
+        "asked for by plugin 'saves', save_checkpoint, step 0",
+    ]

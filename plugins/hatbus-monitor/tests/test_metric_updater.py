@@ -370,3 +370,9 @@ def test_a_tracker_of_torchmetrics_has_no_step_before_the_first_batch(trainer) -
     tracker = torchmetrics.wrappers.MetricTracker(torchmetrics.MeanMetric(), maximize=False)
     trainer([MetricUpdater(update, [tracker])]).fit(num_epochs=1)
     assert tracker.n_steps > 1
+
+
+@pytest.mark.parametrize("batch", [{"x": torch.ones(2, 3)}, (torch.ones(2, 3),), 7])
+def test_a_batch_without_a_second_entry_is_named(batch: Any) -> None:
+    with pytest.raises(PluginError, match=rf"a batch is a {type(batch).__name__}, not a pair.*by_"):
+        usual([Accuracy()], batch, torch.ones(2, 3), {})

@@ -35,15 +35,30 @@ def usual(metrics: Any, batch: Any, model_outs: Any, losses: Mapping[str, Any]) 
         return
     for metric in metrics.values() if isinstance(metrics, dict) else metrics:
         if is_ignites(metric):
-            update_ignites(metric, (model_outs, batch[1]), losses)
+            update_ignites(metric, (model_outs, target_in(batch)), losses)
             continue
         if isinstance(metric, Accuracy) or not isinstance(metric, Mean):
-            metric.update(model_outs, batch[1])
+            metric.update(model_outs, target_in(batch))
             continue
         loss = losses[metric.name] if metric.name in losses else sum(losses.values())
         kind: Any = type(metric)
         weight = (size,) if _takes_weight(kind) else ()
         metric.update(loss, *weight)
+
+
+def target_in(batch: Any) -> Any:
+    """The second entry of a batch.
+
+    Raises:
+        PluginError: it has none.
+    """
+    try:
+        return batch[1]
+    except (KeyError, IndexError, TypeError) as error:
+        raise PluginError(
+            f"metric_updater: a batch is a {type(batch).__name__}, not a pair (inputs, target); "
+            "say where outputs and target are: metric_update_func = by_index(pred=..., label=...)"
+        ) from error
 
 
 def update_ignites(metric: Any, pair: tuple[Any, Any], losses: Mapping[str, Any]) -> None:
