@@ -167,7 +167,7 @@ class Saves:
 
     @hookimpl
     def on_step_end(self, ctx: Any) -> None:
-        ctx.emit.save_checkpoint(ctx)
+        ctx.emit.save_checkpoint(ctx, "asked")
 
 
 def test_a_state_that_fails_is_its_plugins_fault_not_that_of_who_asked() -> None:
