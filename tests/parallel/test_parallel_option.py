@@ -13,6 +13,7 @@ from torch import nn
 from hatbus.errors import JobError
 from hatbus.jobs.job import read_job
 from hatbus.parallel import Parallel
+from hatbus.parallel.modes.handover import check_optimizer
 
 JOB = '[run]\nentry = "train.py:build"\nnum_epochs = 1\n'
 
@@ -169,3 +170,9 @@ def test_static_graph_needs_one_batch_per_step() -> None:
     trainer = tiny_trainer(parallel=Parallel(static_graph=True), accumulate=2)
     with pytest.raises(JobError, match="static_graph needs one batch per step"):
         trainer.fit(num_steps=1)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adafactor, torch.optim.LBFGS, torch.optim.Rprop])
+def test_an_optimizer_that_cannot_update_shards_is_named(kind: Any) -> None:
+    with pytest.raises(JobError, match=rf"optimizer {kind.__name__} .*, or parallel = 'ddp'"):
+        check_optimizer(kind([nn.Parameter(torch.ones(2))]))

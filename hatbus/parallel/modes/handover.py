@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from torch import Tensor
-from torch.optim import LBFGS
+from torch.optim import LBFGS, Adafactor, Rprop
 
 from hatbus.errors import JobError
 
@@ -14,13 +14,16 @@ Tensors = Mapping[int, tuple[Tensor, Any]]
 """The id of each whole parameter, the parameter, and the shard that took its place."""
 _OF_WHOLE: Final = (LBFGS,)
 """Optimizers that see all parameters as one vector."""
+_FAIL: Final = (Adafactor, Rprop)
+"""Optimizers of which torch (2.13) cannot make a step with shards."""
 
 
 def check_optimizer(optimizer: Any) -> None:
     """Refuses an optimizer that cannot update shards.
 
     Raises:
-        JobError: it has made steps with whole parameters, or looks at all parameters as one vector.
+        JobError: it has made steps with whole parameters, looks at all parameters as one vector, or
+            does what torch cannot do with shards.
     """
     for one in with_inner(optimizer):
         name = type(one).__name__
@@ -28,6 +31,11 @@ def check_optimizer(optimizer: Any) -> None:
             raise JobError(
                 f"optimizer {name} needs whole parameters, and the model is to be in shards; "
                 "choose another, or parallel = 'ddp'"
+            )
+        if isinstance(one, _FAIL):
+            raise JobError(
+                f"torch cannot make a step of optimizer {name} with a model in shards; choose "
+                "another (Adam, AdamW, Adagrad, SGD), or parallel = 'ddp'"
             )
         held = one.state.values() if hasattr(one, "state") else ()
         if not all(map(_is_as_built, held)):
