@@ -19,7 +19,7 @@ from hatbus.events import answers
 from hatbus.events.training import EVENTS, PAIRS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pluggy import HookImpl
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Wrapper = Generator[None, Any, Any]
 _CTX: Final = ("ctx",)
-_Entered = tuple["HookImpl", "Wrapper | Halves"]
+Entered = tuple["HookImpl", "Wrapper | Halves"]
 
 
 class _Around(NamedTuple):
@@ -53,25 +53,57 @@ class OpenSpans:
 
     Attributes:
         is_open: given a span's name, says whether it is open.
+        opened: what is open, outermost first, and what was entered with it. A loop in which every
+            microsecond counts puts a span there itself: see ``plain``.
     """
 
     def __init__(self, ctx: Context) -> None:
         self._ctx: Final = ctx
-        self._open: Final[dict[str, list[_Entered]]] = {}
-        self.is_open: Final[Callable[[str], bool]] = self._open.__contains__
+        self.opened: Final[dict[str, Sequence[Entered]]] = {}
+        self.is_open: Final[Callable[[str], bool]] = self.opened.__contains__
         self._around: dict[tuple[str, str | None], list[_Around]] = {}
         self._freezes = -1
 
     @property
     def names(self) -> tuple[str, ...]:
         """What is open, outermost first."""
-        return tuple(self._open)
+        return tuple(self.opened)
 
     def is_heard(self, span: str) -> bool:
         """Whether anybody hears of a span: its begin, its end, or by a wrapper around it."""
         ctx = self._ctx
         hears = any(getattr(ctx.emit, name) is not None for name in PAIRS.get(span, ()))
         return hears or any(around.halves is None for around in self._look(span))
+
+    def plain(self, span: str) -> Sequence[Entered] | None:
+        """What is to stand in ``opened`` for a span whose begin emits a moment and does no more.
+
+        A loop may begin such a span without ``enter``: it puts this there, emits the begin if
+        ``ctx.emit`` has it, and calls ``fail_begin`` if that fails. To end it without ``leave``, it
+        takes this out again, as the last that is there, and calls the ``finish`` of every
+        ``Halves`` in it. To be asked anew when ``ctx.bus.freezes`` is another number.
+
+        Args:
+            span: such as ``"run_step"``.
+
+        Returns:
+            None where something else stands around the span: only ``enter`` knows what it does.
+        """
+        found = self._look(span)
+        is_plain = all(getattr(one.function, "unless_kept", ()) for one in found)
+        return [one.halves for one in found if one.halves is not None] if is_plain else None
+
+    def fail_begin(self, error: BaseException) -> None:
+        """Ends with an error what is around the innermost span, whose begin failed; it stays open.
+
+        Args:
+            error: which; it is for the caller to raise, and then to be given to ``fail``.
+        """
+        span, entered = self.opened.popitem()
+        self.opened[span] = []
+        for _, wrapper in reversed(entered):
+            if isinstance(wrapper, Halves):
+                wrapper.fail(self._ctx, error)
 
     def enter(self, span: str, **more: Any) -> None:
         """Begins a span.
@@ -85,10 +117,10 @@ class OpenSpans:
             Exception: what a plugin raised; then ``fail`` is to be called.
         """
         ctx = self._ctx
-        if span in self._open:
-            raise HookError(f"{span!r} is open already; open, outermost first: {[*self._open]}")
-        entered: list[_Entered] = []
-        self._open[span] = entered
+        if span in self.opened:
+            raise HookError(f"{span!r} is open already; open, outermost first: {[*self.opened]}")
+        entered: list[Entered] = []
+        self.opened[span] = entered
         if self._freezes != ctx.bus.freezes:
             self._around.clear()
         try:
@@ -120,11 +152,11 @@ class OpenSpans:
             HookError: another span is the innermost.
             Exception: what a plugin raised; all wrappers of this span were told.
         """
-        innermost, wrappers = self._open.popitem() if self._open else ("", [])
+        innermost, wrappers = self.opened.popitem() if self.opened else ("", [])
         if innermost != span:
             if innermost:
-                self._open[innermost] = wrappers
-            raise HookError(f"{span!r} cannot be left; open, outermost first: {[*self._open]}")
+                self.opened[innermost] = wrappers
+            raise HookError(f"{span!r} cannot be left; open, outermost first: {[*self.opened]}")
         error: BaseException | None = None
         for impl, wrapper in reversed(wrappers):
             try:
@@ -149,8 +181,8 @@ class OpenSpans:
         Args:
             error: what ended the run; it is for the caller to raise.
         """
-        while self._open:
-            _, wrappers = self._open.popitem()
+        while self.opened:
+            _, wrappers = self.opened.popitem()
             for _, wrapper in reversed(wrappers):
                 try:
                     if isinstance(wrapper, Halves):
@@ -166,7 +198,7 @@ class OpenSpans:
                     wrapper.close()
 
     def _enter(
-        self, around: _Around, span: str, more: dict[str, Any], entered: list[_Entered]
+        self, around: _Around, span: str, more: dict[str, Any], entered: list[Entered]
     ) -> None:
         """Enters a plugin's wrapper."""
         ctx = self._ctx
@@ -203,7 +235,9 @@ class OpenSpans:
         """Finds the wrappers of a span, but those whose moments nobody hears."""
         ctx, bus = self._ctx, self._ctx.bus
         found = [impl for impl in bus.implementations(span, ctx.task) if impl.wrapper]
-        self._freezes = bus.freezes
+        if self._freezes != bus.freezes:
+            self._around.clear()
+            self._freezes = bus.freezes
         self._around[span, ctx.task] = [
             _around(impl, bus.gates.get(impl.plugin_name))
             for impl in found

@@ -1,6 +1,6 @@
 """A loop of somebody else's as a host: here one that is written by hand, without any library."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from torch import nn
 
 from hatbus import Context, HatbusError, Trainer, hookimpl, plugin
 from hatbus.loop import structure_of
+from hatbus_hosts import Host
 
 
 def test_every_moment_comes_as_in_hatbus_with_the_same_ids_and_losses() -> None:
@@ -207,3 +208,85 @@ def test_a_call_of_the_model_that_failed_and_was_caught_does_not_silence_the_nex
         host.end_step()
     host.end()
     assert heard == [0, 1, 2]  # of the one that failed at the end of its batch, without outputs
+
+
+class Sees:
+    """Notes of every batch whether the outputs were there."""
+
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+
+
+class Named(Sees):
+    """Is given no more than the outputs."""
+
+    @hookimpl
+    def on_batch_end(self, model_outs: Any) -> None:
+        self.seen.append(model_outs is not None)
+
+
+class Whole(Sees):
+    """Reads the outputs off the run's state."""
+
+    @hookimpl
+    def on_step_end(self, ctx: Context) -> None:
+        self.seen.append(ctx.model_outs is not None)
+
+
+class Everything(Sees):
+    """Is given all that there is."""
+
+    @hookimpl
+    def on_batch_end(self, **given: Any) -> None:
+        self.seen.append(given["model_outs"] is not None)
+
+
+class Passes(Sees):
+    """Stands around forward passes."""
+
+    @hookimpl(wrapper=True)
+    def forward(self) -> Generator[None, Any, Any]:
+        outputs = yield
+        self.seen.append(outputs is not None)
+        return outputs
+
+
+class Counts:
+    @hookimpl
+    def on_step_end(self, global_step_id: int) -> None:
+        """Reads nothing of the model."""
+
+
+def stepped(host: Host, before: dict[int, Callable[[], object]]) -> nn.Module:
+    """Four steps of a model whose calls are heard; ``before`` says what to do before which."""
+    model, optimizer = parts()
+    host.begin(model=model, optimizer=optimizer)
+    host.hear_forward(model)
+    for step in range(4):
+        before.get(step, list)()
+        host.begin_batch(None)
+        model(torch.ones(1, 3))
+        host.end_step()
+    return model
+
+
+@pytest.mark.parametrize("kind", [Named, Whole, Everything, Passes])
+def test_who_joins_in_mid_run_sees_what_the_model_returns_until_it_goes(kind: type[Sees]) -> None:
+    late = kind()
+    host = HandWritten([Counts()])
+    model = stepped(
+        host,
+        {1: lambda: host.bus.register(late, "late"), 3: lambda: host.bus.unregister("late")},
+    )
+    assert late.seen == [True, True]
+    assert not model._forward_hooks  # nobody sees the outputs: its calls cost what they did before
+    host.end()
+
+
+def test_a_model_has_no_hooks_after_the_run() -> None:
+    for plugin_ in (Whole(), Passes(), Counts()):
+        host = HandWritten([plugin_])
+        model = stepped(host, {})
+        host.end()
+        assert not model._forward_hooks
+        assert not model._forward_pre_hooks

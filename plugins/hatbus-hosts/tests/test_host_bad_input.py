@@ -1,12 +1,17 @@
 """What cannot be used with a host, and what fails in one: who it was, and what is accepted."""
 
+from collections.abc import Generator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from host_by_hand import STEPS, HandWritten, Mean, Recorder, parts, run
 
 from hatbus import Bus, Context, HatbusError, hookimpl, plugin
+
+ENDS = ("begin", "end")
 
 
 def test_two_hosts_on_one_bus_are_refused() -> None:
@@ -103,6 +108,63 @@ def test_a_plugin_that_fails_is_named_and_everybody_is_told_once(event: str) -> 
     assert events.count("on_exception") == events.count("on_loop_end") == 1
     assert events.count("on_step_end") == 1
     assert len(torch.nn.modules.module._global_module_registration_hooks) == watching
+
+
+class Surrounds:
+    """Stands around the spans that a host opens without a call where nobody does."""
+
+    @hookimpl(wrapper=True)
+    def run_step(self) -> Generator[None, Any, Any]:
+        return (yield)
+
+    @hookimpl(wrapper=True)
+    def run_batch(self) -> Generator[None, Any, Any]:
+        return (yield)
+
+    @hookimpl(wrapper=True)
+    def optimizer_step(self) -> Generator[None, Any, Any]:
+        return (yield)
+
+
+def failing(event: str) -> object:
+    """A plugin that fails at one event of the second step."""
+
+    def fail(self: object, global_step_id: int) -> None:
+        if global_step_id == 1:
+            raise ZeroDivisionError("mine")
+
+    return type("Failing", (), {event: hookimpl(fail)})()
+
+
+STEP_MOMENTS = [f"on_{span}_{end}" for span in ("step", "batch", "optimizer_step") for end in ENDS]
+
+
+@pytest.mark.parametrize("event", ["", *STEP_MOMENTS])
+def test_the_same_is_told_whether_or_not_a_plugin_surrounds_the_spans(event: str) -> None:
+    told: list[Any] = []
+    for around in ([], [Surrounds()]):
+        recorder = Recorder()
+        bad = [failing(event)] if event else []
+        with pytest.raises(ZeroDivisionError) if event else nullcontext():
+            run(HandWritten([*bad, recorder, *around]))
+        told.append(recorder.heard)
+    assert told[0] == told[1]
+    names = [name for name, *_ in told[0]]
+    assert all(names.count(f"on_{span}_end") >= 1 for span in ("step", "batch", "epoch", "loop"))
+    assert names.count("on_exception") == bool(event)
+
+
+def test_a_span_whose_begin_failed_is_ended_at_once() -> None:
+    recorder = Recorder()
+    host = HandWritten([failing("on_step_begin"), recorder])
+    model, optimizer = parts()
+    host.begin(model=model, optimizer=optimizer)
+    host.begin_batch(None)
+    host.end_step()
+    with pytest.raises(ZeroDivisionError):
+        host.begin_batch(None)
+    assert [name for name, *_ in recorder.heard][-1] == "on_step_end"
+    host.end()
 
 
 def test_a_host_runs_again_after_an_error_of_which_nobody_told_it() -> None:

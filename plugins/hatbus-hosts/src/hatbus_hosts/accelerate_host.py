@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hatbus import hookimpl
 from hatbus_hosts.capabilities import ACCELERATE
 from hatbus_hosts.host import Host
+from hatbus_hosts.needs import is_replaced
 from hatbus_hosts.versions import check_version
 from hatbus_hosts.work import Work
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from hatbus import Bus, Context
+    from hatbus.loop import OpenSpans
     from hatbus_hosts.needs import Capabilities
 
 
@@ -30,26 +32,26 @@ class _Calls(Work):
     @hookimpl(trylast=True)
     def forward(self, ctx: Context) -> Any:
         """What the loop gave to do; a plugin that asks by itself gets a forward pass."""
-        return super().forward(ctx) if self.now is None else self._take()
+        now, self.now = self.now, None
+        return super().forward(ctx) if now is None else now()
 
     @hookimpl(trylast=True)
     def compute_loss(self, ctx: Context) -> Any:
         """What the loop gave to do."""
-        return super().compute_loss(ctx) if self.now is None else self._take()
+        now, self.now = self.now, None
+        return super().compute_loss(ctx) if now is None else now()
 
     @hookimpl(trylast=True)
     def backward(self, ctx: Context) -> Any:
         """What the loop gave to do."""
-        return super().backward(ctx) if self.now is None else self._take()
+        now, self.now = self.now, None
+        return super().backward(ctx) if now is None else now()
 
     @hookimpl(trylast=True)
     def optimizer_step(self, ctx: Context) -> Any:
         """What the loop gave to do."""
-        return super().optimizer_step(ctx) if self.now is None else self._take()
-
-    def _take(self) -> Any:
         now, self.now = self.now, None
-        return now() if now is not None else False
+        return super().optimizer_step(ctx) if now is None else now()
 
 
 class AccelerateHost(Host):
@@ -95,6 +97,8 @@ class AccelerateHost(Host):
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.data_loader, self.num_epochs = data_loader, num_epochs
         self._stopped = ""
+        self._untouched: frozenset[str] = frozenset()
+        self._may_skip = True
         accelerator.register_for_checkpointing(self)
 
     def __enter__(self) -> AccelerateHost:
@@ -104,6 +108,7 @@ class AccelerateHost(Host):
         epochs = self.num_epochs
         total = None if per_epoch is None or epochs is None else per_epoch * epochs
         self._stopped = ""
+        self._may_skip = accelerator.scaler is not None or not _is_accelerates(self.optimizer)
         self.begin(
             model=accelerator.unwrap_model(self.model),
             optimizer=getattr(self.optimizer, "optimizer", self.optimizer),
@@ -137,7 +142,7 @@ class AccelerateHost(Host):
         Args:
             count: of all epochs; by default ``num_epochs``.
         """
-        ctx, _ = self._running()
+        ctx, _ = self.running()
         last = count if count is not None else self.num_epochs
         while self._stopped != "run" and (last is None or ctx.position.epoch < last):
             self._stopped = ""
@@ -152,7 +157,8 @@ class AccelerateHost(Host):
         Args:
             loader: by default ``data_loader``.
         """
-        ctx, accelerator = self._running()[0], self.accelerator
+        (ctx, spans), accelerator = self.running(), self.accelerator
+        control = ctx.control
         given: Any = self.data_loader if loader is None else loader
         done = ctx.position.step * accelerator.gradient_accumulation_steps
         if done:
@@ -161,23 +167,36 @@ class AccelerateHost(Host):
         for batch in given:
             self.begin_batch(batch, weight)
             yield batch
-            self.end_batch()
+            if "run_batch" in spans.opened:
+                self.end_batch()
             if accelerator.sync_gradients:
                 self.end_step()
-                self._serve()
+                if control.pending or control.is_shared:
+                    self._serve()
             if self._stopped:
                 break
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """``model(*args, **kwargs)``; plugins may stand around it or do it themselves."""
-        ctx, _ = self._running()
+        ctx, spans = self._run or self._unprepared()
+        if self._freezes != ctx.bus.freezes:
+            self._look(ctx, spans)
+        if "forward" in self._untouched:
+            ctx.model_outs = outs = self.model(*args, **kwargs)
+            return outs
         self._calls.now = lambda: self.model(*args, **kwargs)
         ctx.model_outs = ctx.emit.forward(ctx)
         return ctx.model_outs
 
     def compute_loss(self, loss: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """``loss(*args, **kwargs)``, a 0-d tensor; plugins may stand around it."""
-        ctx, _ = self._running()
+        ctx, spans = self._run or self._unprepared()
+        if self._freezes != ctx.bus.freezes:
+            self._look(ctx, spans)
+        if "compute_loss" in self._untouched:
+            value: torch.Tensor = loss(*args, **kwargs)
+            ctx.losses = {"loss": value}
+            return value
         self._calls.now = lambda: {"loss": loss(*args, **kwargs)}
         ctx.losses = ctx.emit.compute_loss(ctx)
         found: Any = sum(ctx.losses.values()) if len(ctx.losses) > 1 else ctx.losses["loss"]
@@ -189,9 +208,14 @@ class AccelerateHost(Host):
         Args:
             loss: 0-d, of the batch; of ``compute_loss`` or the loop's own.
         """
-        ctx, _ = self._running()
+        ctx, spans = self._run or self._unprepared()
+        if self._freezes != ctx.bus.freezes:
+            self._look(ctx, spans)
         ctx.losses = ctx.losses or {"loss": loss}
         ctx.loss = loss
+        if "backward" in self._untouched:
+            self.accelerator.backward(loss)
+            return
         self._calls.now = lambda: bool((self.accelerator.backward(ctx.loss), True)[1])
         ctx.emit.backward(ctx)
 
@@ -201,21 +225,31 @@ class AccelerateHost(Host):
         Returns:
             Whether it was committed.
         """
-        ctx, _ = self._running()
+        ctx, spans = self._run or self._unprepared()
         if not self.accelerator.sync_gradients:
             self.optimizer.step()  # which does nothing now
             return False
-        self.end_batch()
+        if "run_batch" in spans.opened:
+            self.end_batch()
         ctx.losses = self._losses
         if self.decided():
             return False
-        self._calls.now = self._update
+        self._calls.now = self._make_update
         ctx.emit.optimizer_step(ctx)
         return ctx.committed
 
-    def _update(self) -> bool:
+    def _make_update(self) -> bool:
         self.optimizer.step()
-        return not self.accelerator.optimizer_step_was_skipped
+        return not (self._may_skip and self.accelerator.optimizer_step_was_skipped)
+
+    def _look(self, ctx: Context, spans: OpenSpans) -> None:
+        """Sees also which calls of the loop no plugin hears of, surrounds or replaces."""
+        super()._look(ctx, spans)
+        self._untouched = frozenset(
+            span
+            for span in ("forward", "compute_loss", "backward")
+            if not spans.is_heard(span) and not is_replaced(ctx.bus, span)
+        )
 
     # ---- the rest -----------------------------------------------------------------------------
 
@@ -229,7 +263,7 @@ class AccelerateHost(Host):
         Returns:
             Whether it was saved.
         """
-        ctx, _ = self._running()
+        ctx, _ = self.running()
         vetoes = ctx.emit.veto_checkpoint and ctx.emit.veto_checkpoint(ctx, reason)
         if vetoes:
             return False
@@ -239,7 +273,7 @@ class AccelerateHost(Host):
 
     def _save_in(self, folder: Path) -> Callable[[str], bool]:
         def save(reason: str) -> bool:
-            ctx, _ = self._running()
+            ctx, _ = self.running()
             return self.save(folder / f"step-{ctx.position.global_step}", reason)
 
         return save
@@ -273,6 +307,13 @@ class _Validation:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if error is None:
             self._host.end_validation(self._metrics)
+
+
+def _is_accelerates(optimizer: Any) -> bool:
+    """Whether nothing but a scaler of gradients makes an optimizer leave an update out."""
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    return type(optimizer) is AcceleratedOptimizer
 
 
 def _length(loader: Any) -> int | None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import time
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Never
 
+from hatbus import BatchProcessor
 from hatbus.errors import HookError
 from hatbus.log import log
 from hatbus_hosts.work import add_losses
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import torch
 
@@ -37,6 +38,10 @@ class Events:
         self._run: tuple[Context, OpenSpans] | None = None
         self._losses: dict[str, torch.Tensor] = {}
         self._since, self.is_updating, self.has_failed = 0.0, False, False
+        self._freezes, self._clips = -1, True
+        self._step: Sequence[Any] | None = None
+        self._batch: Sequence[Any] | None = None
+        self._update: Sequence[Any] | None = None
 
     @property
     def is_running(self) -> bool:
@@ -75,31 +80,51 @@ class Events:
     def begin_step(self) -> None:
         """A step begins; once, however often it is said."""
         ctx, spans = self._run or self._unprepared()
-        if spans.is_open("run_step"):
+        opened, position = spans.opened, ctx.position
+        if "run_step" in opened:
             return
-        if not spans.is_open("run_epoch"):
+        if "run_epoch" not in opened:
             self.begin_epoch()
-        position = ctx.position
         ctx.step_id, ctx.global_step_id = position.step, position.global_step
         position.step += 1
         position.global_step += 1
         ctx.committed, ctx.losses, ctx.batches, self._losses = False, {}, [], {}
         self.is_updating = False
-        ctx.data_wait = time.perf_counter() - self._since
-        spans.enter("run_step")
+        ctx.data_wait = perf_counter() - self._since
+        if self._freezes != ctx.bus.freezes:
+            self._look(ctx, spans)
+        if self._step is None:
+            spans.enter("run_step")
+            return
+        opened["run_step"] = self._step
+        moment = ctx.emit.on_step_begin
+        if moment is not None:
+            try:
+                moment(ctx)
+            except BaseException as error:
+                spans.fail_begin(error)
+                raise
 
     def end_step(self) -> None:
         """A step ends, whose update was made or given up."""
         ctx, spans = self._run or self._unprepared()
-        if not spans.is_open("run_step"):
+        opened = spans.opened
+        if "run_step" not in opened:
             return
-        if spans.is_open("optimizer_step"):
+        if "optimizer_step" in opened:
             self.end_update(committed=False)
-        if spans.is_open("run_batch"):
+        if "run_batch" in opened:
             self.end_batch()
         ctx.losses = self._losses
-        spans.leave("run_step", ctx.committed)
-        self._since = time.perf_counter()
+        innermost, entered = opened.popitem()
+        if entered is self._step:
+            moment = ctx.emit.on_step_end
+            if moment is not None:
+                moment(ctx)
+        else:
+            opened[innermost] = entered
+            spans.leave("run_step", ctx.committed)
+        self._since = perf_counter()
 
     def begin_batch(self, batch: Any, weight: float = 1.0) -> None:
         """A batch begins; it opens its step.
@@ -109,13 +134,26 @@ class Events:
             weight: its share in the step's gradient.
         """
         ctx, spans = self._run or self._unprepared()
-        if spans.is_open("run_step"):
+        opened = spans.opened
+        if "run_step" in opened:
             self.end_batch()
         else:
             self.begin_step()
         ctx.batch, ctx.model_outs, ctx.losses, ctx.weight = batch, None, {}, weight
         ctx.batches.append((None, batch, weight))
-        spans.enter("run_batch")
+        if self._freezes != ctx.bus.freezes:
+            self._look(ctx, spans)
+        if self._batch is None:
+            spans.enter("run_batch")
+            return
+        opened["run_batch"] = self._batch
+        moment = ctx.emit.on_batch_begin
+        if moment is not None:
+            try:
+                moment(ctx)
+            except BaseException as error:
+                spans.fail_begin(error)
+                raise
 
     def end_batch(self, losses: Mapping[str, torch.Tensor] | None = None) -> None:
         """A batch ends.
@@ -124,16 +162,27 @@ class Events:
             losses: of it, where they are not known yet: name to 0-d tensor.
         """
         ctx, spans = self._run or self._unprepared()
-        if not spans.is_open("run_batch"):
+        opened = spans.opened
+        if "run_batch" not in opened:
             return
-        if spans.is_open("backward"):
+        if "backward" in opened:
             spans.leave("backward")
-        if spans.is_open("forward"):
+        if "forward" in opened:
             spans.leave("forward", ctx.model_outs)
         if losses:
             ctx.losses = dict(losses)
-        add_losses(self._losses, ctx.losses, ctx.weight)
-        spans.leave("run_batch", ctx.losses)
+        if ctx.weight == 1.0 and not self._losses:
+            self._losses.update(ctx.losses)
+        else:
+            add_losses(self._losses, ctx.losses, ctx.weight)
+        innermost, entered = opened.popitem()
+        if entered is self._batch:
+            moment = ctx.emit.on_batch_end
+            if moment is not None:
+                moment(ctx)
+        else:
+            opened[innermost] = entered
+            spans.leave("run_batch", ctx.losses)
 
     def begin_forward(self) -> None:
         """The forward pass begins."""
@@ -173,15 +222,30 @@ class Events:
             Who wants it skipped and why; then ``end_update`` and ``optimizer_step`` do not come.
         """
         ctx, spans = self._run or self._unprepared()
-        if not spans.is_open("run_step"):
+        opened = spans.opened
+        if "run_step" not in opened:
             self.begin_step()
-        elif self.ends_batch_before_update:
+        elif self.ends_batch_before_update and "run_batch" in opened:
             self.end_batch()
         if self._losses:
             ctx.losses = self._losses
-        reasons = self.decided()
-        if not reasons:
+        if self._freezes != ctx.bus.freezes:
+            self._look(ctx, spans)
+        ctx.grad_norm = None
+        reasons = self.decided() if self._clips or ctx.emit.skip_update is not None else []
+        if reasons:
+            return reasons
+        if self._update is None:
             spans.enter("optimizer_step")
+            return reasons
+        opened["optimizer_step"] = self._update
+        moment = ctx.emit.on_optimizer_step_begin
+        if moment is not None:
+            try:
+                moment(ctx)
+            except BaseException as error:
+                spans.fail_begin(error)
+                raise
         return reasons
 
     def decided(self) -> list[tuple[str, str]]:
@@ -190,10 +254,14 @@ class Events:
         Returns:
             Who wants it skipped, and why.
         """
-        ctx, _ = self._run or self._unprepared()
-        ctx.grad_norm, self.is_updating = None, True
+        ctx, spans = self._run or self._unprepared()
+        if self._freezes != ctx.bus.freezes:
+            self._look(ctx, spans)
+        ctx.grad_norm, decide = None, ctx.emit.skip_update
+        if decide is None and not self._clips:
+            return []
+        self.is_updating = True
         ctx.emit.clip_gradients(ctx)
-        decide = ctx.emit.skip_update
         reasons: list[tuple[str, str]] = decide(ctx) if decide is not None else []
         self.is_updating = False
         for name, reason in reasons:
@@ -206,8 +274,16 @@ class Events:
         Args:
             committed: False: a loss scaler left it out.
         """
-        _, spans = self._run or self._unprepared()
-        if spans.is_open("optimizer_step"):
+        ctx, spans = self._run or self._unprepared()
+        opened = spans.opened
+        if "optimizer_step" not in opened:
+            return
+        innermost, entered = opened.popitem()
+        if self._update is not None and entered is self._update:
+            for _, halves in self._update:
+                halves.finish(ctx, committed)
+        else:
+            opened[innermost] = entered
             spans.leave("optimizer_step", committed)
 
     def begin_validation(self) -> None:
@@ -227,7 +303,7 @@ class Events:
         if metrics:
             ctx.log(dict(metrics))
         spans.leave("validate", dict(metrics or {}))
-        self._since = time.perf_counter()
+        self._since = perf_counter()
 
     def is_in_batch(self, *_: Any) -> bool:
         """Whether a call of the model is one for the present batch: none of a validation is."""
@@ -238,7 +314,24 @@ class Events:
         """Whether a forward pass is under way."""
         return self._spans is not None and self._spans.is_open("forward")
 
-    def _running(self) -> tuple[Context, OpenSpans]:
+    def _look(self, ctx: Context, spans: OpenSpans) -> None:
+        """Sees which spans only moments surround, and whether any plugin clips gradients.
+
+        These spans are opened and left without a call: between two steps of a training every call
+        finds the processor's caches cold, and costs four times what it does in a loop of its own.
+        """
+        self._freezes = ctx.bus.freezes
+        self._step, self._batch = spans.plain("run_step"), spans.plain("run_batch")
+        self._update = spans.plain("optimizer_step")
+        clip = getattr(ctx.emit.clip_gradients, "__func__", None)
+        self._clips = clip is not BatchProcessor.clip_gradients
+
+    def running(self) -> tuple[Context, OpenSpans]:
+        """The run that is under way: its state, and what is open in it.
+
+        Raises:
+            HookError: there is none.
+        """
         return self._run or self._unprepared()
 
     def _unprepared(self) -> Never:

@@ -36,7 +36,7 @@ from hatbus.log import log
 from hatbus.loop import OpenSpans, Position
 from hatbus.parallel import act_together
 from hatbus_hosts.events import Events
-from hatbus_hosts.needs import Capabilities, check_needs, check_writes
+from hatbus_hosts.needs import Capabilities, check_needs, check_writes, is_read
 from hatbus_hosts.states import Resume, check_taken, saved_state
 from hatbus_hosts.work import Heard, Work, call_model
 
@@ -95,6 +95,7 @@ class Host(Events):
         self.seed, self.drop_plugin_state = seed, tuple(drop_plugin_state)
         self._save, self._validate = save, validate
         self._resume, self.heard = Resume(self), Heard(self)
+        self._hearing: torch.nn.Module | None = None
         if RESUME in self.bus.members:
             raise PluginError("this bus has a host already; give each host plugins of its own")
         parts = {"moments": Moments(), "batch_processor": work or Work(self, loss)}
@@ -167,7 +168,7 @@ class Host(Events):
         ctx.epoch_id, ctx.step_id = ctx.position.epoch, ctx.position.step
         ctx.global_step_id = ctx.position.global_step
         spans = self._spans = OpenSpans(ctx)
-        self._run, self.has_failed = (ctx, spans), False
+        self._run, self.has_failed, self._freezes = (ctx, spans), False, -1
         self.heard.structure(ctx)
         try:
             spans.enter("run_loop")
@@ -200,6 +201,7 @@ class Host(Events):
             self._over()
 
     def _over(self) -> None:
+        self._hearing = None
         self.heard.remove()
         self.bus.keep_states()
 
@@ -209,17 +211,26 @@ class Host(Events):
         Args:
             model: whose calls are meant.
         """
-        _, spans = self._running()
+        self._hearing = model
+        self._look(*self.running())
+
+    def _look(self, ctx: Context, spans: OpenSpans) -> None:
+        """Sees also what plugins hear of the calls of a model: every hook on it costs its calls."""
+        super()._look(ctx, spans)
+        if self._hearing is None:
+            return
         if spans.is_heard("forward"):
-            self.heard.model(model, self.is_in_batch)
+            self.heard.model(self._hearing, self.is_in_batch)
+        elif is_read(self.bus, "model_outs", but=RESUME):
+            self.heard.outputs(self._hearing)
         else:
-            self.heard.outputs(model)
+            self.heard.nothing()
 
     # ---- requests -----------------------------------------------------------------------------
 
     def requests(self) -> list[Request]:
         """What plugins asked for since the last time, in the order in which it is to be done."""
-        ctx, _ = self._running()
+        ctx, _ = self.running()
         return sorted(ctx.control.take(), key=lambda one: _ORDER.index(one.wish))
 
     @property
@@ -235,7 +246,7 @@ class Host(Events):
             do: wish to what is called with the reason; of ``"validate"``, ``"stop epoch"``,
                 ``"stop run"`` and ``"save"``. False is: nothing was done.
         """
-        ctx, _ = self._running()
+        ctx, _ = self.running()
         if not ctx.control.due():
             return
         own = {"save": self._save, "validate": self._validate}
@@ -271,7 +282,7 @@ class Host(Events):
 
     def checkpoint_saved(self, path: str | Path) -> None:
         """A checkpoint of the host is durable."""
-        ctx, _ = self._running()
+        ctx, _ = self.running()
         if ctx.emit.on_checkpoint_saved is not None:
             ctx.emit.on_checkpoint_saved(ctx, Path(path))
 

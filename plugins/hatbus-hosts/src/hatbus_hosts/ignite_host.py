@@ -41,6 +41,7 @@ class IgniteHost(Host):
         super().__init__(plugins, loss=loss, **options)
         self.engine, self.model, self.optimizer = engine, model, optimizer
         self._loss, self._accumulated, self._batches = loss, accumulate, 0
+        self._weight = 1.0 / accumulate
         self.ends_batch_before_update = loss is not None
         self._listen(evaluator)
 
@@ -92,15 +93,15 @@ class IgniteHost(Host):
     def _iteration_started(self) -> None:
         if self.has_failed:
             return
-        self.begin_batch(self.engine.state.batch, 1.0 / self._accumulated)
+        self.begin_batch(self.engine.state.batch, self._weight)
         self._batches += 1
 
     def _before_update(self, *_: Any) -> None:
-        if self._spans is not None and self._spans.is_open("run_step"):
+        if self._spans is not None and "run_step" in self._spans.opened:
             self.begin_update()
 
     def _after_update(self, *_: Any) -> None:
-        if self._spans is None or not self._spans.is_open("optimizer_step"):
+        if self._spans is None or "optimizer_step" not in self._spans.opened:
             return
         self.end_update()
         if self.ends_batch_before_update:
@@ -111,11 +112,11 @@ class IgniteHost(Host):
         if self.has_failed:
             return
         ctx, spans = self._run or self._unprepared()
-        if spans.is_open("run_batch"):
+        if "run_batch" in spans.opened:
             if not ctx.losses:
                 self.end_batch(named_losses(self.engine.state.output))
             self.end_batch()
-        if spans.is_open("run_step") and (ctx.committed or self._batches >= self._accumulated):
+        if "run_step" in spans.opened and (ctx.committed or self._batches >= self._accumulated):
             self._batches = 0
             self.end_step()
         if ctx.control.pending or ctx.control.is_shared:

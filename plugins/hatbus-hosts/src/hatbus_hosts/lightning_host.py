@@ -123,7 +123,7 @@ class LightningHost(Host, Callback):  # type: ignore[misc]  # typed as Any
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """The loss is there; Lightning has divided it by the number of batches of a step."""
-        _, spans = self._running()
+        _, spans = self.running()
         if spans.is_open("forward"):
             self.end_forward(loss)
         whole = loss * self._accumulated if self._accumulated > 1 else loss
@@ -139,7 +139,7 @@ class LightningHost(Host, Callback):  # type: ignore[misc]  # typed as Any
 
     def _updated(self, *given: Any) -> None:
         """The update was made; the step ends here, while the learning rate is still its own."""
-        _, spans = self._running()
+        _, spans = self.running()
         if spans.is_open("optimizer_step"):
             self.end_update()
             self.end_step()
@@ -148,7 +148,7 @@ class LightningHost(Host, Callback):  # type: ignore[misc]  # typed as Any
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """A batch is behind the trainer; requests are read."""
-        _, spans = self._running()
+        _, spans = self.running()
         if spans.is_open("optimizer_step"):  # a loss scaler left the update out
             self.end_step()
         self.end_batch()
@@ -156,7 +156,7 @@ class LightningHost(Host, Callback):  # type: ignore[misc]  # typed as Any
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """An epoch ends."""
-        ctx, _ = self._running()
+        ctx, _ = self.running()
         known = ctx.steps_per_epoch
         self.end_epoch(is_complete=known is None or ctx.position.step >= known)
         self._asked(trainer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from inspect import signature
 from types import CodeType, MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -121,6 +122,30 @@ def needs_of(bus: Bus) -> list[Need]:
         if not member.core:
             found += [Need(f"request {wish}", member.name) for wish in wishes_of(member)]
     return found
+
+
+def is_read(bus: Bus, name: str, *, but: str) -> bool:
+    """Whether a plugin can see an attribute of the context: it names it, or is given all.
+
+    Args:
+        bus: of the plugins.
+        name: an argument of events.
+        but: a plugin that is not counted.
+    """
+    every = {"ctx", "loop", name}
+    found = [impl for event in EVENTS for impl in bus.implementations(event)]
+    return any(
+        parameter.name in every or parameter.kind is parameter.VAR_KEYWORD
+        for impl in found
+        if impl.plugin_name != but and not bus.members[impl.plugin_name].core
+        for parameter in signature(impl.function).parameters.values()
+    )
+
+
+def is_replaced(bus: Bus, span: str) -> bool:
+    """Whether a plugin does a span in the place of whoever does it without one."""
+    found = bus.implementations(span)
+    return any(not impl.wrapper and not bus.members[impl.plugin_name].core for impl in found)
 
 
 def wishes_of(member: Member) -> tuple[str, ...]:

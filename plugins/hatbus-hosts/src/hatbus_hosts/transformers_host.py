@@ -136,7 +136,7 @@ class TransformersHost(TrainerCallback, ExportableState, Host):  # type: ignore[
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> Any:
         """An epoch ends."""
-        ctx, _ = self._running()
+        ctx, _ = self.running()
         at_end = ctx.steps_per_epoch is None or ctx.position.step >= ctx.steps_per_epoch
         stopped_epoch = control.should_epoch_stop and not control.should_training_stop
         self.end_epoch(is_complete=at_end or stopped_epoch)

@@ -79,6 +79,7 @@ class Heard:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._handles: list[Any] = []
+        self._on_model: list[Any] = []
         self._watching = ExitStack()
 
     def model(
@@ -90,6 +91,7 @@ class Heard:
             model: whose ``forward`` is meant.
             begin: given a call's arguments, says whether it is one of the training's.
         """
+        self.nothing()
         host: Host = self._host
         inside: list[bool] = []
 
@@ -106,28 +108,38 @@ class Heard:
                 return host.end_forward(outputs)
             return outputs
 
-        self._handles += [
+        self._on_model += [
             model.register_forward_pre_hook(before, with_kwargs=True),
             model.register_forward_hook(after),
         ]
 
     def outputs(self, model: torch.nn.Module) -> None:
         """Only keeps what a model returned for the present batch: nobody hears forward passes."""
-        host = self._host
+        self.nothing()
+        host, (ctx, spans) = self._host, self._host.running()
+        opened = spans.opened
 
         def after(_: torch.nn.Module, _args: Any, outputs: Any) -> None:
-            if not host.is_updating and host.is_in_batch() and host.ctx is not None:
-                host.ctx.model_outs = outputs
+            if "run_batch" in opened and "validate" not in opened and not host.is_updating:
+                ctx.model_outs = outputs
 
-        self._handles.append(model.register_forward_hook(after))
+        self._on_model.append(model.register_forward_hook(after))
+
+    def nothing(self) -> None:
+        """Does not hear a model any more."""
+        handles, self._on_model = self._on_model, []
+        for handle in handles:
+            handle.remove()
 
     def loss(self, loss: torch.nn.Module) -> None:
         """Takes what a loss module returns as the present batch's loss."""
-        host = self._host
+        (ctx, spans), is_training = self._host.running(), torch.is_grad_enabled
+        opened = spans.opened
 
         def after(_: torch.nn.Module, _args: Any, value: Any) -> None:
-            if host.is_running and host.ctx is not None and torch.is_grad_enabled():
-                host.ctx.losses = named_losses(value)
+            if "run_loop" in opened and is_training():
+                is_one = isinstance(value, torch.Tensor) and not value.ndim
+                ctx.losses = {"loss": value} if is_one else named_losses(value)
 
         self._handles.append(loss.register_forward_hook(after))
 
@@ -149,6 +161,7 @@ class Heard:
     def remove(self) -> None:
         """Takes all hooks off."""
         self._watching.close()
+        self.nothing()
         handles, self._handles = self._handles, []
         for handle in handles:
             handle.remove()
