@@ -6,51 +6,38 @@ run without being part of its training (validation, export, observers) belongs i
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import random
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from hatbus import rng_memory
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 __all__ = ["capture", "fenced", "restore", "seed_all", "spread"]
 
 RandomState = dict[str, Any]
-_MT19937_BYTES: Final = 625 * 4
-"""624 words and the place among them."""
 
 
 def capture() -> RandomState:
     """The random state, made of what a checkpoint can hold."""
-    state: RandomState = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=False),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
+    pythons, numpys = random.getstate(), np.random.get_state(legacy=False)
+    return {"python": pythons, "numpy": numpys, **_torchs()}
 
 
-def restore(state: RandomState, *, but_numpys: bool = False) -> None:
+def restore(state: RandomState) -> None:
     """Puts a captured state back; GPUs that are not here are left out.
 
     Args:
         state: from ``capture``.
-        but_numpys: leave numpy's as it is.
     """
     random.setstate(state["python"])
-    if not but_numpys:
-        np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available():
-        for index, one in enumerate(state.get("cuda", ())[: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(one, index)
+    np.random.set_state(state["numpy"])
+    _restore_torchs(state)
 
 
 def seed_all(seed: int) -> None:
@@ -73,23 +60,38 @@ def spread(rank: int) -> None:
     torch.manual_seed(seed)  # on every device
 
 
-@contextmanager
-def fenced() -> Iterator[None]:
+def fenced() -> AbstractContextManager[None]:
     """What draws random numbers in here leaves the random state outside as it was."""
-    state, mark = capture(), _numpys_mark()
-    try:
-        yield
-    finally:
-        is_kept = mark is not None and mark == _numpys_mark() and not state["numpy"]["has_gauss"]
-        restore(state, but_numpys=is_kept)
+    return _Fence()
 
 
-def _numpys_mark() -> bytes | None:
-    """The memory of numpy's generator, which is read 60 times as fast as its state; or None.
+class _Fence:
+    """The context of ``fenced``; no generator, as a validation enters it on every occasion."""
 
-    Beside it numpy may hold the second of two normal numbers, which is drawn without a change here.
-    """
-    generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
-    if type(generator) is not np.random.MT19937:
-        return None
-    return ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)
+    __slots__ = ("_copied", "_state")
+
+    def __enter__(self) -> None:
+        self._copied = rng_memory.copied()
+        self._state = _torchs() if self._copied is not None else capture()
+
+    def __exit__(self, *error: object) -> None:
+        if self._copied is None:
+            restore(self._state)
+        else:
+            rng_memory.put_back(self._copied)
+            _restore_torchs(self._state)
+
+
+def _torchs() -> RandomState:
+    """The states of torch's generators."""
+    state: RandomState = {"torch": torch.default_generator.get_state()}
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _restore_torchs(state: RandomState) -> None:
+    torch.default_generator.set_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        for index, one in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(one, index)

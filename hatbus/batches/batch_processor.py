@@ -98,12 +98,17 @@ class BatchProcessor:
 
     def call_of(self, ctx: Context) -> ModelCall:
         """How the model is called in the scope of the present task."""
-        call = self._asked.get(ctx.task)
-        if call is None or not call.is_for(ctx):
+        call = self.known_call(ctx)
+        if call is None:
             call = ModelCall(ctx, self.model_takes, has_loss=self.loss is not None)
             call.is_direct = call.takes_first and not self._per_task and self._does_all(ctx)
             self._asked = {**self._asked, ctx.task: call}
         return call
+
+    def known_call(self, ctx: Context) -> ModelCall | None:
+        """How the model was called in this scope, if model and plugins are still the same."""
+        call = self._asked.get(ctx.task)
+        return call if call is not None and call.is_for(ctx) else None
 
     def _does_all(self, ctx: Context) -> bool:
         """Whether nobody hears, surrounds or replaces forward and loss: then they are one piece."""

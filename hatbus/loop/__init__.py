@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         losses_of_task,
         serve_requests,
     )
-    from hatbus.loop.modes import eval_mode
+    from hatbus.loop.modes import eval_mode, parts_of
     from hatbus.loop.module_names import find_module, has_module, plain_name, unwrapped
     from hatbus.loop.open_spans import OpenSpans
     from hatbus.loop.signals import stop_wanted
@@ -53,6 +53,7 @@ __all__ = [
     "kept_batches",
     "losses_of_task",
     "modules_in",
+    "parts_of",
     "plain_name",
     "serve_requests",
     "stop_wanted",
@@ -81,6 +82,7 @@ __getattr__ = lazily(
     losses_of_task="loop",
     serve_requests="loop",
     eval_mode="modes",
+    parts_of="modes",
     OpenSpans="open_spans",
     find_module="module_names",
     has_module="module_names",

@@ -6,38 +6,82 @@ and move its running statistics.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hatbus.log import log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import nn
+    from contextlib import AbstractContextManager
 
 _SHOWN: Final = 5
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> AbstractContextManager[None]:
     """Everything in eval mode, and afterwards every module in the mode that it had.
 
     For a plugin that evaluates the model itself: ``model.train()`` after it would also put those
     parts to train mode that a user, or ``freeze_module``, keeps in eval mode.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(modes[0][1])  # for a train() of the user's own; the exact modes come after it
-        for module, mode in modes:
+    return _EvalMode(model)
+
+
+class _EvalMode:
+    """The context of ``eval_mode``; no generator, as a validation enters it on every occasion."""
+
+    __slots__ = ("_model", "_modes")
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        parts = parts_of(self._model)
+        self._modes = [(module, module.training) for module in parts]
+        set_mode(parts, is_training=False)
+
+    def __exit__(self, *error: object) -> None:
+        # for a train() of the user's own; the exact modes come after it
+        set_mode(parts_of(self._model), is_training=self._modes[0][1])
+        for module, mode in self._modes:
             if module.training is not mode:  # setting it takes torch a while
                 module.training = mode
+
+
+def parts_of(model: nn.Module) -> list[nn.Module]:
+    """What ``model.modules()`` gives, in another order and in a third of the time."""
+    found = {id(model): model}
+    waiting = [model]
+    for module in waiting:
+        for child in module._modules.values():  # noqa: SLF001 - torch's own ways take three times as long
+            if child is not None and id(child) not in found:
+                found[id(child)] = child
+                waiting.append(child)
+    return waiting
+
+
+def set_mode(parts: list[nn.Module], *, is_training: bool) -> None:
+    """``model.train(is_training)``, without its calls where no part has its own way of doing that.
+
+    torch takes 2 us for every part, as it looks whether the mode is a parameter or a module.
+
+    Args:
+        parts: from ``parts_of(model)``.
+        is_training: train mode, or eval mode.
+    """
+    held = []
+    for part in parts:
+        own, kind = vars(part), type(part)
+        is_plain = kind.train is nn.Module.train and kind.eval is nn.Module.eval
+        is_plain = is_plain and kind.__setattr__ is nn.Module.__setattr__
+        if not is_plain or "training" not in own or "train" in own or "eval" in own:
+            parts[0].train(is_training)
+            return
+        held.append(own)
+    for own in held:
+        own["training"] = is_training
 
 
 class TrainModes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tiny import batches
 from torch import nn
 
 from hatbus import Trainer, hookimpl
-from hatbus.loop import eval_mode
+from hatbus.loop import eval_mode, parts_of
 
 
 class Net(nn.Module):
@@ -127,3 +128,82 @@ def test_it_is_said_loudly_only_where_weights_train_in_eval_mode(
     (said,) = [r for r in caplog.records if "eval mode" in r.getMessage()]
     assert said.levelno == level
     assert said.getMessage().startswith(words)
+
+
+class OwnTrain(nn.Linear):
+    """Counts how often it is put to a mode, and never trains its part."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.calls: list[bool] = []
+        self.part = nn.Dropout()
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        self.part.training = False
+        self.calls.append(mode)
+        return self
+
+
+class OwnTraining(nn.Linear):
+    """Keeps its mode elsewhere."""
+
+    @property
+    def training(self) -> bool:
+        return self.__dict__["is_in_training"]
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self.__dict__["is_in_training"] = mode
+
+
+def with_own_method() -> nn.Module:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    once = model[0].train
+    model[0].train = lambda mode=True: once(mode)
+    return model
+
+
+def shared() -> nn.Module:
+    part = nn.Linear(2, 2)
+    model = nn.Sequential(part, nn.Sequential(part, nn.Dropout()))
+    model.register_module("nothing", None)
+    part.part_of = [model]  # no module
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        Net,
+        shared,
+        with_own_method,
+        lambda: nn.Sequential(OwnTrain(), nn.Dropout()),
+        lambda: nn.Sequential(OwnTraining(2, 2), nn.Dropout()),
+        lambda: torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.Dropout())),
+        lambda: torch.jit.trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.rand(2, 2)),
+        lambda: torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), nn.Dropout())),
+        lambda: torch.compile(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), backend="eager"),
+    ],
+)
+def test_eval_mode_is_what_eval_makes_of_any_model(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    model.train()
+    list(model.modules())[-1].eval()
+    before = [module.training for module in model.modules()]
+    assert {id(one) for one in parts_of(model)} == {id(one) for one in model.modules()}
+    with eval_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == before
+    with pytest.raises(ArithmeticError), eval_mode(model):
+        raise ArithmeticError
+    assert [module.training for module in model.modules()] == before
+
+
+def test_a_train_of_ones_own_is_called_in_eval_mode_too() -> None:
+    model = nn.Sequential(OwnTrain(), nn.Dropout())
+    with eval_mode(model):
+        assert model[0].calls == [False]
+    assert model[0].calls == [False, True]
+    assert model[0].part.training  # as it was before, exactly

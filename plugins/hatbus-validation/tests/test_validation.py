@@ -248,7 +248,7 @@ def test_a_signal_cuts_a_validation_short_and_the_resumed_run_makes_up_for_it(
         def on_batch_end(self) -> None:
             self.left -= 1
             if self.left == 0:
-                monkeypatch.setattr("hatbus_validation.inner_run.stop_agreed", lambda *_: True)
+                monkeypatch.setattr("hatbus_validation.evaluation_loop.stop_wanted", lambda: True)
                 monkeypatch.setattr("hatbus_validation.validation.stop_wanted", lambda: True)
 
     class Published:

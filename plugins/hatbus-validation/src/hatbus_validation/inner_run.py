@@ -5,65 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hatbus import Bus, Context, hookimpl
+from hatbus import Bus, Context
 from hatbus.bus import Moments, TaskScope
 from hatbus.errors import PluginError
 from hatbus.evaluation import inherit
-from hatbus.loop import (
-    Control,
-    Position,
-    UnprovidedSpans,
-    kept_batches,
-    losses_of_task,
-)
-from hatbus.parallel import stop_agreed
+from hatbus.loop import Control, Position, UnprovidedSpans
 from hatbus_validation.published import outer_name
 
 if TYPE_CHECKING:
     import torch
 
     from hatbus_validation.callback_tables import Named
+    from hatbus_validation.evaluation_loop import EvaluationLoop
     from hatbus_validation.loaders import Passes, Source
-
-
-class EvaluationLoop:
-    """One epoch over the validation data; a step is a batch, and makes no update.
-
-    A signal that asks the run to end cuts it short (``ctx.is_cut``), on all processes alike.
-    """
-
-    @hookimpl(trylast=True)
-    def run_loop(self, ctx: Context) -> int:
-        """Runs the one epoch."""
-        ctx.emit.run_epoch(ctx)
-        return ctx.position.global_step
-
-    @hookimpl(trylast=True)
-    def run_epoch(self, ctx: InnerContext) -> int:
-        """Runs a step per batch."""
-        position, run_step = ctx.position, ctx.emit.run_step
-        for step, batches in enumerate(ctx.data.steps(ctx)):
-            if stop_agreed(ctx, step):
-                ctx.is_cut = True
-                break
-            ctx.batches, ctx.step_id, ctx.global_step_id = batches, step, step
-            position.step = position.global_step = step + 1
-            run_step(ctx)
-        position.epoch, position.step = position.epoch + 1, 0
-        return position.global_step
-
-    @hookimpl(trylast=True)
-    def run_step(self, ctx: Context) -> bool:
-        """Runs the step's batch; nothing is ever committed."""
-        if ctx.bus.asks_batches:
-            ctx.batches = kept_batches(ctx)
-        losses: dict[str, Any] = {}
-        for ctx.task, ctx.batch, _ in ctx.batches:  # noqa: B020 - the context holds them
-            losses = ctx.bus.scopes[ctx.task].run_batch(ctx)
-            if ctx.task is not None:
-                losses = losses_of_task(losses, ctx.task)
-        ctx.task, ctx.losses = None, losses
-        return False
 
 
 class InnerContext(Context):
@@ -129,6 +83,7 @@ class PassedOn(Control):
 
 def inner_bus(
     callbacks: Sequence[Named],
+    loop: EvaluationLoop,
     processor: object,
     outer: Context,
     tasks: Sequence[str],
@@ -139,6 +94,7 @@ def inner_bus(
 
     Args:
         callbacks: of the validation.
+        loop: passes over its data.
         processor: computes no gradients.
         outer: the training run.
         tasks: of the validation.
@@ -153,7 +109,7 @@ def inner_bus(
     parts["moments"] = Moments()
     if "core.autocast" in outer.bus.members:
         parts["autocast"] = outer.bus.members["core.autocast"].plugin
-    parts.update(loop=EvaluationLoop(), batch_processor=processor, nobody=UnprovidedSpans())
+    parts.update(loop=loop, batch_processor=processor, nobody=UnprovidedSpans())
     for name, part in parts.items():
         bus.register(part, f"core.{name}", core=True)
     of_training = {id(member.plugin): member.name for member in outer.bus.members.values()}

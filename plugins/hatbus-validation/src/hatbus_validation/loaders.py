@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import torch
 from torch.utils.data.distributed import DistributedSampler
@@ -141,10 +141,13 @@ class Passes:
             known = [min(length, self.limit) for length in known]
         return sum(known) if len(known) == len(self._lengths) else None
 
-    @contextmanager
-    def fenced(self) -> Iterator[None]:
+    def fenced(self) -> AbstractContextManager[None]:
         """The loaders' own random generators are afterwards as before: training may share them."""
-        loaders = self._loaders.values()
+        given = [one for one in self._loaders.values() if type(one) is not list]
+        return self._fenced(given) if given else nullcontext()
+
+    @contextmanager
+    def _fenced(self, loaders: Iterable[Any]) -> Iterator[None]:
         kept = [(one, one.get_state()) for loader in loaders for one in generators_of(loader)]
         try:
             yield
@@ -160,6 +163,24 @@ class Passes:
         """
         return with_data_wait(self._steps(), ctx) if self.times_waits else self._steps()
 
+    def batches(self) -> Iterator[Any] | None:
+        """Every batch once, where each is a step by itself: of one loader, whose waits none times.
+
+        Where it gives no batch, ``refuse_empty`` is to be called.
+        """
+        if self.tasks or self.times_waits:
+            return None
+        found = self._batches(self._loaders[None])
+        return found if self.limit is None else islice(found, self.limit)
+
+    def refuse_empty(self, task: str | None = None) -> NoReturn:
+        """Says that a loader gave no batch.
+
+        Raises:
+            DataError: it did not.
+        """
+        raise DataError(f"{self._called(task)} gave no batch; check its data set")
+
     def _steps(self) -> Iterator[Batches]:
         for task, loader in self._loaders.items():
             batches: Batches = []
@@ -167,7 +188,7 @@ class Passes:
                 batches = [(task, batch, 1.0)]
                 yield batches
             if not batches:
-                raise DataError(f"{self._called(task)} gave no batch; check its data set")
+                self.refuse_empty(task)
 
     def _batches(self, loader: Any) -> Iterator[Any]:
         """A pass from the start, in the same order every time where the loader can be told.
@@ -175,13 +196,17 @@ class Passes:
         Over several ranks ``hatbus.data.loader`` gives every sample to one rank, with no sample
         repeated to fill up.
         """
+        if type(loader) is list:
+            found = iter(loader)
+            return found if self._device.type == "cpu" else self._moved(found)
         if hasattr(loader, "each_once"):
             loader = loader.each_once(equal=self._equal)
         elif hasattr(loader, "set_position"):
             loader.set_position(0, 0)
         batches = iterated(loader)
-        if self._device.type == "cpu":
-            return batches
+        return batches if self._device.type == "cpu" else self._moved(batches)
+
+    def _moved(self, batches: Iterator[Any]) -> Iterator[Any]:
         return (to_device(batch, self._device) for batch in batches)
 
     def _warn_of_repeats(self, task: str | None, loader: Any) -> None:

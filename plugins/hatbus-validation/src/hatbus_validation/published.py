@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 
 
+@lru_cache(maxsize=4096)
 def outer_name(first: str, loader: str, name: str) -> str:
     """The name on the training's bus.
 

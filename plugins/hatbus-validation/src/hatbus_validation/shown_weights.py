@@ -13,7 +13,7 @@ from torch import distributed, nn
 from hatbus.discovery import build
 from hatbus.errors import PluginError, did_you_mean
 from hatbus.log import log
-from hatbus.loop import RAW
+from hatbus.loop import RAW, eval_mode, parts_of
 from hatbus.parallel import full_tensor
 
 if TYPE_CHECKING:
@@ -50,6 +50,22 @@ def showing(ctx: Context, name: str) -> AbstractContextManager[None]:
     return nullcontext() if ctx.weights.current == name else ctx.weights.showing(name)
 
 
+class InEvalMode:
+    """A model that is shown as it is, in eval mode."""
+
+    __slots__ = ("_eval_mode", "_model")
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._eval_mode = model, eval_mode(model)
+
+    def __enter__(self) -> nn.Module:
+        self._eval_mode.__enter__()
+        return self._model
+
+    def __exit__(self, *error: Any) -> None:
+        self._eval_mode.__exit__(*error)
+
+
 @contextmanager
 def first_ranks_buffers(ctx: Context, model: nn.Module) -> Iterator[None]:
     """Every rank shows the buffers of rank 0, which a checkpoint saves, and has its own afterwards.
@@ -80,7 +96,7 @@ def range_switches(model: nn.Module) -> list[torch.Tensor]:
     """What tells torch's observers to watch, which they do in eval mode too."""
     return [
         one
-        for part in model.modules()
+        for part in parts_of(model)
         if (one := part._buffers.get("observer_enabled")) is not None  # noqa: SLF001 - the dict itself
     ]
 

@@ -25,6 +25,7 @@ from hatbus.parallel import is_sharded, refuse_sharded
 from hatbus.rng import fenced
 from hatbus_validation import shown_weights as shown
 from hatbus_validation.callback_tables import Named, per_loader, without_writers
+from hatbus_validation.evaluation_loop import EvaluationLoop
 from hatbus_validation.fellows import FIRST_NAME, asking, fellows_of, first_names
 from hatbus_validation.inference import check_inference, inference, plain_tensors
 from hatbus_validation.inner_run import InnerContext, evaluate, give_states, inner_bus, states_of
@@ -32,7 +33,6 @@ from hatbus_validation.loaders import Passes, Source, built_loaders, sources
 from hatbus_validation.processor import evaluation_processor, modules_of
 from hatbus_validation.profile_steps import ProfileSteps
 from hatbus_validation.published import Said, outer_name
-from hatbus_validation.step_log import StepLog
 
 if TYPE_CHECKING:
     from hatbus import Bus, Context
@@ -187,10 +187,13 @@ class Validation:
         for source, callbacks in zip(given, lists, strict=True):
             data = Passes(source, ctx.device, equal=is_sharded(ctx.model), training=training)
             if callbacks:
-                inner = [*callbacks, *self._own_callbacks(source)]
+                is_profiled = self._profile is not None and not self._runs
+                own = [Named("profile_steps", self._profile, {})] if is_profiled else []
+                inner = [*callbacks, *own]
                 inner = without_writers(inner) if ctx.is_aside else inner
                 is_own = self.batch_processor is not None
-                bus = inner_bus(inner, processor, ctx, data.tasks, is_own=is_own)
+                loop = EvaluationLoop(self.log_interval, source.name)
+                bus = inner_bus(inner, loop, processor, ctx, data.tasks, is_own=is_own)
                 self._runs.append((source, data, bus))
 
     @hookimpl
@@ -224,11 +227,8 @@ class Validation:
         asked = [one for one in fellows if one.is_asked] or fellows
         if all(one.is_off for one in asked):
             return False
-        found: dict[str, Any] = {}
-        for one in asked:
-            if not one.is_off:
-                found |= one.run(ctx, reason)
-        return found
+        runs = [one.run(ctx, reason) for one in asked if not one.is_off]
+        return {name: value for found in runs for name, value in found.items()}
 
     def run(self, ctx: Context, reason: str) -> dict[str, Any]:
         """Evaluates on every loader.
@@ -298,9 +298,17 @@ class Validation:
         self.validated_at, self.is_owed = state["validated_at"], state["is_owed"]
         give_states(self._runs, state.get("callbacks", {}))
 
-    @contextmanager
-    def shown_model(self, ctx: Context) -> Iterator[nn.Module]:
+    def shown_model(self, ctx: Context) -> AbstractContextManager[nn.Module]:
         """The model to validate, in eval mode, with the weights to validate."""
+        is_as_it_is = self.val_model is None and not self._pipeline and not self._beside
+        if is_as_it_is and ctx.world_size == 1 and ctx.weights.current == self.view(ctx):
+            model = self.trained_model(ctx)
+            if not shown.range_switches(model):
+                return shown.InEvalMode(model)
+        return self._shown_model(ctx)
+
+    @contextmanager
+    def _shown_model(self, ctx: Context) -> Iterator[nn.Module]:
         own, pipeline = self.val_model, self._pipeline
         with ExitStack() as stack:
             if own is not None and not self.init_with_train_model:
@@ -322,7 +330,8 @@ class Validation:
             if ctx.world_size > 1:
                 stack.enter_context(shown.first_ranks_buffers(ctx, model))
             made = shown.converted(model, pipeline)
-            made.eval()  # which an exported graph does without giving itself back
+            if made is not model:
+                made.eval()  # which an exported graph does without giving itself back
             switches = shown.range_switches(made)
             if switches:
                 stack.enter_context(shown.switched_off(switches))
@@ -389,9 +398,3 @@ class Validation:
     def _new(self, ctx: Context, chosen: Sequence[Validation]) -> list[Validation]:
         step = ctx.position.global_step
         return [one for one in chosen if not one.is_off and one.validated_at != step]
-
-    def _own_callbacks(self, source: Source) -> list[Named]:
-        own = [Named("step_log", StepLog(self.log_interval, source.name), {})]
-        if self._profile is not None and not self._runs:
-            own.append(Named("profile_steps", self._profile, {}))
-        return own
