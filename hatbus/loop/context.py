@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from hatbus.bus.moments import emit_after_error
@@ -16,7 +16,7 @@ from hatbus.loop.shown import ShowsItself
 from hatbus.loop.weights import EMA, Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     import torch
@@ -234,25 +234,47 @@ class Context(ShowsItself):
             log.info("no checkpoint (%s): vetoed by %s (%s)", reason, name, why)
         return False if vetoes else self.emit.save_checkpoint(self, reason)
 
-    @contextmanager
-    def within(self, span: str) -> Iterator[None]:
+    def within(self, span: str) -> AbstractContextManager[None]:
         """Emits the begin of a span now and its end on the way out; for loops of your own.
 
         Args:
             span: one that has moments, such as ``"run_step"`` (``hatbus.events.PAIRS``).
         """
-        begin, end = (getattr(self.emit, name) for name in PAIRS[span])
-        try:
-            if begin is not None:
-                begin(self)
-            yield
-        except BaseException as error:
-            outer, self.exception = self.exception, error
-            emit_after_error(end, error, self)
-            self.exception = outer
-            raise
-        if end is not None:
-            end(self)
+        return _Within(self, span)
+
+
+class _Within:
+    """What ``Context.within`` gives: written out, a step costs half of what a generator takes."""
+
+    __slots__ = ("_ctx", "_end", "_span")
+
+    def __init__(self, ctx: Context, span: str) -> None:
+        self._ctx, self._span = ctx, PAIRS[span]
+        self._end: Any = None
+
+    def __enter__(self) -> None:
+        ctx, (begin, end) = self._ctx, self._span
+        self._end, moment = getattr(ctx.emit, end), getattr(ctx.emit, begin)
+        if moment is not None:
+            try:
+                moment(ctx)
+            except BaseException as error:
+                self._fail(error)
+                raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any
+    ) -> None:
+        if error is not None:
+            self._fail(error)
+        elif self._end is not None:
+            self._end(self._ctx)
+
+    def _fail(self, error: BaseException) -> None:
+        ctx = self._ctx
+        outer, ctx.exception = ctx.exception, error
+        emit_after_error(self._end, error, ctx)
+        ctx.exception = outer
 
 
 class Position:
