@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from hatbus.loop.context import Context
+    from hatbus.parallel.modes.riding import Riding
 
 STEPS: Final = 1 << 15
 """Numbers below this can be compared by their sum and the sum of their squares."""
@@ -70,14 +71,19 @@ def host_group(ctx: Context) -> Any:
 class AgreedControl(Control):
     """Requests that every rank knows: what one rank asks for, all do, at the same boundary.
 
-    One small all-reduce per step. Launched at one boundary and read at the next, no rank waits for
-    it; a request is then served one step later than in a single process. Where a plugin needs
-    numbers of all ranks inside the step, requests go along with those, and are served at the end of
-    that very step. At the end of an epoch and of the run the ranks wait for each other. Rank 0's
-    clock goes with it: plugins with an interval in seconds are due in the same steps everywhere.
+    What is asked for at one boundary is known at the next, and is served one step later than in a
+    single process. Whether anybody asks travels with the gradients in between, so nothing is sent
+    that would not be sent anyway, and the ranks tell each other what for only if somebody does.
+    Where gradients cannot carry it, there is one small all-reduce per step, launched at one
+    boundary and read at the next: no rank waits for it. Where a plugin needs numbers of all ranks
+    inside the step, requests go along with those, and are served at the end of that very step. At
+    the end of an epoch and of the run the ranks wait for each other. Rank 0's clock goes with all
+    of them: plugins with an interval in seconds are due in the same steps everywhere.
     """
 
     __slots__ = (
+        "_began",
+        "_carrier",
         "_ctx",
         "_granted",
         "_group",
@@ -101,6 +107,7 @@ class AgreedControl(Control):
         self.at = ""
         self._ctx, self._timeouts, self._is_starting = ctx, timeouts, timeouts is not None
         self._more: list[Any] = []
+        self._carrier: Riding | None = None
         self._group = self._new_group()
         self._is_timekeeper = distributed.get_rank() == 0
         self._granted: list[Request] = []
@@ -110,7 +117,17 @@ class AgreedControl(Control):
         self._work: Any = None
         self._sent = self._head([])
         distributed.all_reduce(self._sent, group=self._group)
-        self._now = self._sent[_HEAD - 1].item()
+        self._began = self._now = self._sent[_HEAD - 1].item()
+
+    def ride(self, carrier: Riding | None) -> None:
+        """What takes along whether anybody asks, from the next boundary on; None: nothing does.
+
+        Every rank calls this at the same place. What an earlier one has not taken yet goes by
+        itself.
+        """
+        if self._is_riding() and self._unload():
+            self._launch()
+        self._carrier = carrier
 
     def due(self, at: str = "") -> bool:
         """Whether a request was agreed; every rank calls this at the same boundaries.
@@ -125,7 +142,7 @@ class AgreedControl(Control):
         else:
             self._receive()
             if self._sent_at != self._ctx.position.global_step:
-                self._send()
+                self._say()
         self._granted, self._known = self._known, []
         self.at = ""
         if self._is_starting and not at:
@@ -193,7 +210,7 @@ class AgreedControl(Control):
             if group is not None:
                 distributed.destroy_process_group(group)
         self._more.clear()
-        self._group = self._work = None
+        self._group = self._work = self._carrier = None
 
     def _new_group(self) -> Any:
         if self._timeouts is None:
@@ -209,8 +226,9 @@ class AgreedControl(Control):
         state: dict[str, Any] = {k: part for k, part in found.items() if part}
         if not state:
             return {}
-        is_sent = self._sent_at == self._ctx.position.global_step
-        return {**state, "is_asked": self.is_serving, "is_sent": is_sent and self._work is None}
+        is_known = self._work is None and not self._is_riding()
+        is_sent = is_known and self._sent_at == self._ctx.position.global_step
+        return {**state, "is_asked": self.is_serving, "is_sent": is_sent}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes back what was asked for, and asks again; every rank calls this at the same place.
@@ -242,17 +260,52 @@ class AgreedControl(Control):
 
     def _meet(self, numbers: torch.Tensor | None = None) -> None:
         """Exchanges what is asked for, and waits; what was sent before is read first."""
+        if self._is_riding():
+            self._unload()
+            self.pending[:0] = self._mine  # a signal may add to the list meanwhile
         self._receive()
         self._send(numbers)
         self._receive()
 
+    def _say(self) -> None:
+        """Sends what was asked for here at this boundary: whether anybody did, by the gradients."""
+        if self._carrier is None:
+            self._send()
+            return
+        self._mine, self.pending = self.pending, []
+        self._sent_at = self._ctx.position.global_step
+        clock = time.monotonic() - self._began if self._is_timekeeper else 0.0
+        self._carrier.load(asks=bool(self._mine), step=self._sent_at, clock=clock)
+
     def _send(self, numbers: torch.Tensor | None = None) -> None:
         """Sends what was asked for here, and numbers to add up."""
         self._mine, self.pending = self.pending, []
+        self._sent_at = self._ctx.position.global_step
+        self._launch(numbers)
+
+    def _launch(self, numbers: torch.Tensor | None = None) -> None:
         head = self._head(self._mine)
         self._sent = head if numbers is None else torch.cat([head, numbers])
         self._work = distributed.all_reduce(self._sent, group=self._group, async_op=True)
-        self._sent_at = self._ctx.position.global_step
+
+    def _is_riding(self) -> bool:
+        return self._carrier is not None and self._carrier.is_loaded
+
+    def _unload(self) -> bool:
+        """Reads what came with the gradients; whether the ranks have more to tell each other.
+
+        Raises:
+            DataError: this rank is in another step than the others.
+            PeerError: another rank is.
+        """
+        assert self._carrier is not None  # noqa: S101 - it is riding
+        found = self._carrier.unload()
+        if found is None:  # no gradients were exchanged
+            return True
+        if not found.is_same_step:
+            self._refuse_other_places()
+        self._now = self._began + found.clock
+        return found.asks
 
     def _receive(self) -> None:
         """Reads what was sent last: then all know what one asked for.
@@ -261,6 +314,8 @@ class AgreedControl(Control):
             DataError: this rank is at another boundary than the others.
             PeerError: another rank is.
         """
+        if self._is_riding() and self._unload():
+            self._launch()
         if self._work is None:
             return
         work, self._work = self._work, None

@@ -17,8 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from hatbus.errors import JobError
 from hatbus.events.declare import hookimpl
 from hatbus.loop.structure import structure_of
+from hatbus.parallel.agreed import AgreedControl
 from hatbus.parallel.launch import rank_and_world
+from hatbus.parallel.modes.buffers import send_at_once
 from hatbus.parallel.modes.options import Parallel
+from hatbus.parallel.modes.riding import Riding, carrier_in
 from hatbus.parallel.sharding import is_sharded, reshard, sharded_roots
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ EACH_BATCH: Final = "parallel.each_batch"
 """Where it says that shards get their gradients after every batch of a step."""
 _exchanged: Final[WeakKeyDictionary[Any, list[torch.nn.Parameter]]] = WeakKeyDictionary()
 """What the wrappers reduce: torch finds that out once, when a wrapper is made."""
+_carriers: Final[WeakKeyDictionary[Any, Riding | None]] = WeakKeyDictionary()
+"""What travels with the gradients of the wrappers that were asked."""
 _UNFINISHED: Final = "Expected to have finished reduction in the prior iteration"
 _INDICES: Final = re.compile(r"did not receive grad for rank \d+: ([\d ]+)")
 _OF_SHARDS: Final = re.compile(r"DTensor|[Ss]harding|placement|redistribut")
@@ -90,8 +95,24 @@ def wrapped_in_ddp(
         gradient_as_bucket_view=plan.bucket_views,
         process_group=_own_group(device),
     )
+    if device.type == "cpu":
+        send_at_once(wrapper)
     _exchanged[wrapper] = trained_in(model)
     return wrapper
+
+
+def ride_along(ctx: Context) -> None:
+    """Lets what processes ask for travel with the gradients of the model, if that can be.
+
+    Before the first of them, and after the begin of the loop, where plugins give DDP other hooks.
+    """
+    wrapper, control = ctx.wrapped_model, ctx.control
+    trained = _exchanged.get(wrapper)
+    if trained is None or wrapper in _carriers or not isinstance(control, AgreedControl):
+        return
+    _carriers[wrapper] = carrier = carrier_in(wrapper, trained)
+    is_alone = control.anywhere([carrier is None])[0]
+    control.ride(None if is_alone else carrier)
 
 
 def _own_group(device: torch.device) -> Any:
@@ -190,13 +211,13 @@ class ShareGradientsOnce:
         self._roots = sharded_roots(ctx.model)
         inner: Any = ctx.wrapped_model
         known, now = _exchanged.get(inner), trained_in(ctx.model)
-        if known is not None:
-            if len(known) == len(now) and all(map(operator.is_, known, now)):
-                return
-            inner = inner.module
-        ctx.wrapped_model = None
-        gc.collect()
-        ctx.wrapped_model = wrapped(ctx, inner)
+        is_new = known is None or len(known) != len(now) or not all(map(operator.is_, known, now))
+        if is_new:
+            inner = inner if known is None else inner.module
+            ctx.wrapped_model = None
+            gc.collect()
+            ctx.wrapped_model = wrapped(ctx, inner)
+        ride_along(ctx)
 
 
 @contextmanager
