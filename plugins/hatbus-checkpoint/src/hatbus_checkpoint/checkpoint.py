@@ -261,10 +261,12 @@ class Checkpoint:
         self._tell(ctx)
         judged, won = self.bests.weigh(ctx)
         frozen = frozen_in(ctx) if self.incremental else ()
-        begun = self._saves.begin(self._stem(ctx), snapshot.take(ctx), frozen)
+        in_background = self._writer.is_background
+        taken = snapshot.take(ctx)
+        begun = self._saves.begin(self._stem(ctx), taken, frozen, is_copied=in_background)
         own = {"run": self._run, "lineage": self._lineage, "parent": self._parent}
         fields = {**own, "reason": reason, **snapshot.facts(ctx), **judged}
-        if self._writer.is_background:
+        if in_background:
             marks_now = ("last", *won)
             exported = any(is_exported(mark, self.weights_only_export) for mark in marks_now)
             begun = begun.copied(self._kept, with_model=exported)

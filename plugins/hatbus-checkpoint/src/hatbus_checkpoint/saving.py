@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from hatbus.loop import Beside, plain_name
 from hatbus_checkpoint import manifest
 from hatbus_checkpoint.exchange import write_weights
 from hatbus_checkpoint.sharded.saving import save
+from hatbus_checkpoint.tensor_file import chunks_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +100,14 @@ class Saves:
         if self._unchanged is not None:
             self._unchanged.adopt(entry)
 
-    def begin(self, stem: str, taken: Snapshot, frozen: Collection[tuple[str, str]]) -> Begun:
+    def begin(
+        self,
+        stem: str,
+        taken: Snapshot,
+        frozen: Collection[tuple[str, str]],
+        *,
+        is_copied: bool = False,
+    ) -> Begun:
         """Links what is unchanged; what is saved stands still meanwhile. Nothing is exchanged.
 
         What is spread over processes is written anew.
@@ -107,6 +116,8 @@ class Saves:
             stem: of the checkpoint's name.
             taken: the state.
             frozen: see ``frozen_in``.
+            is_copied: what is not linked will be copied, to be written in the background; else some
+                of it may be written right now.
         """
         begun = Begun(stem, taken)
         if self._unchanged is None or taken.shards:
@@ -114,11 +125,18 @@ class Saves:
         try:
             temporary = self._folder.begin(stem)
             parts = {name: tensors for name, (_, tensors) in taken.parts.items()}
-            plan = self._unchanged.plan(parts, temporary, frozen)
+            write = None if is_copied else partial(self._write_ahead, temporary)
+            plan = self._unchanged.plan(parts, temporary, frozen, write)
         except Exception as error:  # noqa: BLE001 - raised in ``write``
             self._folder.abandon(stem)
             return replace(begun, error=error)
         return replace(begun, temporary=temporary, plan=plan)
+
+    def _write_ahead(
+        self, temporary: Path, files: Mapping[str, Mapping[str, Tensor]]
+    ) -> Mapping[str, Mapping[str, Any]]:
+        chunks = {n: partial(chunks_of, mine, {"format": "pt"}) for n, mine in files.items()}
+        return self._folder.fill(temporary, chunks)
 
     def write(
         self,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 import torch
@@ -39,10 +40,19 @@ def whole(tensor: torch.Tensor) -> bytes:
 
 def all_whole(tensors: Mapping[_Key, torch.Tensor]) -> dict[_Key, bytes]:
     """The same of many, in threads."""
+    with begun_whole(tensors) as found:
+        return found()
+
+
+@contextmanager
+def begun_whole(
+    tensors: Mapping[_Key, torch.Tensor],
+) -> Iterator[Callable[[], dict[_Key, bytes]]]:
+    """The same, of which threads do the work meanwhile: gives what waits for it."""
     largest_first: Iterable[_Key] = sorted(tensors, key=lambda key: -tensors[key].nbytes)
     with ThreadPoolExecutor(_THREADS) as pool:
         found = {key: pool.submit(whole, tensors[key]) for key in largest_first}
-    return {key: one.result() for key, one in found.items()}
+        yield lambda: {key: one.result() for key, one in found.items()}
 
 
 def _hash(tensor: torch.Tensor, elements: torch.Tensor) -> bytes:

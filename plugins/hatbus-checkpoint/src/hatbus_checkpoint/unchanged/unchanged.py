@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from hatbus_checkpoint import pieces, tensor_file
+from hatbus_checkpoint import durable, pieces, tensor_file
 from hatbus_checkpoint.unchanged import digests
 from hatbus_checkpoint.unchanged.kept_file import KeptFile
 from hatbus_checkpoint.unchanged.plan import Plan
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Key = tuple[str, str]
 """Stem and name of a tensor."""
+Write = Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Mapping[str, Any]]]
+"""Writes files, each of tensors by name; gives size and sha256 of each."""
 LEAST: Final = 4 << 20
 """Bytes that a file has to spare at later saves: a file of its own costs as much time as these."""
 _LARGEST: Final = 256 << 20
@@ -48,7 +50,11 @@ class Unchanged:
         self._seen: dict[Key, Seen] = {}
 
     def plan(
-        self, parts: Mapping[str, Tensors], folder: Path, expected: Collection[Key] = ()
+        self,
+        parts: Mapping[str, Tensors],
+        folder: Path,
+        expected: Collection[Key] = (),
+        write: Write | None = None,
     ) -> Plan:
         """Decides about a save, and makes its links.
 
@@ -57,15 +63,32 @@ class Unchanged:
             folder: of the new checkpoint; what is shared is linked there.
             expected: tensors that will probably stay as they are; a guess that only says whether
                 they get a file of their own at once.
+            write: writes files, given by name and the tensors in each, into the new folder; gives
+                size and sha256 of each. What will hardly stay is then written while the rest is
+                hashed.
 
         Raises:
             OSError: the disk failed.
         """
         tensors = {(stem, n): t for stem, mine in parts.items() for n, t in mine.items()}
-        settled = self._look(tensors, expected)
-        plan = Plan(digests=settled)
+        samples = {key: digests.sample(tensor) for key, tensor in tensors.items()}
+        wanted = self._alike(tensors, samples, expected)
+        ahead: dict[str, dict[str, Any]] = {}
+        written: Mapping[str, Mapping[str, Any]] = {}
+        with digests.begun_whole(wanted) as found:
+            if write is not None and sum(t.nbytes for t in wanted.values()) >= self._least:
+                ahead = self._guess(parts, wanted)
+                written = write(ahead) if ahead else {}
+            whole = found()
+        plan = Plan(digests=self._settled(samples, whole, expected))
         for stem in parts:
             self._plan_stem(plan, stem, parts, folder)
+        files = {f: ns for stem in parts for f, ns in plan.files(stem, parts[stem]).items()}
+        for name, mine in ahead.items():
+            if set(files.get(name, ())) == set(mine):
+                plan.ahead[name] = written[name]
+            else:
+                durable.unlink_file(folder / name)
         return plan
 
     def learn(self, plan: Plan, entry: Entry) -> None:
@@ -92,19 +115,51 @@ class Unchanged:
 
     # ---- what stayed ----------------------------------------------------------------------------
 
-    def _look(self, tensors: Mapping[Key, Any], expected: Collection[Key]) -> dict[Key, bytes]:
-        """The hashes of those tensors that are as they were at the last save, or expected to be."""
-        samples = {key: digests.sample(tensor) for key, tensor in tensors.items()}
+    def _alike(
+        self, tensors: Mapping[Key, Any], samples: Mapping[Key, bytes], expected: Collection[Key]
+    ) -> dict[Key, Any]:
+        """Those tensors that look as they did at the last save, or as those that are expected."""
         before = self._seen
         likely = {samples[key] for key in expected if key in samples}
-        wanted = {
+        return {
             key: tensor
             for key, tensor in tensors.items()
             if (before[key].sample == samples[key] if key in before else samples[key] in likely)
         }
-        whole = digests.all_whole(wanted)
+
+    def _guess(
+        self, parts: Mapping[str, Tensors], alike: Mapping[Key, Any]
+    ) -> dict[str, dict[str, Any]]:
+        """The larger files that have to be written if all that looks as it was is as it was."""
+        known = {key: seen.whole for key in alike if (seen := self._seen.get(key)) is not None}
+        stayed = {key: whole for key, whole in known.items() if whole is not None}
+        unknown = {stem for stem, _ in alike.keys() - known.keys()}
+        found: dict[str, dict[str, Any]] = {}
+        for stem, tensors in parts.items():
+            if stem in unknown or any(pieces.is_piece(stem, other) for other in parts):
+                continue
+            linked = {n for k in self._candidates(stem, tensors, stayed) for n in k.digests}
+            rest = [n for n in tensors if n not in linked]
+            settled = [n for n in rest if (stem, n) in stayed]
+            if sum(tensors[n].nbytes for n in settled) < self._least:
+                settled = []
+            is_whole = not linked and not settled
+            name = f"{stem}.safetensors" if is_whole else pieces.file_of(stem, 0)
+            changing = {n: tensors[n] for n in rest if n not in settled}
+            if changing and sum(t.nbytes for t in changing.values()) >= self._least:
+                found[name] = changing
+        return found
+
+    def _settled(
+        self,
+        samples: Mapping[Key, bytes],
+        whole: Mapping[Key, bytes],
+        expected: Collection[Key],
+    ) -> dict[Key, bytes]:
+        """The hashes of those tensors that are as they were at the last save, or expected to be."""
+        before = self._seen
         alike = {whole[key] for key in expected if key in whole and key not in before}
-        self._seen = {key: Seen(samples[key], whole.get(key)) for key in tensors}
+        self._seen = {key: Seen(samples[key], whole.get(key)) for key in samples}
         return {
             key: found
             for key, found in whole.items()
