@@ -22,6 +22,7 @@ from hatbus.callbacks import (
     Validation,
 )
 from hatbus.data import loader
+from hatbus.errors import HatbusError
 from hatbus.parallel import Parallel, full_tensor, local_tensor
 from hatbus.parallel.modes.blocks import blocks_of
 from hatbus.parallel.modes.materialise import materialise
@@ -29,6 +30,11 @@ from hatbus.parallel.modes.materialise import materialise
 TASKS = ("a", "b", "c")
 STEPS = 4
 COUNT = [0]
+FEWER_DIGITS: dict[str, dict[str, Any]] = {
+    "bf16": {"param_dtype": "bf16"},
+    "bf16, exchanged in fp32": {"param_dtype": "bf16", "reduce_dtype": "fp32"},
+    "exchanged in bf16": {"reduce_dtype": "bf16"},
+}
 
 
 def counting() -> None:
@@ -171,6 +177,15 @@ def resumed(parallel: Any, folder: str) -> dict[str, Any]:
     return trained(parallel, ends=[STEPS], plugins=[Checkpoint(**options, resume="last")])
 
 
+def refused(parallel: Parallel) -> str:
+    """What is said of an option that the device does not have."""
+    try:
+        trained(parallel, ends=[1])
+    except HatbusError as error:
+        return str(error)
+    return "nothing"
+
+
 def by_hand(blocks: list[str]) -> list[float]:
     """The first weights of a model built on the meta device, in one process."""
     torch.manual_seed(1)
@@ -196,6 +211,10 @@ def main(path: str) -> None:
         found["resumed"] = resumed(Parallel("fsdp2", blocks=every), f"{path}-checkpoints")
         found["meta"] = trained(Parallel("fsdp2", blocks=every), "meta")
         found["meta"]["by hand"] = by_hand(every)
+        for name, options in FEWER_DIGITS.items():
+            found[name] = trained(Parallel("fsdp2", blocks=every, **options))
+        found["refused"] = [refused(Parallel("fsdp2", offload=True))]
+        found["refused"] += [refused(Parallel(sync_batchnorm=True))]
     else:
         found["meta"] = trained(Parallel("fsdp2", blocks=every), "meta")
         found["meta"]["by hand"] = by_hand(every)

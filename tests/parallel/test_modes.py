@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from modes_run import FEWER_DIGITS
 from processes import run_on
 
 Found = dict[str, Any]
@@ -64,3 +66,29 @@ def test_a_model_on_the_meta_device_begins_alike_however_many_processes_there_ar
     for found in two:
         assert found["meta"]["first"] == found["meta"]["by hand"]
         assert found["meta"]["weights"] == two[0]["meta"]["weights"] != found["meta"]["first"]
+
+
+@pytest.mark.parametrize("how", FEWER_DIGITS)
+def test_fewer_digits_come_near_and_the_weights_keep_all_of_theirs(
+    two: list[Found], how: str
+) -> None:
+    for found in two:
+        mine, full = found[how], found["blocks"]
+        assert mine["losses"] != full["losses"]
+        for part, abs_ in (("losses", 0.1), ("validated", 0.1), ("weights", 0.05)):
+            assert mine[part] == pytest.approx(full[part], abs=abs_), part
+        assert any(one != torch.tensor(one).bfloat16().item() for one in mine["weights"])
+    assert two[0][how]["weights"] == two[1][how]["weights"]
+
+
+def test_what_only_accelerators_have_is_refused_on_all_processes(two: list[Found]) -> None:
+    for found in two:
+        offload, norm = found["refused"]
+        assert offload == (
+            "parallel: offload keeps on the host what an accelerator computes with, and the "
+            "device is 'cpu'; leave it out there"
+        )
+        assert norm == (
+            "parallel: sync_batchnorm: torch has it for accelerators alone, and the device is "
+            "'cpu'; leave it out there"
+        )

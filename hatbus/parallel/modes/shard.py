@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import distributed, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from hatbus.batches.precision import DTYPES
 from hatbus.errors import JobError
@@ -55,7 +56,7 @@ def spread(ctx: Context) -> None:
         check_can_start(ctx.model)
     if ctx.device.type == "cpu":
         give_back_large_blocks()
-    for _, block in [*blocks, ("", ctx.model)]:
+    for _, block in [*exact_in(ctx.model, blocks, plan), *blocks, ("", ctx.model)]:
         before = dict(block.named_parameters(remove_duplicate=False))
         materialise(block, ctx.device)
         share_over(mesh, _not_yet(block), ctx.device)
@@ -68,6 +69,25 @@ def spread(ctx: Context) -> None:
             "parallel: the whole model is gathered at once in every step; name its blocks for "
             "less memory: parallel.blocks = ['Block'], a class or a name of modules"
         )
+
+
+def exact_in(
+    model: nn.Module, blocks: list[tuple[str, nn.Module]], plan: Parallel
+) -> list[tuple[str, nn.Module]]:
+    """Batch norms that become blocks of their own, where others compute with fewer digits.
+
+    Their statistics are in float32, and torch wants the parameters in the type of those.
+
+    Args:
+        model: whole.
+        blocks: that there are anyway.
+        plan: says the type.
+    """
+    if plan.param_dtype in (None, "fp32"):
+        return []
+    known = {id(block) for _, block in blocks}
+    norms = ((name, one) for name, one in model.named_modules() if isinstance(one, _NormBase))
+    return [(n, m) for n, m in norms if m is not model and m.affine and id(m) not in known]
 
 
 def _not_yet(block: nn.Module) -> list[torch.Tensor]:
@@ -90,11 +110,14 @@ def _shard(block: nn.Module, mesh: Any, plan: Parallel, *, is_root: bool) -> Non
         None if n is None else DTYPES[n] for n in (plan.param_dtype, plan.reduce_dtype)
     )
     output = torch.float32 if is_root and param is not None else None
+    precision = MixedPrecisionPolicy(param, reduce, output)
+    if isinstance(block, _NormBase):
+        precision = MixedPrecisionPolicy(cast_forward_inputs=False)
     fully_shard(
         block,
         mesh=mesh,
         reshard_after_forward=plan.reshard_after_forward,
-        mp_policy=MixedPrecisionPolicy(param, reduce, output),
+        mp_policy=precision,
         offload_policy=CPUOffloadPolicy() if plan.offload else OffloadPolicy(),
     )
 
@@ -109,6 +132,11 @@ def _settle(ctx: Context, plan: Parallel) -> None:
                 f"this is {torch.__version__}; leave it out, or update torch"
             )
         model.set_reduce_scatter_unused_params(True)
+    if plan.reduce_dtype is not None:
+        # torch looks at the whole parameter of a block that has not been used, and there is none
+        for block in sharded_modules(model):
+            block.unshard()
+            block.reshard()
     atexit.register(_end_group)
 
 
