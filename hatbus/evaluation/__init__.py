@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from hatbus.evaluation.inherited import inherit
     from hatbus.evaluation.loss_means import LossMeans
     from hatbus.evaluation.numbers import scalars_of
-    from hatbus.evaluation.step_losses import mean_losses
+    from hatbus.evaluation.step_losses import StepLosses, mean_losses
     from hatbus.evaluation.watched import check_published, expected_losses, published_names
 
 __all__ = [
     "LossMeans",
+    "StepLosses",
     "check_published",
     "expected_losses",
     "inherit",
@@ -32,6 +33,7 @@ __getattr__ = lazily(
     LossMeans="loss_means",
     inherit="inherited",
     scalars_of="numbers",
+    StepLosses="step_losses",
     mean_losses="step_losses",
     check_published="watched",
     expected_losses="watched",

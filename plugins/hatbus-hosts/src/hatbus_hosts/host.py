@@ -32,6 +32,7 @@ from torch import distributed
 from hatbus import Bus, Context
 from hatbus.bus import Moments
 from hatbus.errors import HookError, PluginError
+from hatbus.evaluation import StepLosses
 from hatbus.log import log
 from hatbus.loop import OpenSpans, Position
 from hatbus.parallel import act_together
@@ -164,6 +165,7 @@ class Host(Events):
             **values,
         )
         act_together(ctx)
+        StepLosses().join(self.bus, ctx)
         ctx.position, ctx.updates = self._resume.place(position or Position())
         ctx.epoch_id, ctx.step_id = ctx.position.epoch, ctx.position.step
         ctx.global_step_id = ctx.position.global_step
