@@ -7,18 +7,23 @@ of positions, made by the first longer sequence) is replaced by a plain copy aft
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from hatbus.loop import parts_of
 from hatbus.parallel import refuse_sharded
 
 if TYPE_CHECKING:
     from torch import nn
 
     from hatbus import Context
+
+_NEVER: Final = frozenset({bool, int, float, str, type(None), OrderedDict, set})
+"""Types of what is, and holds, no tensor that a forward pass has made."""
 
 
 def check_inference(ctx: Context) -> None:
@@ -42,7 +47,7 @@ def inference(modules: Iterable[nn.Module]) -> Iterator[None]:
             yield
     finally:
         for module in modules:
-            for part in module.modules():
+            for part in parts_of(module):
                 _make_plain(vars(part))
 
 
@@ -54,6 +59,8 @@ def plain_tensors(values: dict[str, Any]) -> dict[str, Any]:
 def _make_plain(held: dict[Any, Any], depth: int = 2) -> None:
     """Replaces tensors in a dict, and in the dicts and lists in it, in place."""
     for name, value in list(held.items()):
+        if type(value) in _NEVER:  # most of what a module holds
+            continue
         if isinstance(value, torch.Tensor):
             if value.is_inference():
                 held[name] = value.clone()
