@@ -5,9 +5,10 @@ norm of the gradients, a look for NaN, a count of the losses, a record of the le
 Accelerate and a plain loop have no callbacks: there the five are five calls in the loop. Short runs
 take turns, forth and back. Of each the lower quartile of its steps counts, less that of the run
 without any in the same turn, and of all turns the median: a machine that is slower for a while is
-so for all three. Starting and ending a run do not count. A host whose library is not installed is
-left out; they are all in `tox exec -e hosts -- python tests/benchmarks/bench_hosts.py`. Ends with 1
-where a host costs more than AT_MOST times what its own callbacks do.
+so for all three. In Ignite nobody is told the loss before the update. Starting and ending a run do
+not count. A host whose library is not installed is left out; they are all in
+`tox exec -e hosts -- python tests/benchmarks/bench_hosts.py`. Ends with 1 where a host costs more
+than AT_MOST times what its own callbacks do.
 """
 
 from __future__ import annotations
@@ -295,7 +296,7 @@ def handlers(engine: Any, model: Any, optimizer: Any, loss: Any) -> None:
 def attached(engine: Any, model: Any, optimizer: Any, loss: Any) -> None:
     from hatbus_hosts import attach_ignite
 
-    attach_ignite(engine, plugins(), model=model, optimizer=optimizer, loss=loss)
+    attach_ignite(engine, plugins(), model=model, optimizer=optimizer)
 
 
 Run = Callable[[Timed], object]

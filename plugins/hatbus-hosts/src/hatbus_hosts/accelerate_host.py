@@ -98,7 +98,7 @@ class AccelerateHost(Host):
         self.data_loader, self.num_epochs = data_loader, num_epochs
         self._stopped = ""
         self._untouched: frozenset[str] = frozenset()
-        self._may_skip = True
+        self._may_skip, self._updates_itself = True, False
         accelerator.register_for_checkpointing(self)
 
     def __enter__(self) -> AccelerateHost:
@@ -229,6 +229,13 @@ class AccelerateHost(Host):
         if not self.accelerator.sync_gradients:
             self.optimizer.step()  # which does nothing now
             return False
+        if self._freezes != ctx.bus.freezes:
+            self._look(ctx, spans)
+        if self._updates_itself:
+            if self.begin_update():
+                return False
+            self.end_update(committed=self._make_update())
+            return ctx.committed
         if "run_batch" in spans.opened:
             self.end_batch()
         ctx.losses = self._losses
@@ -245,6 +252,8 @@ class AccelerateHost(Host):
     def _look(self, ctx: Context, spans: OpenSpans) -> None:
         """Sees also which calls of the loop no plugin hears of, surrounds or replaces."""
         super()._look(ctx, spans)
+        is_own = not is_replaced(ctx.bus, "optimizer_step")
+        self._updates_itself = self._update is not None and is_own
         self._untouched = frozenset(
             span
             for span in ("forward", "compute_loss", "backward")
