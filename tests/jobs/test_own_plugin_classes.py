@@ -44,7 +44,7 @@ def test_a_class_beside_the_job_is_a_plugin_with_options_and_filters(tmp_path: P
     trainer.fit(num_steps=4)
     assert (tmp_path / "seen.txt").read_text() == "6"
     impls = trainer.bus.implementations("on_step_end")
-    assert "counts_steps.py" in [source_of(i) for i in impls if i.plugin_name == "counts"]
+    assert "counts_steps.py" in [source_of(i.plugin) for i in impls if i.plugin_name == "counts"]
 
 
 @pytest.mark.parametrize(
