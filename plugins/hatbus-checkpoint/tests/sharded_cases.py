@@ -13,11 +13,6 @@ import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    RowwiseParallel,
-    parallelize_module,
-)
 from torch.utils.data import TensorDataset
 from worlds import world
 
@@ -40,7 +35,7 @@ class Net(nn.Module):
     def __init__(self, *, tied: bool) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Dropout(0.2))
-        width = 5 if tied else 6  # blocks of layers are of equal sizes
+        width = 5 if tied else 6  # odd numbers of rows, and even ones
         self.one, self.other = nn.Linear(5, width), nn.Linear(width, 5)
         if tied:
             self.other.weight = self.one.weight
@@ -87,17 +82,14 @@ class Looks:
 
 
 def spread(model: nn.Module, how: str) -> None:
-    """Spreads a model over the processes: by rows; in replicas; or blocks of layers, then rows."""
+    """Spreads a model over the processes, by rows; or over half of them, and that twice."""
     size = distributed.get_world_size()
-    names = {"hsdp": ("r", "s"), "tp": ("s", "t")}.get(how, ("s",))
+    names = ("r", "s") if how == "hsdp" else ("s",)
     shape = (size,) if how == "fsdp" else (2, size // 2)
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     for net in (model.student, model.teacher):
-        if how == "tp":
-            plan = {"one": ColwiseParallel(), "other": RowwiseParallel()}
-            parallelize_module(net, mesh["t"], plan)
         for part in (net.stem, net.head, net):
-            fully_shard(part, mesh=mesh["s"] if how == "tp" else mesh)
+            fully_shard(part, mesh=mesh)
 
 
 def trainer_of(path: Path, how: str, looks: Looks, **options: Any) -> Trainer:
@@ -105,7 +97,7 @@ def trainer_of(path: Path, how: str, looks: Looks, **options: Any) -> Trainer:
 
     Args:
         path: of the checkpoints.
-        how: ``"fsdp"``, ``"hsdp"``, ``"tp"`` or ``"ddp"``, which is a plain one where there is one
+        how: ``"fsdp"``, ``"hsdp"`` or ``"ddp"``, which is a plain one where there is one
             process; with ``u`` before it no tensors are tied, with ``half`` it is in fp16.
         looks: a plugin that looks.
         options: of the checkpoint.
