@@ -378,18 +378,17 @@ def main(wanted: list[str]) -> int:
     torch.set_num_threads(1)
     code = 0
     for library, make in HOSTS.items():
-        title = library or "a plain loop"
-        if wanted and title not in wanted:
+        if wanted and (library or "a plain loop") not in wanted:
             continue
         if library and importlib.util.find_spec(library) is None:
-            print(f"{title}: not installed, left out")
+            print(f"{library}: not installed, left out")
             continue
         found = measured(make())
         host, own, bare = found["host"], found["own"], found["none"]
         is_missed = host > AT_MOST * own
         code |= is_missed
         print(
-            f"{title}: a step {bare * 1e6:.0f} us; five callbacks of its own "
+            f"{library or 'a plain loop'}: a step {bare * 1e6:.0f} us; five callbacks of its own "
             f"+{own * 1e6:.0f} us, five plugins in the host +{host * 1e6:.0f} us: "
             f"x{host / own:.2f} of the callbacks (at most {AT_MOST}: "
             f"{'MISSED' if is_missed else 'kept'}), x{(bare + host) / (bare + own):.2f} of the step"
