@@ -1,7 +1,7 @@
 """What is measured, of every peer in turn: names, jobs, and what one run gives.
 
-A figure is made of runs of all peers, one after the other, round after round: a machine that is
-slower for a while is slower for all of them.
+A figure is made of runs of all peers, one after the other, round after round, or in turns of a
+tenth of a second: a machine that is slower for a while is slower for all of them.
 """
 
 from __future__ import annotations
@@ -46,6 +46,11 @@ class Measure:
     over: int = 1
     rounds: int = 3
 
+    @property
+    def in_turns(self) -> bool:
+        """Whether all run side by side: where a figure is of one run, and of many steps of it."""
+        return self.beside is None and self.read in ("step", "period")
+
 
 TINY, THIN, TOY = Job("tiny", 448), Job("thin", 60), Job("toy", 200)
 ALL = Job("net", 410, ema=True, clip=True, scale=True, lr=True, metrics=True, scalars=5)
@@ -53,7 +58,7 @@ SAVES = Job("large", 22, save_every=7)
 MEASURES = {
     **{
         f"loop, {tasks} task{'s' * (tasks > 1)}, {count} callbacks": Measure(
-            "microseconds a step", replace(TINY, tasks=tasks, callbacks=count)
+            "microseconds a step", replace(TINY, steps=1200, tasks=tasks, callbacks=count), rounds=2
         )
         for tasks in SOME_TASKS
         for count in CALLBACKS
@@ -103,7 +108,7 @@ MEASURES = {
     "everything on": Measure(
         "microseconds a step", replace(ALL, save_every=200), "period", rounds=1
     ),
-    "nothing on, the same net": Measure("microseconds a step", Job("net", 60), rounds=2),
+    "nothing on, the same net": Measure("microseconds a step", Job("net", 410), rounds=1),
 }
 
 

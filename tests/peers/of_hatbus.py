@@ -93,8 +93,9 @@ def data_of(work: Work) -> Any:
     if work.job.tasks == 1:
         return work.data
     share = work.job.steps // work.job.tasks
+    noted = (work.times, work.worked, work.pause)
     return {
-        task: Batches(work.batches[n :: work.job.tasks], share, work.times, work.worked)
+        task: Batches(work.batches[n :: work.job.tasks], share, *noted)
         for n, task in enumerate(TASKS[: work.job.tasks])
     }
 

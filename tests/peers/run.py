@@ -66,7 +66,7 @@ class Peer:
         )
 
     def ask(self, **request: Any) -> Any:
-        """What its process found.
+        """What its process found; None where that is the end of a turn.
 
         Raises:
             RuntimeError: it failed, or ended.
@@ -76,7 +76,7 @@ class Peer:
         answer = json.loads(line) if line else {"error": "its process ended"}
         if "error" in answer:
             raise RuntimeError(f"{self.name}: {answer['error']}")
-        return answer["found"]
+        return answer.get("found")
 
     def leave(self) -> None:
         with self.process:  # closes its pipes, which ends it
@@ -189,11 +189,22 @@ def round_of(peers: Sequence[Peer], measure: Measure, quick: bool) -> dict[str, 
     """One figure of each; with a base, the difference of two runs that follow each other."""
     jobs = [job for job in (measure.job, measure.beside) if job is not None]
     asked = [asdict(shortened(job) if quick else job) for job in jobs]
+    if measure.in_turns:
+        return turns_of(peers, asked[0], measure.read)
     found = {}
     for peer in peers:
         value, *base = (peer.ask(job=job, read=measure.read) for job in asked)
         value -= sum(base)
         found[peer.name] = value / measure.over
+    return found
+
+
+def turns_of(peers: Sequence[Peer], job: dict[str, Any], read: str) -> dict[str, float]:
+    """One figure of each, of runs that all go on side by side, a turn of each after the other."""
+    found = {p.name: p.ask(job=job, read=read, **{"in turns": True}) for p in peers}
+    while waiting := [p for p in peers if found[p.name] is None]:
+        for peer in waiting:
+            found[peer.name] = peer.ask(turn="begins")
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import cycle, islice, pairwise
 from pathlib import Path
@@ -82,6 +82,10 @@ class Job:
     shuffled: bool = False
 
 
+def do_nothing(*_: Any, **__: Any) -> None:
+    """What an empty callback does."""
+
+
 class Watcher:
     """A callback that a peer runs as one of its own.
 
@@ -151,13 +155,19 @@ class Batches:
         steps: how often.
         times: by the clock, in seconds.
         worked: by what this process has worked, in seconds.
+        pause: called before each.
     """
 
     def __init__(
-        self, batches: list[Any], steps: int, times: list[float], worked: list[float]
+        self,
+        batches: list[Any],
+        steps: int,
+        times: list[float],
+        worked: list[float],
+        pause: Callable[[], None] = do_nothing,
     ) -> None:
         self.batches, self.steps = batches, steps
-        self.times, self.worked = times, worked
+        self.times, self.worked, self.pause = times, worked, pause
         self.dataset = range(steps * len(batches[0][-1]))  # some peers ask for its length
         self.batch_size, self.batch_sampler = len(batches[0][-1]), None
         self.sampler = SequentialSampler(self.dataset)
@@ -166,8 +176,9 @@ class Batches:
         return self.steps
 
     def __iter__(self) -> Iterator[Any]:
-        clock, work = time.perf_counter, time.process_time
+        clock, work, pause = time.perf_counter, time.process_time, self.pause
         for batch in islice(cycle(self.batches), self.steps):
+            pause()
             self.times.append(clock())
             self.worked.append(work())
             yield batch
@@ -184,6 +195,7 @@ class Work:
         worked: the same by what the process has worked.
         accuracy: of the validation, or of the training where there is none.
         average: the averaged weights.
+        pause: called before each batch of the training.
     """
 
     job: Job
@@ -192,6 +204,7 @@ class Work:
     worked: list[float] = field(default_factory=list)
     accuracy: float | None = None
     average: list[torch.Tensor] | None = None
+    pause: Callable[[], None] = do_nothing
 
     def __post_init__(self) -> None:
         job = self.job
@@ -216,7 +229,8 @@ class Work:
         batches = self.batches
         if self.job.tasks > 1:
             batches = [(TASKS[n % self.job.tasks], *b) for n, b in enumerate(batches)]
-        return Batches(batches, self.job.length or self.job.steps, self.times, self.worked)
+        steps = self.job.length or self.job.steps
+        return Batches(batches, steps, self.times, self.worked, self.pause)
 
     @property
     def dataset(self) -> TensorDataset:
@@ -265,7 +279,3 @@ def newest(folder: Path, pattern: str) -> Path | None:
         folder.glob(pattern), key=lambda p: int("0" + "".join(filter(str.isdigit, p.name)))
     )
     return found[-1] if found else None
-
-
-def do_nothing(*_: Any, **__: Any) -> None:
-    """What an empty callback does."""
