@@ -1,5 +1,6 @@
 """A loop as a host that is written by hand, and plugins that tell what they hear in it."""
 
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -10,6 +11,11 @@ from hatbus.events import EVENTS, MOMENT
 from hatbus_hosts import Capabilities, Host, rows
 
 STEPS = 4
+STEP_MOMENTS = [
+    f"on_{span}_{end}"
+    for span in ("step", "batch", "forward", "optimizer_step")
+    for end in ("begin", "end")
+]
 
 
 class HandWritten(Host):
@@ -109,6 +115,33 @@ class Recorder:
 for _name, _event in EVENTS.items():
     if _event.kind == MOMENT and _name not in ("on_log", "on_checkpoint_saved"):
         setattr(Recorder, _name, vars(hearing(_name))[_name])
+
+
+class Surrounds:
+    """Stands around the spans that a host opens without a call where nobody does."""
+
+    def __init__(self) -> None:
+        self.steps: list[Any] = []
+
+    def around(self, span: str, ctx: Context) -> Generator[None, Any, Any]:
+        self.steps.append((span, ctx.global_step_id))
+        return (yield)
+
+    @hookimpl(wrapper=True)
+    def run_step(self, ctx: Context) -> Generator[None, Any, Any]:
+        return (yield from self.around("run_step", ctx))
+
+    @hookimpl(wrapper=True)
+    def run_batch(self, ctx: Context) -> Generator[None, Any, Any]:
+        return (yield from self.around("run_batch", ctx))
+
+    @hookimpl(wrapper=True)
+    def forward(self, ctx: Context) -> Generator[None, Any, Any]:
+        return (yield from self.around("forward", ctx))
+
+    @hookimpl(wrapper=True)
+    def optimizer_step(self, ctx: Context) -> Generator[None, Any, Any]:
+        return (yield from self.around("optimizer_step", ctx))
 
 
 @plugin(stage="average")

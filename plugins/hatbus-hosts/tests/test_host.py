@@ -5,7 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from host_by_hand import STEPS, HandWritten, Mean, Recorder, batches, parts, run
+from host_by_hand import (
+    STEP_MOMENTS,
+    STEPS,
+    HandWritten,
+    Mean,
+    Recorder,
+    Surrounds,
+    batches,
+    parts,
+    run,
+)
 from torch import nn
 
 from hatbus import Context, HatbusError, Trainer, hookimpl, plugin
@@ -290,3 +300,54 @@ def test_a_model_has_no_hooks_after_the_run() -> None:
         host.end()
         assert not model._forward_hooks
         assert not model._forward_pre_hooks
+
+
+# ---- spans that are opened without a call --------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 1.0), (0.5, 0.5), (0.5,)])
+def test_a_step_of_some_batches_is_told_alike_whether_or_not_its_spans_are_surrounded(
+    weights: tuple[float, ...],
+) -> None:
+    told = []
+    for around in ([], [Surrounds()]):
+        recorder = Recorder()
+        host = HandWritten([recorder, *around])
+        model, optimizer = parts()
+        host.begin(model=model, optimizer=optimizer)
+        for committed in (True, False, None, True):
+            for (x, y), weight in zip(batches(), weights, strict=False):
+                host.begin_batch((x, y), weight)
+                outs = model(x)
+                host.end_batch({"loss": nn.functional.mse_loss(outs, y)})
+            if committed is not None:
+                host.begin_update()
+                host.end_update(committed=committed)
+            host.end_step()
+        host.end()
+        told.append((recorder.heard, host.ctx.updates, len(host.ctx.batches)))
+    assert told[0] == told[1]
+    heard, updates, count = told[0]
+    assert (updates, count) == (2, len(weights))
+    x, y = batches()[0]
+    first = nn.functional.mse_loss(parts()[0](x), y).item()
+    assert next(row for row in heard if row[0] == "on_batch_end")[-1] == {"loss": first}
+
+
+@pytest.mark.parametrize("event", STEP_MOMENTS)
+def test_who_joins_at_a_moment_of_a_step_hears_the_rest_of_it(event: str) -> None:
+    """The same, whether or not its spans were surrounded before; and stands around what is left."""
+    told = []
+    for around in ([], [Surrounds()]):
+        late, surrounds = Recorder(), Surrounds()
+
+        def join(self: object, ctx: Context, late: Any = late, surrounds: Any = surrounds) -> None:
+            if ctx.global_step_id == 1 and "late" not in ctx.bus.members:
+                ctx.bus.register(late, "late")
+                ctx.bus.register(surrounds, "surrounds_late")
+
+        joins = type("Joins", (), {event: hookimpl(join)})()
+        run(HandWritten([joins, Recorder(), *around]), epochs=1)
+        told.append((late.heard, surrounds.steps))
+    assert told[0] == told[1]
+    assert {step for _, step in told[0][1]} >= {2, 3}

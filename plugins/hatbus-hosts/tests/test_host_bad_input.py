@@ -1,17 +1,14 @@
 """What cannot be used with a host, and what fails in one: who it was, and what is accepted."""
 
-from collections.abc import Generator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from host_by_hand import STEPS, HandWritten, Mean, Recorder, parts, run
+from host_by_hand import STEP_MOMENTS, STEPS, HandWritten, Mean, Recorder, Surrounds, parts, run
 
 from hatbus import Bus, Context, HatbusError, hookimpl, plugin
-
-ENDS = ("begin", "end")
 
 
 def test_two_hosts_on_one_bus_are_refused() -> None:
@@ -110,22 +107,6 @@ def test_a_plugin_that_fails_is_named_and_everybody_is_told_once(event: str) -> 
     assert len(torch.nn.modules.module._global_module_registration_hooks) == watching
 
 
-class Surrounds:
-    """Stands around the spans that a host opens without a call where nobody does."""
-
-    @hookimpl(wrapper=True)
-    def run_step(self) -> Generator[None, Any, Any]:
-        return (yield)
-
-    @hookimpl(wrapper=True)
-    def run_batch(self) -> Generator[None, Any, Any]:
-        return (yield)
-
-    @hookimpl(wrapper=True)
-    def optimizer_step(self) -> Generator[None, Any, Any]:
-        return (yield)
-
-
 def failing(event: str) -> object:
     """A plugin that fails at one event of the second step."""
 
@@ -134,9 +115,6 @@ def failing(event: str) -> object:
             raise ZeroDivisionError("mine")
 
     return type("Failing", (), {event: hookimpl(fail)})()
-
-
-STEP_MOMENTS = [f"on_{span}_{end}" for span in ("step", "batch", "optimizer_step") for end in ENDS]
 
 
 @pytest.mark.parametrize("event", ["", *STEP_MOMENTS])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from hatbus import hookimpl
 from hatbus_hosts.capabilities import ACCELERATE
 from hatbus_hosts.host import Host
 from hatbus_hosts.needs import is_replaced
 from hatbus_hosts.versions import check_version
-from hatbus_hosts.work import Work
+from hatbus_hosts.work import Work, may_skip_update
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from hatbus import Bus, Context
     from hatbus.loop import OpenSpans
     from hatbus_hosts.needs import Capabilities
+
+
+_CALLS: Final = ("forward", "compute_loss", "backward")
+"""The spans whose work the loop gives the host to do."""
 
 
 class _Calls(Work):
@@ -97,8 +101,8 @@ class AccelerateHost(Host):
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.data_loader, self.num_epochs = data_loader, num_epochs
         self._stopped = ""
-        self._untouched: frozenset[str] = frozenset()
-        self._may_skip, self._updates_itself = True, False
+        self._may_skip = True
+        self._free_at = dict.fromkeys(_CALLS, -1)
         accelerator.register_for_checkpointing(self)
 
     def __enter__(self) -> AccelerateHost:
@@ -108,7 +112,7 @@ class AccelerateHost(Host):
         epochs = self.num_epochs
         total = None if per_epoch is None or epochs is None else per_epoch * epochs
         self._stopped = ""
-        self._may_skip = accelerator.scaler is not None or not _is_accelerates(self.optimizer)
+        self._may_skip = accelerator.scaler is not None or may_skip_update(self.optimizer)
         self.begin(
             model=accelerator.unwrap_model(self.model),
             optimizer=getattr(self.optimizer, "optimizer", self.optimizer),
@@ -157,50 +161,46 @@ class AccelerateHost(Host):
         Args:
             loader: by default ``data_loader``.
         """
-        (ctx, spans), accelerator = self.running(), self.accelerator
+        (ctx, _), accelerator = self.running(), self.accelerator
         control = ctx.control
         given: Any = self.data_loader if loader is None else loader
         done = ctx.position.step * accelerator.gradient_accumulation_steps
         if done:
             given = accelerator.skip_first_batches(given, done)
-        weight = 1.0 / accelerator.gradient_accumulation_steps
+        weight, state = 1.0 / accelerator.gradient_accumulation_steps, accelerator.gradient_state
         for batch in given:
             self.begin_batch(batch, weight)
             yield batch
-            if "run_batch" in spans.opened:
-                self.end_batch()
-            if accelerator.sync_gradients:
+            if state.sync_gradients:
                 self.end_step()
                 if control.pending or control.is_shared:
                     self._serve()
+            else:
+                self.end_batch()
             if self._stopped:
                 break
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """``model(*args, **kwargs)``; plugins may stand around it or do it themselves."""
-        ctx, spans = self._run or self._unprepared()
-        if self._freezes != ctx.bus.freezes:
-            self._look(ctx, spans)
-        if "forward" in self._untouched:
-            ctx.model_outs = outs = self.model(*args, **kwargs)
-            return outs
-        self._calls.now = lambda: self.model(*args, **kwargs)
-        ctx.model_outs = ctx.emit.forward(ctx)
-        return ctx.model_outs
+        ctx, _, _ = self._run or self._unprepared()
+        if self._free_at["forward"] != self.bus.freezes and self._hears("forward"):
+            self._calls.now = lambda: self.model(*args, **kwargs)
+            ctx.model_outs = ctx.emit.forward(ctx)
+            return ctx.model_outs
+        ctx.model_outs = outs = self.model(*args, **kwargs)
+        return outs
 
     def compute_loss(self, loss: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """``loss(*args, **kwargs)``, a 0-d tensor; plugins may stand around it."""
-        ctx, spans = self._run or self._unprepared()
-        if self._freezes != ctx.bus.freezes:
-            self._look(ctx, spans)
-        if "compute_loss" in self._untouched:
-            value: torch.Tensor = loss(*args, **kwargs)
-            ctx.losses = {"loss": value}
-            return value
-        self._calls.now = lambda: {"loss": loss(*args, **kwargs)}
-        ctx.losses = ctx.emit.compute_loss(ctx)
-        found: Any = sum(ctx.losses.values()) if len(ctx.losses) > 1 else ctx.losses["loss"]
-        return found  # type: ignore[no-any-return]  # a tensor, as the loss gave it
+        ctx, _, _ = self._run or self._unprepared()
+        if self._free_at["compute_loss"] != self.bus.freezes and self._hears("compute_loss"):
+            self._calls.now = lambda: {"loss": loss(*args, **kwargs)}
+            ctx.losses = ctx.emit.compute_loss(ctx)
+            found: Any = sum(ctx.losses.values()) if len(ctx.losses) > 1 else ctx.losses["loss"]
+            return found  # type: ignore[no-any-return]  # a tensor, as the loss gave it
+        value: torch.Tensor = loss(*args, **kwargs)
+        ctx.losses = {"loss": value}
+        return value
 
     def backward(self, loss: torch.Tensor) -> None:
         """``accelerator.backward(loss)``.
@@ -208,16 +208,15 @@ class AccelerateHost(Host):
         Args:
             loss: 0-d, of the batch; of ``compute_loss`` or the loop's own.
         """
-        ctx, spans = self._run or self._unprepared()
-        if self._freezes != ctx.bus.freezes:
-            self._look(ctx, spans)
-        ctx.losses = ctx.losses or {"loss": loss}
+        ctx, _, _ = self._run or self._unprepared()
         ctx.loss = loss
-        if "backward" in self._untouched:
+        if not ctx.losses:
+            ctx.losses = {"loss": loss}
+        if self._free_at["backward"] != self.bus.freezes and self._hears("backward"):
+            self._calls.now = lambda: bool((self.accelerator.backward(ctx.loss), True)[1])
+            ctx.emit.backward(ctx)
+        else:
             self.accelerator.backward(loss)
-            return
-        self._calls.now = lambda: bool((self.accelerator.backward(ctx.loss), True)[1])
-        ctx.emit.backward(ctx)
 
     def step(self) -> bool:
         """The update, where the accelerator's accumulation makes one.
@@ -225,20 +224,23 @@ class AccelerateHost(Host):
         Returns:
             Whether it was committed.
         """
-        ctx, spans = self._run or self._unprepared()
-        if not self.accelerator.sync_gradients:
+        if not self.accelerator.gradient_state.sync_gradients:
+            self.running()
             self.optimizer.step()  # which does nothing now
             return False
-        if self._freezes != ctx.bus.freezes:
-            self._look(ctx, spans)
-        if self._updates_itself:
-            if self.begin_update():
-                return False
-            self.end_update(committed=self._make_update())
-            return ctx.committed
-        if "run_batch" in spans.opened:
-            self.end_batch()
-        ctx.losses = self._losses
+        if self._update_at != self.bus.freezes:
+            return self._step_on_the_bus()
+        if self.begin_update():
+            return False
+        self.optimizer.step()
+        skipped = self._may_skip and self.accelerator.optimizer_step_was_skipped
+        return self.end_update(committed=not skipped)
+
+    def _step_on_the_bus(self) -> bool:
+        """The same, where plugins decide, or stand around the update or replace it."""
+        ctx, _, _ = self._run or self._unprepared()
+        self.end_batch()
+        ctx.losses = self._losses or {}
         if self.decided():
             return False
         self._calls.now = self._make_update
@@ -247,18 +249,21 @@ class AccelerateHost(Host):
 
     def _make_update(self) -> bool:
         self.optimizer.step()
-        return not (self._may_skip and self.accelerator.optimizer_step_was_skipped)
+        return not self.accelerator.optimizer_step_was_skipped
 
     def _look(self, ctx: Context, spans: OpenSpans) -> None:
         """Sees also which calls of the loop no plugin hears of, surrounds or replaces."""
         super()._look(ctx, spans)
-        is_own = not is_replaced(ctx.bus, "optimizer_step")
-        self._updates_itself = self._update is not None and is_own
-        self._untouched = frozenset(
-            span
-            for span in ("forward", "compute_loss", "backward")
-            if not spans.is_heard(span) and not is_replaced(ctx.bus, span)
-        )
+        if is_replaced(ctx.bus, "optimizer_step"):
+            self._update_at = -1
+        for span in _CALLS:
+            is_free = not spans.is_heard(span) and not is_replaced(ctx.bus, span)
+            self._free_at[span] = ctx.bus.freezes if is_free else -1
+
+    def _hears(self, span: str) -> bool:
+        """Whether any plugin hears of a call, surrounds or replaces it, as the bus is now."""
+        self._look_again(*self.running())
+        return self._free_at[span] != self.bus.freezes
 
     # ---- the rest -----------------------------------------------------------------------------
 
@@ -316,13 +321,6 @@ class _Validation:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if error is None:
             self._host.end_validation(self._metrics)
-
-
-def _is_accelerates(optimizer: Any) -> bool:
-    """Whether nothing but a scaler of gradients makes an optimizer leave an update out."""
-    from accelerate.optimizer import AcceleratedOptimizer
-
-    return type(optimizer) is AcceleratedOptimizer
 
 
 def _length(loader: Any) -> int | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Never
 from hatbus import BatchProcessor
 from hatbus.errors import HookError
 from hatbus.log import log
-from hatbus_hosts.work import add_losses
+from hatbus_hosts.work import more_losses
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from hatbus import Context
     from hatbus.loop import OpenSpans
+
+    Run = tuple[Context, OpenSpans, dict[str, Sequence[Any]]]
 
 
 class Events:
@@ -35,13 +37,10 @@ class Events:
     def __init__(self) -> None:
         self.ctx: Context | None = None
         self._spans: OpenSpans | None = None
-        self._run: tuple[Context, OpenSpans] | None = None
-        self._losses: dict[str, torch.Tensor] = {}
+        self._run: Run | None = None
+        self._losses: dict[str, torch.Tensor] | None = None
         self._since, self.is_updating, self.has_failed = 0.0, False, False
         self._freezes, self._clips = -1, True
-        self._step: Sequence[Any] | None = None
-        self._batch: Sequence[Any] | None = None
-        self._update: Sequence[Any] | None = None
 
     @property
     def is_running(self) -> bool:
@@ -52,8 +51,8 @@ class Events:
 
     def begin_epoch(self) -> None:
         """An epoch begins, or the rest of one in a resumed run; once, however often it is said."""
-        ctx, spans = self._run or self._unprepared()
-        if spans.is_open("run_epoch"):
+        ctx, spans, opened = self._run or self._unprepared()
+        if "run_epoch" in opened:
             return
         position, known = ctx.position, ctx.steps_per_epoch
         is_left_over = known is not None and position.step >= known > 0
@@ -70,8 +69,8 @@ class Events:
         Args:
             is_complete: whether it is behind the run; False: it was cut short, to be gone on with.
         """
-        ctx, spans = self._run or self._unprepared()
-        if spans.is_open("run_epoch"):
+        ctx, spans, opened = self._run or self._unprepared()
+        if "run_epoch" in opened:
             self.end_step()
             if is_complete or ctx.position.step == ctx.steps_per_epoch:
                 ctx.position.epoch, ctx.position.step = ctx.position.epoch + 1, 0
@@ -79,51 +78,31 @@ class Events:
 
     def begin_step(self) -> None:
         """A step begins; once, however often it is said."""
-        ctx, spans = self._run or self._unprepared()
-        opened, position = spans.opened, ctx.position
+        ctx, spans, opened = self._run or self._unprepared()
         if "run_step" in opened:
             return
         if "run_epoch" not in opened:
             self.begin_epoch()
+        position = ctx.position
         ctx.step_id, ctx.global_step_id = position.step, position.global_step
         position.step += 1
         position.global_step += 1
-        ctx.committed, ctx.losses, ctx.batches, self._losses = False, {}, [], {}
-        self.is_updating = False
+        ctx.committed, ctx.losses, ctx.batches, self._losses = False, {}, [], None
         ctx.data_wait = perf_counter() - self._since
-        if self._freezes != ctx.bus.freezes:
-            self._look(ctx, spans)
-        if self._step is None:
-            spans.enter("run_step")
-            return
-        opened["run_step"] = self._step
-        moment = ctx.emit.on_step_begin
-        if moment is not None:
-            try:
-                moment(ctx)
-            except BaseException as error:
-                spans.fail_begin(error)
-                raise
+        self._look_again(ctx, spans)
+        spans.enter("run_step")
 
     def end_step(self) -> None:
         """A step ends, whose update was made or given up."""
-        ctx, spans = self._run or self._unprepared()
-        opened = spans.opened
+        ctx, spans, opened = self._run or self._unprepared()
         if "run_step" not in opened:
             return
         if "optimizer_step" in opened:
             self.end_update(committed=False)
         if "run_batch" in opened:
             self.end_batch()
-        ctx.losses = self._losses
-        innermost, entered = opened.popitem()
-        if entered is self._step:
-            moment = ctx.emit.on_step_end
-            if moment is not None:
-                moment(ctx)
-        else:
-            opened[innermost] = entered
-            spans.leave("run_step", ctx.committed)
+        ctx.losses = self._losses or {}
+        spans.leave("run_step", ctx.committed)
         self._since = perf_counter()
 
     def begin_batch(self, batch: Any, weight: float = 1.0) -> None:
@@ -133,27 +112,15 @@ class Events:
             batch: what the loader gave.
             weight: its share in the step's gradient.
         """
-        ctx, spans = self._run or self._unprepared()
-        opened = spans.opened
-        if "run_step" in opened:
-            self.end_batch()
-        else:
+        ctx, spans, opened = self._run or self._unprepared()
+        if "run_step" not in opened:
             self.begin_step()
+        elif "run_batch" in opened:
+            self.end_batch()
         ctx.batch, ctx.model_outs, ctx.losses, ctx.weight = batch, None, {}, weight
         ctx.batches.append((None, batch, weight))
-        if self._freezes != ctx.bus.freezes:
-            self._look(ctx, spans)
-        if self._batch is None:
-            spans.enter("run_batch")
-            return
-        opened["run_batch"] = self._batch
-        moment = ctx.emit.on_batch_begin
-        if moment is not None:
-            try:
-                moment(ctx)
-            except BaseException as error:
-                spans.fail_begin(error)
-                raise
+        self._look_again(ctx, spans)
+        spans.enter("run_batch")
 
     def end_batch(self, losses: Mapping[str, torch.Tensor] | None = None) -> None:
         """A batch ends.
@@ -161,8 +128,7 @@ class Events:
         Args:
             losses: of it, where they are not known yet: name to 0-d tensor.
         """
-        ctx, spans = self._run or self._unprepared()
-        opened = spans.opened
+        ctx, spans, opened = self._run or self._unprepared()
         if "run_batch" not in opened:
             return
         if "backward" in opened:
@@ -171,22 +137,12 @@ class Events:
             spans.leave("forward", ctx.model_outs)
         if losses:
             ctx.losses = dict(losses)
-        if ctx.weight == 1.0 and not self._losses:
-            self._losses.update(ctx.losses)
-        else:
-            add_losses(self._losses, ctx.losses, ctx.weight)
-        innermost, entered = opened.popitem()
-        if entered is self._batch:
-            moment = ctx.emit.on_batch_end
-            if moment is not None:
-                moment(ctx)
-        else:
-            opened[innermost] = entered
-            spans.leave("run_batch", ctx.losses)
+        self._losses = more_losses(self._losses, ctx.losses, ctx.weight)
+        spans.leave("run_batch", ctx.losses)
 
     def begin_forward(self) -> None:
         """The forward pass begins."""
-        _, spans = self._run or self._unprepared()
+        _, spans, _ = self._run or self._unprepared()
         spans.enter("forward")
 
     def end_forward(self, outputs: Any) -> Any:
@@ -195,7 +151,7 @@ class Events:
         Returns:
             The outputs, or what a plugin has put in their place.
         """
-        ctx, spans = self._run or self._unprepared()
+        ctx, spans, _ = self._run or self._unprepared()
         ctx.model_outs = outputs
         return spans.leave("forward", outputs)
 
@@ -206,13 +162,13 @@ class Events:
             losses: of the batch, by name.
             loss: what is differentiated.
         """
-        ctx, spans = self._run or self._unprepared()
+        ctx, spans, _ = self._run or self._unprepared()
         ctx.losses, ctx.loss = dict(losses), loss
         spans.enter("backward")
 
     def end_backward(self) -> None:
         """The backward pass is over."""
-        _, spans = self._run or self._unprepared()
+        _, spans, _ = self._run or self._unprepared()
         spans.leave("backward")
 
     def begin_update(self) -> list[tuple[str, str]]:
@@ -221,31 +177,15 @@ class Events:
         Returns:
             Who wants it skipped and why; then ``end_update`` and ``optimizer_step`` do not come.
         """
-        ctx, spans = self._run or self._unprepared()
-        opened = spans.opened
+        ctx, spans, opened = self._run or self._unprepared()
         if "run_step" not in opened:
             self.begin_step()
-        elif self.ends_batch_before_update and "run_batch" in opened:
+        elif self.ends_batch_before_update:
             self.end_batch()
-        if self._losses:
-            ctx.losses = self._losses
-        if self._freezes != ctx.bus.freezes:
-            self._look(ctx, spans)
-        ctx.grad_norm = None
-        reasons = self.decided() if self._clips or ctx.emit.skip_update is not None else []
-        if reasons:
-            return reasons
-        if self._update is None:
+        ctx.losses = self._losses or ctx.losses
+        reasons = self.decided()
+        if not reasons:
             spans.enter("optimizer_step")
-            return reasons
-        opened["optimizer_step"] = self._update
-        moment = ctx.emit.on_optimizer_step_begin
-        if moment is not None:
-            try:
-                moment(ctx)
-            except BaseException as error:
-                spans.fail_begin(error)
-                raise
         return reasons
 
     def decided(self) -> list[tuple[str, str]]:
@@ -254,42 +194,39 @@ class Events:
         Returns:
             Who wants it skipped, and why.
         """
-        ctx, spans = self._run or self._unprepared()
-        if self._freezes != ctx.bus.freezes:
-            self._look(ctx, spans)
+        ctx, spans, _ = self._run or self._unprepared()
+        self._look_again(ctx, spans)
         ctx.grad_norm, decide = None, ctx.emit.skip_update
         if decide is None and not self._clips:
             return []
         self.is_updating = True
-        ctx.emit.clip_gradients(ctx)
-        reasons: list[tuple[str, str]] = decide(ctx) if decide is not None else []
-        self.is_updating = False
+        try:
+            ctx.emit.clip_gradients(ctx)
+            reasons: list[tuple[str, str]] = decide(ctx) if decide is not None else []
+        finally:
+            self.is_updating = False
         for name, reason in reasons:
             log.info("step %d: update skipped by %s (%s)", ctx.global_step_id, name, reason)
         return reasons
 
-    def end_update(self, *, committed: bool = True) -> None:
+    def end_update(self, *, committed: bool = True) -> bool:
         """The update was made; nothing where none was begun.
 
         Args:
             committed: False: a loss scaler left it out.
+
+        Returns:
+            Whether the step's update was committed.
         """
-        ctx, spans = self._run or self._unprepared()
-        opened = spans.opened
-        if "optimizer_step" not in opened:
-            return
-        innermost, entered = opened.popitem()
-        if self._update is not None and entered is self._update:
-            for _, halves in self._update:
-                halves.finish(ctx, committed)
-        else:
-            opened[innermost] = entered
+        ctx, spans, opened = self._run or self._unprepared()
+        if "optimizer_step" in opened:
             spans.leave("optimizer_step", committed)
+        return ctx.committed
 
     def begin_validation(self) -> None:
         """A validation begins; once, however often it is said."""
-        _, spans = self._run or self._unprepared()
-        if not spans.is_open("validate"):
+        _, spans, opened = self._run or self._unprepared()
+        if "validate" not in opened:
             spans.enter("validate", reason=self.name)
 
     def end_validation(self, metrics: Mapping[str, Any] | None = None) -> None:
@@ -298,7 +235,7 @@ class Events:
         Args:
             metrics: to publish, name to number.
         """
-        ctx, spans = self._run or self._unprepared()
+        ctx, spans, _ = self._run or self._unprepared()
         self.begin_validation()
         if metrics:
             ctx.log(dict(metrics))
@@ -314,15 +251,14 @@ class Events:
         """Whether a forward pass is under way."""
         return self._spans is not None and self._spans.is_open("forward")
 
-    def _look(self, ctx: Context, spans: OpenSpans) -> None:
-        """Sees which spans only moments surround, and whether any plugin clips gradients.
+    def _look_again(self, ctx: Context, spans: OpenSpans) -> None:
+        """Looks at the bus if it has changed."""
+        if self._freezes != ctx.bus.freezes:
+            self._look(ctx, spans)
 
-        These spans are opened and left without a call: between two steps of a training every call
-        finds the processor's caches cold, and costs four times what it does in a loop of its own.
-        """
+    def _look(self, ctx: Context, spans: OpenSpans) -> None:
+        """Sees whether any plugin clips gradients."""
         self._freezes = ctx.bus.freezes
-        self._step, self._batch = spans.plain("run_step"), spans.plain("run_batch")
-        self._update = spans.plain("optimizer_step")
         clip = getattr(ctx.emit.clip_gradients, "__func__", None)
         self._clips = clip is not BatchProcessor.clip_gradients
 
@@ -332,7 +268,7 @@ class Events:
         Raises:
             HookError: there is none.
         """
-        return self._run or self._unprepared()
+        return (self._run or self._unprepared())[:2]
 
     def _unprepared(self) -> Never:
         raise HookError(

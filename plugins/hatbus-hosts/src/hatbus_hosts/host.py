@@ -36,9 +36,9 @@ from hatbus.evaluation import StepLosses
 from hatbus.log import log
 from hatbus.loop import OpenSpans, Position
 from hatbus.parallel import act_together
-from hatbus_hosts.events import Events
 from hatbus_hosts.needs import Capabilities, check_needs, check_writes, is_read
 from hatbus_hosts.states import Resume, check_taken, saved_state
+from hatbus_hosts.straight import StraightEvents
 from hatbus_hosts.work import Heard, Work, call_model
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ RESUME: Final = "host"
 _ORDER: Final = ("validate", "stop epoch", "stop run", "save")
 
 
-class Host(Events):
+class Host(StraightEvents):
     """Plugins of hatbus in a loop of somebody else's.
 
     Args:
@@ -94,7 +94,7 @@ class Host(Events):
         super().__init__()
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.seed, self.drop_plugin_state = seed, tuple(drop_plugin_state)
-        self._save, self._validate = save, validate
+        self._ways = {"save": save, "validate": validate}
         self._resume, self.heard = Resume(self), Heard(self)
         self._hearing: torch.nn.Module | None = None
         if RESUME in self.bus.members:
@@ -110,7 +110,7 @@ class Host(Events):
     def can(self) -> Capabilities:
         """What this host can deliver with its options."""
         more = {}
-        for wish, how in (("save", self._save), ("validate", self._validate)):
+        for wish, how in self._ways.items():
             row = f"request {wish}"
             if how is not None:
                 more[row] = True
@@ -170,7 +170,7 @@ class Host(Events):
         ctx.epoch_id, ctx.step_id = ctx.position.epoch, ctx.position.step
         ctx.global_step_id = ctx.position.global_step
         spans = self._spans = OpenSpans(ctx)
-        self._run, self.has_failed, self._freezes = (ctx, spans), False, -1
+        self._run, self.has_failed, self._freezes = (ctx, spans, spans.opened), False, -1
         self.heard.structure(ctx)
         try:
             spans.enter("run_loop")
@@ -185,7 +185,7 @@ class Host(Events):
         if self._run is None:
             return
         self.end_epoch(is_complete=False)
-        (ctx, spans), self._run = self._run, None
+        (ctx, spans, _), self._run = self._run, None
         try:
             spans.leave("run_loop")
             ctx.control.is_owed()  # several processes wait for each other
@@ -222,7 +222,7 @@ class Host(Events):
         if self._hearing is None:
             return
         if spans.is_heard("forward"):
-            self.heard.model(self._hearing, self.is_in_batch)
+            self.heard.model(self._hearing, self.is_in_batch, self.end_forward)
         elif is_read(self.bus, "model_outs", but=RESUME):
             self.heard.outputs(self._hearing)
         else:
@@ -238,7 +238,7 @@ class Host(Events):
     @property
     def is_asked(self) -> bool:
         """Whether there is anything to serve."""
-        ctx, _ = self._run or self._unprepared()
+        ctx, _, _ = self._run or self._unprepared()
         return bool(ctx.control.pending) or ctx.control.is_shared
 
     def serve(self, do: Mapping[str, Callable[[str], object]]) -> None:
@@ -251,12 +251,11 @@ class Host(Events):
         ctx, _ = self.running()
         if not ctx.control.due():
             return
-        own = {"save": self._save, "validate": self._validate}
         for request in self.requests():
             served: object = False
             if request.wish == "validate":
                 served = ctx.emit.validate(ctx, request.reason)
-            how = own.get(request.wish) or do.get(request.wish)
+            how = self._ways.get(request.wish) or do.get(request.wish)
             if served is False and how is not None:
                 served = how(request.reason)
             if served is False:

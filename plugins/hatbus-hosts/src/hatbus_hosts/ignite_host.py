@@ -111,12 +111,10 @@ class IgniteHost(Host):
     def _iteration_completed(self) -> None:
         if self.has_failed:
             return
-        ctx, spans = self._run or self._unprepared()
-        if "run_batch" in spans.opened:
-            if not ctx.losses:
-                self.end_batch(named_losses(self.engine.state.output))
-            self.end_batch()
-        if "run_step" in spans.opened and (ctx.committed or self._batches >= self._accumulated):
+        ctx, _, opened = self._run or self._unprepared()
+        if "run_batch" in opened:
+            self.end_batch(None if ctx.losses else named_losses(self.engine.state.output))
+        if "run_step" in opened and (ctx.committed or self._batches >= self._accumulated):
             self._batches = 0
             self.end_step()
         if ctx.control.pending or ctx.control.is_shared:

@@ -19,7 +19,7 @@ from hatbus_hosts.capabilities import TRANSFORMERS
 from hatbus_hosts.host import Host
 from hatbus_hosts.states import NOTHING_SAVED
 from hatbus_hosts.versions import check_version
-from hatbus_hosts.work import named_losses
+from hatbus_hosts.work import may_skip_update, named_losses
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,7 +68,7 @@ class TransformersHost(TrainerCallback, ExportableState, Host):  # type: ignore[
         self._logs = logs
         self._given = None if states is None else Path(states)
         self._folder: Path | None = None
-        self._accumulated = 1
+        self._accumulated, self._may_skip = 1, True
         self._token = ""
         _living.add(self)
 
@@ -95,6 +95,7 @@ class TransformersHost(TrainerCallback, ExportableState, Host):  # type: ignore[
         place = Position(step // per_epoch, step % per_epoch, step) if per_epoch else Position()
         self._check_place(self._resume.place(place)[0].global_step, step)
         self._accumulated = args.gradient_accumulation_steps
+        self._may_skip = may_skip_update(optimizer)
         self.begin(
             model=model,
             optimizer=raw,
@@ -106,7 +107,7 @@ class TransformersHost(TrainerCallback, ExportableState, Host):  # type: ignore[
             steps_per_epoch=per_epoch,
             total_steps=state.max_steps,
         )
-        self.heard.model(model, self._called)
+        self.heard.model(model, self._called, self._returned)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """An epoch begins."""
@@ -126,13 +127,16 @@ class TransformersHost(TrainerCallback, ExportableState, Host):  # type: ignore[
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """The update was made; the step ends here, while the learning rate is still its own."""
-        skipped = getattr(more.get("optimizer"), "step_was_skipped", False)
+        skipped = self._may_skip and getattr(more.get("optimizer"), "step_was_skipped", False)
         self.end_update(committed=not skipped)
         self.end_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> Any:
         """Requests are read."""
-        return self._asked(control)
+        ctx, _, _ = self._run or self._unprepared()
+        if ctx.control.pending or ctx.control.is_shared:
+            self._asked(control)
+        return control
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> Any:
         """An epoch ends."""
@@ -219,20 +223,22 @@ class TransformersHost(TrainerCallback, ExportableState, Host):  # type: ignore[
 
     def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """The model is called: in a step, with the next batch of it."""
-        spans = self._spans
-        if spans is None or not spans.is_open("run_step") or spans.is_open("validate"):
+        if self._run is None:
             return False
-        if not spans.is_open("run_batch"):
+        _, _, opened = self._run
+        if "run_step" not in opened or "validate" in opened:
+            return False
+        if "run_batch" not in opened:
             batch = kwargs or (args[0] if len(args) == 1 else args)
             is_scaled = kwargs.get("num_items_in_batch") is not None  # by the model
             self.begin_batch(batch, 1.0 if is_scaled else 1.0 / self._accumulated)
         return True
 
-    def end_forward(self, outputs: Any) -> Any:
+    def _returned(self, outputs: Any) -> Any:
         """The forward pass is over; its outputs hold the loss."""
-        found = super().end_forward(outputs)
-        if self.ctx is not None:
-            self.ctx.losses = named_losses(found)
+        ctx, _, _ = self._run or self._unprepared()
+        found = self.end_forward(outputs)
+        ctx.losses = named_losses(found)
         return found
 
     def _asked(self, control: Any) -> Any:

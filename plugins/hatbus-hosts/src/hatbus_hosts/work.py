@@ -44,33 +44,44 @@ def call_model(ctx: Context) -> Any:
     return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
 
+def may_skip_update(optimizer: Any) -> bool:
+    """Whether an optimizer may leave an update out: Accelerate's do so only with a loss scaler."""
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    return type(optimizer) is not AcceleratedOptimizer or optimizer.scaler is not None
+
+
 def named_losses(outputs: Any) -> dict[str, torch.Tensor]:
     """The loss in a model's outputs, under the name ``loss``; empty where there is none."""
     if isinstance(outputs, torch.Tensor):
         return {} if outputs.ndim else {"loss": outputs}
-    if isinstance(outputs, Mapping):
+    if isinstance(outputs, (dict, Mapping)):  # a dict is found out sooner
         found = outputs.get("loss")
     else:
         found = outputs[0] if isinstance(outputs, (tuple, list)) and outputs else None
-    return named_losses(found) if isinstance(found, torch.Tensor) else {}
+    return {"loss": found} if isinstance(found, torch.Tensor) and not found.ndim else {}
 
 
-def add_losses(
-    step: dict[str, torch.Tensor], batch: Mapping[str, torch.Tensor], weight: float
-) -> None:
-    """Adds a batch's losses to those of its step, in place.
+def more_losses(
+    step: dict[str, torch.Tensor] | None, batch: dict[str, torch.Tensor], weight: float
+) -> dict[str, torch.Tensor]:
+    """The losses of a step with one more batch's.
 
     Args:
-        step: name to 0-d loss.
+        step: name to 0-d loss; None: of no batch yet.
         batch: the same, of one batch.
         weight: the batch's share.
+
+    Returns:
+        The batch's own where it is all of the step.
     """
     if weight == 1.0 and not step:
-        step.update(batch)
-        return
+        return batch
+    found = dict(step or {})
     for name, loss in batch.items():
         share = loss.detach() * weight
-        step[name] = step[name] + share if name in step else share
+        found[name] = found[name] + share if name in found else share
+    return found
 
 
 class Heard:
@@ -83,13 +94,17 @@ class Heard:
         self._watching = ExitStack()
 
     def model(
-        self, model: torch.nn.Module, begin: Callable[[tuple[Any, ...], dict[str, Any]], bool]
+        self,
+        model: torch.nn.Module,
+        begin: Callable[[tuple[Any, ...], dict[str, Any]], bool],
+        end: Callable[[Any], Any],
     ) -> None:
         """Makes every call of a model a forward pass of the present batch.
 
         Args:
             model: whose ``forward`` is meant.
             begin: given a call's arguments, says whether it is one of the training's.
+            end: given the outputs of such a call, gives those to go on with.
         """
         self.nothing()
         host: Host = self._host
@@ -105,7 +120,7 @@ class Heard:
 
         def after(_: torch.nn.Module, _args: Any, outputs: Any) -> Any:
             if inside and inside.pop():
-                return host.end_forward(outputs)
+                return end(outputs)
             return outputs
 
         self._on_model += [
