@@ -11,6 +11,8 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from hatbus.errors import DataError
 
 _ACCEPTED: Final = "accepted: tensors that all have equally many rows"
+_ROW_NUMBERS: Final = (torch.int64, torch.int32, torch.int16)
+"""Types of indices; torch takes those of one byte for masks."""
 
 
 class TensorMapping(Dataset[dict[str, torch.Tensor]]):
@@ -93,9 +95,17 @@ class GatheredRows(Dataset[Any]):
 
     Args:
         samples: the data set, as ``Gathered`` takes it.
+
+    Raises:
+        DataError: its tensors require gradients, which no worker can hand over.
     """
 
     def __init__(self, samples: Any) -> None:
+        if any(one.requires_grad for one in _columns_of(samples)):
+            raise DataError(
+                "the data set's tensors require gradients, which do not flow out of a worker "
+                "process; detach them, or give num_workers=0"
+            )
         self.samples = samples
         self._gathered = Gathered(samples)
 
@@ -124,12 +134,15 @@ def as_gathered(batch: Any) -> Any:
 def can_be_gathered(dataset: Any) -> bool:
     """Whether a data set is plain tensors in memory: nothing is computed per sample."""
     while type(dataset) is Subset:
+        if not _are_rows(dataset.indices):
+            return False
         dataset = dataset.dataset
     if type(dataset) not in (TensorDataset, TensorMapping):
         return False
-    tensors = dataset.tensors
-    values = tensors.values() if isinstance(tensors, Mapping) else tensors
-    return all(type(one) is torch.Tensor and one.layout == torch.strided for one in values)
+    return all(
+        type(one) is torch.Tensor and one.layout == torch.strided and not one.is_nested
+        for one in _columns_of(dataset)
+    )
 
 
 def with_names(dataset: Any) -> Any:
@@ -138,12 +151,54 @@ def with_names(dataset: Any) -> Any:
     return TensorMapping(dataset) if is_named else dataset
 
 
+def _columns_of(dataset: Any) -> list[Any]:
+    """The tensors of a data set, also of one below subsets."""
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    tensors = dataset.tensors
+    return list(tensors.values() if isinstance(tensors, Mapping) else tensors)
+
+
+def _are_rows(indices: Any) -> bool:
+    """Whether the indices of a subset are whole numbers, each of one row."""
+    if not isinstance(indices, (list, tuple, range)) and not hasattr(indices, "__array__"):
+        return False
+    try:
+        found = torch.as_tensor(indices)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    kind = found.dtype
+    return found.dim() == 1 and not (
+        kind.is_floating_point or kind.is_complex or kind.itemsize == 1
+    )
+
+
 def _resolved(dataset: Any, order: torch.Tensor) -> tuple[Any, torch.Tensor]:
     """The tensors below subsets, and the rows of them that the indices mean."""
     while type(dataset) is Subset:
-        order = torch.as_tensor(dataset.indices, dtype=torch.int64)[order]
+        order = _picked(dataset.indices, order)
         dataset = dataset.dataset
+        order = _from_the_front(order, len(dataset))
     return dataset, order
+
+
+def _picked(indices: Any, order: torch.Tensor) -> torch.Tensor:
+    """Some of a subset's indices; a long list is not turned into a tensor for the sake of a few."""
+    if len(order) < len(indices) and not hasattr(indices, "dtype"):
+        return torch.tensor([indices[place] for place in order.tolist()], dtype=torch.int64)
+    return torch.as_tensor(indices, dtype=torch.int64)[order]
+
+
+def _from_the_front(order: torch.Tensor, rows: int) -> torch.Tensor:
+    """The same rows by numbers of 0 and more.
+
+    Raises:
+        IndexError: there is no such row; on a GPU nobody would say so in words.
+    """
+    wrong = order[(order < -rows) | (order >= rows)]
+    if len(wrong):
+        raise IndexError(f"a subset has index {int(wrong[0])} of a data set of {rows} rows")
+    return torch.where(order < 0, order + rows, order)
 
 
 def _check_rows(name: str, value: Any) -> None:

@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Mapping
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
@@ -92,6 +93,73 @@ def test_batches_are_those_of_torchs_collation(
         assert same(found, expected)
     assert same(list(gathered.each_once()), list(collated.each_once()))
     assert gathered.identity() == collated.identity()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_subset_may_count_from_the_end(workers: int) -> None:
+    rows = TensorDataset(torch.arange(10))
+    picked = Subset(Subset(rows, [5, -1, 7, -10]), [-1, 0, 1, -2])
+    data = loader(picked, 3, shuffle=False, num_workers=workers)
+    assert [batch[0].tolist() for batch in data] == [[0, 5, 9], [7]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("index", [10, -11])
+def test_an_index_that_no_row_has_is_named(index: int, workers: int) -> None:
+    picked = Subset(TensorDataset(torch.arange(10)), [1, index])
+    data = loader(picked, 2, shuffle=False, num_workers=workers)
+    with pytest.raises(IndexError, match=f"a subset has index {index} of a data set of 10 rows"):
+        list(data)
+
+
+class Numbers:
+    """Indices that are computed; to ask for one too many raises nothing."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, place: int) -> int:
+        return 2 * place
+
+
+@pytest.mark.parametrize(
+    ("indices", "expected"),
+    [
+        ([[0, 1], [2, 3]], [[[0, 1], [2, 3]]]),
+        ([slice(2), slice(3, 5)], [[[0, 1], [3, 4]]]),
+        (Numbers(), [[0, 2], [4, 6]]),
+        (numpy.array([3, 1]), [[3, 1]]),
+        (torch.tensor([3, 1]), [[3, 1]]),
+        ([torch.tensor(3), numpy.int64(1)], [[3, 1]]),
+        (range(8, 1, -3), [[8, 5], [2]]),
+    ],
+)
+def test_a_subset_may_have_any_indices_that_its_data_takes(indices: Any, expected: Any) -> None:
+    picked: Any = Subset(TensorDataset(torch.arange(10)), indices)
+    data = loader(picked, 2, shuffle=False)
+    assert [batch[0].tolist() for batch in data] == expected
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
+@pytest.mark.parametrize("indices", [[True, False], [0.0, 1.0], ["0", "1"]])
+def test_indices_that_the_data_refuses_are_refused(indices: Any) -> None:
+    picked = Subset(TensorDataset(torch.arange(10)), indices)
+    with pytest.raises((IndexError, RuntimeError, TypeError)):
+        list(loader(picked, 2, shuffle=False))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_rows_of_unequal_length_come_as_from_torch() -> None:
+    ragged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    data = loader(TensorDataset(ragged), 1, shuffle=False)
+    assert [tuple(batch[0].shape) for batch in data] == [(1, 2), (1, 3)]
+
+
+def test_tensors_that_require_gradients_are_refused_with_workers() -> None:
+    rows = TensorDataset(torch.ones(4, requires_grad=True))
+    for dataset in (rows, Subset(rows, [0, 1]), {"rows": rows.tensors[0]}):
+        with pytest.raises(DataError, match="do not flow out of a worker"):
+            loader(dataset, 2, num_workers=1)
 
 
 def test_the_position_is_read_when_an_iteration_begins() -> None:
