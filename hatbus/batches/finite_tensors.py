@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _LEAST_EXACT = 4
 """Bytes: sums of fewer are made in float32, where large finite numbers do not overflow."""
+_ALWAYS_FINITE = (getattr(torch, "float4_e2m1fn_x2", None),)
+"""Types that have neither NaN nor infinity, and with which torch does not reckon."""
 
 
 def not_finite(named: Iterable[tuple[str, Tensor]], *, nan_only: bool = False) -> Iterator[str]:
@@ -47,7 +49,7 @@ def _floats_of(tensor: Any) -> Tensor | None:
         local = local.to_local()
     if local.layout is torch.sparse_coo:
         local = local.coalesce().values()
-    if local.layout is not torch.strided or not local.numel():
+    if local.dtype in _ALWAYS_FINITE or local.layout is not torch.strided or not local.numel():
         return None
     found: Tensor = local.float() if local.element_size() == 1 else local
     return found

@@ -139,6 +139,7 @@ def test_large_finite_numbers_are_finite(dtype: torch.dtype) -> None:
 def test_what_holds_no_numbers_is_passed_over() -> None:
     lazy = nn.LazyLinear(2).weight
     odd = {"lazy": lazy, "meta": torch.ones(2, device="meta"), "whole": torch.ones(2).long()}
+    odd["packed"] = torch.ones(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
     assert list(not_finite({**odd, "empty": torch.ones(0)}.items())) == []
     bad = torch.tensor([1.0, 0, torch.inf, 0]).to_sparse()
     assert list(not_finite({"sparse": bad}.items())) == ["'sparse' (1 of 2 entries are inf)"]

@@ -166,6 +166,40 @@ def test_low_precision_weights_are_averaged_in_float32() -> None:
         assert model.weight.dtype is torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+        torch.float8_e4m3fnuz,
+        torch.float8_e5m2fnuz,
+        torch.float8_e8m0fnu,
+        torch.float4_e2m1fn_x2,
+    ],
+)
+def test_floats_of_one_byte_are_copied(kind: torch.dtype) -> None:
+    def codes(number: int) -> torch.Tensor:
+        return torch.full((3,), number, dtype=torch.uint8).view(kind)
+
+    class Recode:
+        @hookimpl(wrapper=True)
+        def optimizer_step(self, model: nn.Module, global_step_id: int) -> Iterator[None]:
+            result = yield
+            model.codes = codes(global_step_id)
+            return result
+
+    model = One()
+    model.register_buffer("codes", codes(0))
+    model.table = nn.Parameter(codes(9), requires_grad=False)
+    ema = ExponentialMovingAverage(0.9, 0)
+    trainer = run(SetTo(), Recode(), ema, model=model)
+    for name, expected in (("codes", [5] * 3), ("table", [9] * 3)):
+        assert ema.averages()[name].dtype is kind
+        assert ema.averages()[name].view(torch.uint8).tolist() == expected
+        with trainer.ctx.weights.showing("ema"):
+            assert getattr(model, name).view(torch.uint8).tolist() == expected
+
+
 def test_the_view_shows_the_average_and_gives_the_raw_weights_back() -> None:
     ema = ExponentialMovingAverage(0.9, 2)
     trainer = run(SetTo(), ema)

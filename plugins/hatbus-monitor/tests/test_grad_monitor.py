@@ -109,6 +109,18 @@ def test_a_sparse_gradient_of_nothing_has_no_norm() -> None:
     assert each_norm([gradient], float("inf")) == [0.0]
 
 
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, float("inf")])
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_floats_of_one_byte_have_the_norm_of_their_values(
+    kind: torch.dtype, norm_type: float
+) -> None:
+    weights = torch.tensor([3.0, -4.0])
+    expected = torch.linalg.vector_norm(weights, norm_type)
+    assert each_norm([weights.to(kind)], norm_type) == [expected]
+    packed = torch.ones(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    assert each_norm([packed], norm_type) == [0.0]
+
+
 @pytest.mark.parametrize("options", [{"log_freq": 0}, {"norm_type": 0}])
 def test_wrong_values_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(JobError, match="accepted: "):

@@ -11,6 +11,7 @@ from torch import nn
 
 from hatbus import hookimpl, plugin
 from hatbus.errors import JobError, NonFiniteError
+from hatbus_monitor.first_bad import bad_count, described
 from hatbus_monitor.nan_guard import NanGuard
 
 NAN = float("nan")
@@ -122,6 +123,30 @@ class Poisons:
 def test_bad_parameter_is_named(trainer) -> None:
     text = said(trainer([Poisons(), NanGuard()], model=Net()))
     assert "step 1: the first tensor that is not finite is the parameter 'head.bias'" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad"),
+    [
+        (torch.float8_e4m3fn, True),
+        (torch.float8_e5m2, True),
+        (torch.float8_e4m3fnuz, True),
+        (torch.float8_e8m0fnu, True),
+        (torch.float4_e2m1fn_x2, False),
+    ],
+)
+def test_floats_of_one_byte_are_looked_at(trainer, kind: torch.dtype, bad: bool) -> None:
+    model = Net()
+    codes = torch.zeros(4, dtype=torch.uint8)
+    model.stem.register_buffer("table", codes.view(kind))
+    if bad:
+        model.stem.table = torch.tensor([1.0, NAN, 1.0, 1.0]).to(kind)
+    text = said(trainer([Poisons(), NanGuard()], model=model))
+    found = "the parameter 'head.bias'"  # in the order of cause, parameters come first
+    assert f"the first tensor that is not finite is {found}" in text
+    assert bad_count(model.stem.table) == int(bad)
+    if bad:
+        assert described(model.stem.table, 1) == "of shape (4,): 1 of 4 entries are nan"
 
 
 def test_seldom_checks_say_that_the_fault_may_be_older(trainer) -> None:

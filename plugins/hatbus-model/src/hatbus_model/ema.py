@@ -43,8 +43,9 @@ class ExponentialMovingAverage:
     """Keeps ``v = d * v + (1 - d) * m`` of every parameter and floating buffer ``m``.
 
     ``d = decay * (1 - exp(-x / decay_base))`` at the ``x``-th committed update, from 1; a step
-    whose update was skipped does not count. Integer buffers are copied, non-persistent ones left
-    alone. The average of a float16 or bfloat16 tensor is kept in float32.
+    whose update was skipped does not count. Integer buffers are copied, as are floats of one byte
+    (float8, which a scale elsewhere gives meaning); non-persistent buffers are left alone. The
+    average of a float16 or bfloat16 tensor is kept in float32.
 
     Training and checkpoints see the raw weights, always. The average is the weight view ``view``
     (``with ctx.weights.showing("ema"):``), which validation and export enter; it is saved as this

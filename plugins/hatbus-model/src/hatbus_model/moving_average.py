@@ -27,6 +27,8 @@ _FIXED: Final = ("running_mean", "running_var", "num_batches_tracked")
 _OBSERVERS: Final = ("FakeQuantizeBase", "ObserverBase")
 WARMUPS: Final = ("exponential", "power")
 _LOW: Final = (torch.float16, torch.bfloat16)
+_SMALLEST: Final = 2
+"""Bytes of what can be averaged: floats of one are codes, which a scale elsewhere gives meaning."""
 
 
 def decay_at(update: int, decay: float, decay_base: float) -> float:
@@ -124,7 +126,8 @@ def averaged_dtype(tensor: Tensor) -> torch.dtype:
 
 def is_averaged(tensor: Tensor) -> bool:
     """Whether a tensor can be averaged (otherwise it is copied)."""
-    return tensor.is_floating_point() or tensor.is_complex()
+    is_number = tensor.is_floating_point() or tensor.is_complex()
+    return is_number and tensor.element_size() >= _SMALLEST
 
 
 @dataclass(frozen=True, slots=True)

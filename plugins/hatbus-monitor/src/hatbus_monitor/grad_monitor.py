@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from hatbus.parallel import largest_magnitudes
 
 if TYPE_CHECKING:
     from hatbus import Context
+
+_TWO_IN_A_BYTE: Final = getattr(torch, "float4_e2m1fn_x2", None)
 
 
 @plugin(stage="monitor", everywhere=True)
@@ -131,9 +133,15 @@ def each_norm(tensors: Sequence[Tensor | None], norm_type: float) -> list[Tensor
 
 
 def stored(tensor: Tensor) -> Tensor:
-    """What a sparse tensor stores, or a zero if that is nothing; a dense tensor as it is."""
+    """What a sparse tensor stores, or a zero if that is nothing; a dense tensor as it is.
+
+    Floats of one byte, with which torch hardly reckons, come in float32; of two in a byte, a zero.
+    """
+    if tensor.dtype is _TWO_IN_A_BYTE:
+        return torch.zeros(1, device=tensor.device)
     if not tensor.is_sparse:
-        return tensor
+        is_small = tensor.is_floating_point() and tensor.element_size() == 1
+        return tensor.float() if is_small else tensor
     values = tensor.coalesce().values()
     return values if values.numel() else values.new_zeros(1)
 
