@@ -44,6 +44,26 @@ def test_a_run_that_goes_on_from_a_saved_state_ends_as_one_in_one_go(steps: int)
     assert torch.equal(weights["weight"], expected["weight"])
 
 
+def test_a_state_that_is_saved_inside_a_step_leaves_that_step_to_do() -> None:
+    places: dict[str, list[int]] = {}
+    host = HandWritten([Mean()])
+
+    class Saves:
+        @hookimpl
+        def on_batch_begin(self, ctx: Context) -> None:
+            places[f"{ctx.global_step_id} before"] = host.state_dict()["position"]
+
+        @hookimpl
+        def on_optimizer_step_end(self, ctx: Context) -> None:
+            places[f"{ctx.global_step_id} after"] = host.state_dict()["position"]
+
+    host.bus.register(Saves(), "saves")
+    run(host)
+    assert places["2 before"] == [0, 2, 2]
+    assert places["2 after"] == [0, 3, 3]
+    assert places["5 before"] == [1, 1, 5]
+
+
 def test_states_are_given_back_before_those_who_report_prepare() -> None:
     heard: list[str] = []
 
@@ -124,6 +144,24 @@ def test_a_host_that_is_given_a_way_to_save_is_asked_for_it() -> None:
     reasons: list[str] = []
     run(HandWritten([Saves()], save=reasons.append), epochs=1)
     assert reasons == ["it is time"] * STEPS
+
+
+def test_a_validation_that_is_asked_for_comes_once() -> None:
+    class Asks:
+        @hookimpl
+        def on_epoch_end(self, ctx: Context) -> None:
+            ctx.control.validate("it is time")
+
+    heard = Recorder()
+
+    def validate(reason: str) -> None:
+        host.begin_validation()
+        host.end_validation({"score": 1.0})
+
+    host = HandWritten([Asks(), heard], validate=validate)
+    run(host)
+    names = [event for event, *_ in heard.heard if "validation" in event]
+    assert names == ["on_validation_begin", "on_validation_end"]
 
 
 def test_a_plugin_may_say_itself_what_it_asks_for() -> None:

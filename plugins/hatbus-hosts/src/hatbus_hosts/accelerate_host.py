@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from hatbus import hookimpl
+from hatbus.log import log
 from hatbus_hosts.capabilities import ACCELERATE
 from hatbus_hosts.host import Host
 from hatbus_hosts.needs import is_replaced
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 _CALLS: Final = ("forward", "compute_loss", "backward")
 """The spans whose work the loop gives the host to do."""
+_NO_STEP = (
+    "AccelerateHost: step %d came to its end without host.step(), so plugins hear of no update "
+    "there; call host.step() in the place of optimizer.step()"
+)
 
 
 class _Calls(Work):
@@ -100,7 +105,7 @@ class AccelerateHost(Host):
         super().__init__(plugins, work=self._calls, **options)
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.data_loader, self.num_epochs = data_loader, num_epochs
-        self._stopped = ""
+        self._stopped, self._is_told = "", False
         self._may_skip = True
         self._free_at = dict.fromkeys(_CALLS, -1)
         accelerator.register_for_checkpointing(self)
@@ -124,6 +129,7 @@ class AccelerateHost(Host):
             steps_per_epoch=per_epoch,
             total_steps=total,
         )
+        accelerator.step = 0  # a run goes on with the first batch of a step
         return self
 
     def __exit__(
@@ -161,7 +167,7 @@ class AccelerateHost(Host):
         Args:
             loader: by default ``data_loader``.
         """
-        (ctx, _), accelerator = self.running(), self.accelerator
+        (ctx, spans), accelerator = self.running(), self.accelerator
         control = ctx.control
         given: Any = self.data_loader if loader is None else loader
         done = ctx.position.step * accelerator.gradient_accumulation_steps
@@ -172,6 +178,9 @@ class AccelerateHost(Host):
             self.begin_batch(batch, weight)
             yield batch
             if state.sync_gradients:
+                if "run_batch" in spans.opened and not self._is_told:
+                    self._is_told = True
+                    log.warning(_NO_STEP, ctx.global_step_id)
                 self.end_step()
                 if control.pending or control.is_shared:
                     self._serve()
@@ -264,6 +273,12 @@ class AccelerateHost(Host):
         """Whether any plugin hears of a call, surrounds or replaces it, as the bus is now."""
         self._look_again(*self.running())
         return self._free_at[span] != self.bus.freezes
+
+    def settle(self) -> None:
+        """Ends the step where ``step`` is behind it: the loop saves before it asks for a batch."""
+        _, spans = self.running()
+        if next(reversed(spans.opened), "") == "run_step":
+            self.end_step()
 
     # ---- the rest -----------------------------------------------------------------------------
 

@@ -54,14 +54,10 @@ class Events:
         ctx, spans, opened = self._run or self._unprepared()
         if "run_epoch" in opened:
             return
-        position, known = ctx.position, ctx.steps_per_epoch
-        is_left_over = known is not None and position.step >= known > 0
-        ctx.epoch_id, ctx.step_id = position.epoch, position.step - is_left_over
-        ctx.global_step_id = position.global_step - is_left_over
+        position = ctx.position
+        ctx.epoch_id, ctx.step_id = position.epoch, position.step
+        ctx.global_step_id = position.global_step
         spans.enter("run_epoch")
-        if is_left_over:  # saved after an epoch's last step: its end is still to come
-            self.end_epoch()
-            self.begin_epoch()
 
     def end_epoch(self, *, is_complete: bool = True) -> None:
         """An epoch ends.

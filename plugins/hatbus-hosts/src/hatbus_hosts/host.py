@@ -36,7 +36,7 @@ from hatbus.evaluation import StepLosses
 from hatbus.log import log
 from hatbus.loop import OpenSpans, Position
 from hatbus.parallel import act_together
-from hatbus_hosts.needs import Capabilities, check_needs, check_writes, is_read
+from hatbus_hosts.needs import Capabilities, check_needs, check_writes, is_read, is_replaced
 from hatbus_hosts.states import Resume, check_taken, saved_state
 from hatbus_hosts.straight import StraightEvents
 from hatbus_hosts.work import Heard, Work, call_model
@@ -116,7 +116,7 @@ class Host(StraightEvents):
                 more[row] = True
             elif str(self.capabilities[row]).startswith(f"with {wish}="):
                 more[row] = False
-        if any(not impl.wrapper for impl in self.bus.implementations("validate")):
+        if is_replaced(self.bus, "validate"):
             more["request validate"] = True  # a plugin does it
         return Capabilities({**self.capabilities, **more})
 
@@ -174,11 +174,29 @@ class Host(StraightEvents):
         self.heard.structure(ctx)
         try:
             spans.enter("run_loop")
+            self._end_left_over(ctx, spans)
         except BaseException as error:
             self.fail(error)
             raise
         self._since = time.perf_counter()
         return ctx
+
+    def _end_left_over(self, ctx: Context, spans: OpenSpans) -> None:
+        """Ends an epoch that was saved after its last step, whose end is still to come."""
+        position = ctx.position
+        if self.is_left_over(position, ctx.steps_per_epoch):
+            ctx.step_id, ctx.global_step_id = position.step - 1, position.global_step - 1
+            spans.enter("run_epoch")
+            self.end_epoch()
+
+    def is_left_over(self, position: Position, steps: int | None) -> bool:
+        """Whether a run goes on behind the last step of an epoch.
+
+        Args:
+            position: of the run.
+            steps: of an epoch, if that is known.
+        """
+        return steps is not None and position.step >= steps > 0
 
     def end(self) -> None:
         """The run is over."""
@@ -253,7 +271,7 @@ class Host(StraightEvents):
             return
         for request in self.requests():
             served: object = False
-            if request.wish == "validate":
+            if request.wish == "validate" and is_replaced(self.bus, "validate"):
                 served = ctx.emit.validate(ctx, request.reason)
             how = self._ways.get(request.wish) or do.get(request.wish)
             if served is False and how is not None:
@@ -269,7 +287,12 @@ class Host(StraightEvents):
         """What plugins keep, and where the run is; ``save_checkpoint`` is wrapped around this."""
         if self.ctx is None or self._spans is None:
             return {}
+        if self.is_running:
+            self.settle()
         return saved_state(self.ctx, self._spans, self.is_running)
+
+    def settle(self) -> None:
+        """Before a save: ends the step, where its update is behind it and only its end to come."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes a state; plugins get theirs when the run begins.

@@ -69,7 +69,7 @@ class IgniteHost(Host):
         epochs = state.max_epochs
         total = None if per_epoch is None or epochs is None else per_epoch * epochs
         done = 0 if not length else state.iteration % length
-        self._batches = done % accumulated
+        self._batches = state.iteration % accumulated  # an engine counts on over epochs
         self.begin(
             model=self.model,
             optimizer=self.optimizer,
@@ -83,6 +83,11 @@ class IgniteHost(Host):
         if self._loss is not None:
             self.heard.loss(self._loss)
         self.heard.optimizer(self.optimizer, self._before_update, self._after_update)
+
+    def is_left_over(self, position: Position, steps: int | None) -> bool:
+        """By the engine's own count: an epoch begins with the rest of a step of the one before."""
+        iteration, length = self.engine.state.iteration, self.engine.state.epoch_length
+        return bool(position.step and length and iteration % length == 0)
 
     # An engine whose error somebody swallows goes on; for plugins the run is over: `has_failed`.
 
@@ -108,17 +113,33 @@ class IgniteHost(Host):
             self._batches = 0
             self.end_step()
 
+    def settle(self) -> None:
+        """Ends a step that is over: who saves may be told of an iteration before this is."""
+        from ignite.engine import Events
+
+        (ctx, _), state = self.running(), self.engine.state
+        is_done = self.engine.last_event_name == Events.ITERATION_COMPLETED
+        ends_epoch = is_done and state.epoch_length and state.iteration % state.epoch_length == 0
+        if ctx.committed or ends_epoch:
+            self._end_iteration()
+        if ends_epoch:
+            self.end_step()
+
     def _iteration_completed(self) -> None:
         if self.has_failed:
             return
+        ctx, _, _ = self._run or self._unprepared()
+        self._end_iteration()
+        if ctx.control.pending or ctx.control.is_shared:
+            self._asked()
+
+    def _end_iteration(self) -> None:
         ctx, _, opened = self._run or self._unprepared()
         if "run_batch" in opened:
             self.end_batch(None if ctx.losses else named_losses(self.engine.state.output))
         if "run_step" in opened and (ctx.committed or self._batches >= self._accumulated):
             self._batches = 0
             self.end_step()
-        if ctx.control.pending or ctx.control.is_shared:
-            self._asked()
 
     def _epoch_completed(self) -> None:
         if not self.has_failed:

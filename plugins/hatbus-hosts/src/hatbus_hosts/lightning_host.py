@@ -78,25 +78,22 @@ class LightningHost(Host, Callback):  # type: ignore[misc]  # typed as Any
                 f"{len(trainer.optimizers)}"
             )
         self._accumulated = trainer.accumulate_grad_batches
-        batches = trainer.num_training_batches
-        is_known = batches != math.inf
-        per_epoch = math.ceil(batches / self._accumulated) if is_known else None
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        per_epoch = self._steps_per_epoch(trainer)
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed // self._accumulated
+        is_over = per_epoch is not None and done >= per_epoch  # of an epoch that a fit before ended
         total = trainer.estimated_stepping_batches
         model = self._model_in(pl_module)
-        max_steps = trainer.max_steps if trainer.max_steps >= 0 else None
+        in_steps = trainer.max_steps >= 0 and total in (trainer.max_steps, math.inf)
         self.begin(
             model=model,
             optimizer=trainer.optimizers[0],
             device=pl_module.device,
-            position=Position(
-                trainer.current_epoch, done // self._accumulated, trainer.global_step
-            ),
+            position=Position(trainer.current_epoch, 0 if is_over else done, trainer.global_step),
             writes=_writes(trainer),
             data_loader=trainer.train_dataloader,
             scaler=getattr(trainer.precision_plugin, "scaler", None),
-            num_epochs=trainer.max_epochs if max_steps is None else None,
-            num_steps=max_steps,
+            num_epochs=None if in_steps or trainer.max_epochs == -1 else trainer.max_epochs,
+            num_steps=trainer.max_steps if in_steps else None,
             steps_per_epoch=per_epoch,
             total_steps=int(total) if total != math.inf else None,
         )
@@ -117,6 +114,10 @@ class LightningHost(Host, Callback):  # type: ignore[misc]  # typed as Any
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """A batch begins."""
+        if trainer.accumulate_grad_batches != self._accumulated:  # from this epoch on
+            self._accumulated = trainer.accumulate_grad_batches
+            ctx, _ = self.running()
+            ctx.steps_per_epoch = self._steps_per_epoch(trainer)
         self.begin_batch(batch, 1.0 / self._accumulated)
         if not self._module:
             self.begin_forward()
@@ -157,8 +158,8 @@ class LightningHost(Host, Callback):  # type: ignore[misc]  # typed as Any
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """An epoch ends."""
         ctx, _ = self.running()
-        known = ctx.steps_per_epoch
-        self.end_epoch(is_complete=known is None or ctx.position.step >= known)
+        is_cut = trainer.should_stop or trainer.global_step == trainer.max_steps
+        self.end_epoch(is_complete=not is_cut or ctx.steps_per_epoch is None)
         self._asked(trainer)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -188,6 +189,10 @@ class LightningHost(Host, Callback):  # type: ignore[misc]  # typed as Any
         except Exception as error:  # noqa: BLE001 - nobody knows what the user's module takes
             log.info("the model cannot be called with a batch alone (%s)", error)
             return {}
+
+    def _steps_per_epoch(self, trainer: Any) -> int | None:
+        batches = trainer.num_training_batches
+        return None if batches == math.inf else math.ceil(batches / self._accumulated)
 
     def _model_in(self, pl_module: Any) -> Any:
         found = pl_module

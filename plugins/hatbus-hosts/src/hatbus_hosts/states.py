@@ -62,7 +62,11 @@ class Resume:
 
 
 def saved_state(ctx: Context, spans: OpenSpans, is_running: bool) -> dict[str, Any]:
-    """What plugins keep, and where the run is, as plain data and tensors."""
+    """What plugins keep, and where the run is, as plain data and tensors.
+
+    A step without its update is not behind the run yet: its gradients are in no checkpoint.
+    """
+    begun = int(is_running and "run_step" in spans.opened and not ctx.committed)
     if is_running:
         spans.enter("save_checkpoint", reason="checkpoint of the host")
     plugins = ctx.bus.state_dict()
@@ -72,7 +76,7 @@ def saved_state(ctx: Context, spans: OpenSpans, is_running: bool) -> dict[str, A
     return {
         "plugins": plugins,
         "versions": {name: state_version(ctx.bus.members[name].plugin) for name in plugins},
-        "position": [place.epoch, place.step, place.global_step],
+        "position": [place.epoch, place.step - begun, place.global_step - begun],
         "updates": ctx.updates,
     }
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 FILE = "hatbus.pt"
 """The plugins' states in a checkpoint's folder."""
+_NO_LOSS = (
+    "%s: the model returns no loss, so plugins hear of none; the trainer computes it itself "
+    "(label_smoothing_factor, compute_loss_func, or a compute_loss of its own)"
+)
 _living: WeakSet[TransformersHost] = WeakSet()
 
 
@@ -69,6 +73,7 @@ class TransformersHost(TrainerCallback, ExportableState, Host):  # type: ignore[
         self._given = None if states is None else Path(states)
         self._folder: Path | None = None
         self._accumulated, self._may_skip = 1, True
+        self._is_told = False
         self._token = ""
         _living.add(self)
 
@@ -96,14 +101,16 @@ class TransformersHost(TrainerCallback, ExportableState, Host):  # type: ignore[
         self._check_place(self._resume.place(place)[0].global_step, step)
         self._accumulated = args.gradient_accumulation_steps
         self._may_skip = may_skip_update(optimizer)
+        whole = None if per_epoch is None else per_epoch * state.num_train_epochs
+        in_epochs = args.max_steps <= 0 and whole in (None, state.max_steps)
         self.begin(
             model=model,
             optimizer=raw,
             position=place,
             writes=_writes(args),
             data_loader=loader,
-            num_epochs=state.num_train_epochs if args.max_steps <= 0 else None,
-            num_steps=args.max_steps if args.max_steps > 0 else None,
+            num_epochs=state.num_train_epochs if in_epochs else None,
+            num_steps=None if in_epochs else state.max_steps,
             steps_per_epoch=per_epoch,
             total_steps=state.max_steps,
         )
@@ -238,7 +245,10 @@ class TransformersHost(TrainerCallback, ExportableState, Host):  # type: ignore[
         """The forward pass is over; its outputs hold the loss."""
         ctx, _, _ = self._run or self._unprepared()
         found = self.end_forward(outputs)
-        ctx.losses = named_losses(found)
+        losses = ctx.losses = named_losses(found)
+        if not losses and not self._is_told:
+            self._is_told = True
+            log.warning(_NO_LOSS, self.name)
         return found
 
     def _asked(self, control: Any) -> Any:

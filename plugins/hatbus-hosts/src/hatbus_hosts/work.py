@@ -52,13 +52,21 @@ def may_skip_update(optimizer: Any) -> bool:
 
 
 def named_losses(outputs: Any) -> dict[str, torch.Tensor]:
-    """The loss in a model's outputs, under the name ``loss``; empty where there is none."""
+    """The loss in a model's outputs, under the name ``loss``; empty where there is none.
+
+    Args:
+        outputs: of a model, or of an engine of Ignite, which may be the loss as a plain number.
+    """
+    if isinstance(outputs, float):
+        return {"loss": torch.tensor(outputs)}
     if isinstance(outputs, torch.Tensor):
         return {} if outputs.ndim else {"loss": outputs}
     if isinstance(outputs, (dict, Mapping)):  # a dict is found out sooner
         found = outputs.get("loss")
     else:
         found = outputs[0] if isinstance(outputs, (tuple, list)) and outputs else None
+    if isinstance(found, float):
+        return {"loss": torch.tensor(found)}
     return {"loss": found} if isinstance(found, torch.Tensor) and not found.ndim else {}
 
 
