@@ -50,6 +50,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 def histogram(values: Tensor) -> tuple[list[int], list[float]]:
     """Counts (bins,) and edges (bins + 1,) of the finite values of a tensor."""
-    array = values.detach().cpu().double().numpy().ravel()
+    own = values.detach().cpu().double().clone()  # a tensor that numpy has can never be resized
+    array = own.numpy().ravel()
     counts, edges = np.histogram(array[np.isfinite(array)], BINS)
     return counts.tolist(), edges.tolist()

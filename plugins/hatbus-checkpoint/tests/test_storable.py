@@ -77,6 +77,29 @@ def test_buffers_of_odd_kinds_go_on_as_they_are(tmp_path: Path) -> None:
         assert before[name].tolist() == after[name].tolist(), name
 
 
+@pytest.mark.parametrize("options", [{}, {"incremental": True}, {"async_save": True}])
+def test_what_was_saved_can_still_be_resized_in_place(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    class Queue(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen.resize_(len(self.seen) + 1)[-1] = len(self.seen)
+            return super().forward(x)
+
+    model = Queue(3, 1)
+    model.register_buffer("seen", torch.zeros(0))
+    saves = Checkpoint(str(tmp_path), save_interval=1, interval_by="step", **options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    Trainer(model, optimizer, DATA, nn.functional.mse_loss, [saves]).fit(num_steps=3)
+    for steps in (1, 2, 3):
+        (entry,) = [
+            entry
+            for entry in CheckpointFolder(tmp_path).entries()
+            if entry.manifest["progress"]["global_step"] == steps
+        ]
+        assert Saved(entry).model()["seen"].tolist() == list(map(float, range(steps)))
+
+
 def test_a_tensor_of_one_element_with_a_stride_of_its_own_is_saved(tmp_path: Path) -> None:
     class LastScore:
         def __init__(self) -> None:

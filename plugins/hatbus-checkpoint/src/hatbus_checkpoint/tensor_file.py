@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -105,9 +106,11 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def as_bytes(tensor: torch.Tensor | Parts) -> memoryview:
-    """The elements of a tensor in row-major order, as bytes; of one in parts it is read now."""
-    tensor = whole_of(tensor)
-    array: Any = flat_bytes(tensor).numpy()
+    """The elements of a tensor in row-major order, as bytes; of one in parts it is read now.
+
+    By DLPack, since ``Tensor.numpy`` forbids that the tensor is ever resized again.
+    """
+    array: Any = np.from_dlpack(flat_bytes(whole_of(tensor)))
     return memoryview(array)
 
 
