@@ -37,6 +37,15 @@ class Sees:
         self.gradients.append(all(p.grad is not None for p in ctx.model.parameters()))
 
 
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_host_has_no_more_attributes_than_python_keeps_in_an_object(
+    name: str, tmp_path: Path
+) -> None:
+    """With more than 30 each of them, and each method, takes longer to find."""
+    _, host = run(name, {}, tmp_path, 1)
+    assert len(vars(host)) <= 30
+
+
 def test_the_learning_rate_at_a_steps_end_is_the_steps_own_in_transformers(tmp_path: Path) -> None:
     sees = Sees()
     run("transformers", [sees], tmp_path, arguments={"lr_scheduler_type": "linear"})

@@ -356,8 +356,9 @@ def test_a_step_of_some_batches_is_told_alike_whether_or_not_its_spans_are_surro
         for committed in (True, False, None, True):
             for (x, y), weight in zip(batches(), weights, strict=False):
                 host.begin_batch((x, y), weight)
-                outs = model(x)
-                host.end_batch({"loss": nn.functional.mse_loss(outs, y)})
+                loss = nn.functional.mse_loss(model(x), y)
+                host.begin_backward({"loss": loss}, loss)
+                host.end_backward()  # what comes next ends the batch
             if committed is not None:
                 host.begin_update()
                 host.end_update(committed=committed)
@@ -388,4 +389,34 @@ def test_who_joins_at_a_moment_of_a_step_hears_the_rest_of_it(event: str) -> Non
         run(HandWritten([joins, Recorder(), *around]), epochs=1)
         told.append((late.heard, surrounds.steps))
     assert told[0] == told[1]
-    assert {step for _, step in told[0][1]} >= {2, 3}
+    spans = ("run_step", "run_batch", "forward", "optimizer_step")
+    assert {(span, step) for span in spans for step in (2, 3)} <= {*told[0][1]}
+
+
+class Clips:
+    """Clips the gradients of every step."""
+
+    times = 0
+
+    @hookimpl
+    def clip_gradients(self) -> bool:
+        self.times += 1
+        return True
+
+
+class Updates:
+    """Stands around every update."""
+
+    times = 0
+
+    @hookimpl(wrapper=True)
+    def optimizer_step(self) -> Generator[None, Any, Any]:
+        self.times += 1
+        return (yield)
+
+
+@pytest.mark.parametrize("kind", [Clips, Updates])
+def test_who_has_a_part_in_updates_alone_has_it_in_every_one(kind: type) -> None:
+    plugin_ = kind()
+    run(HandWritten([Counts(), plugin_]))
+    assert plugin_.times == 2 * STEPS

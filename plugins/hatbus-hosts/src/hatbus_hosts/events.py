@@ -40,7 +40,7 @@ class Events:
         self._run: Run | None = None
         self._losses: dict[str, torch.Tensor] | None = None
         self._since, self.is_updating, self.has_failed = 0.0, False, False
-        self._freezes, self._clips = -1, True
+        self._freezes = -1
 
     @property
     def is_running(self) -> bool:
@@ -193,7 +193,7 @@ class Events:
         ctx, spans, _ = self._run or self._unprepared()
         self._look_again(ctx, spans)
         ctx.grad_norm, decide = None, ctx.emit.skip_update
-        if decide is None and not self._clips:
+        if not is_decided(ctx):
             return []
         self.is_updating = True
         try:
@@ -253,10 +253,8 @@ class Events:
             self._look(ctx, spans)
 
     def _look(self, ctx: Context, spans: OpenSpans) -> None:
-        """Sees whether any plugin clips gradients."""
+        """Sees what is to be known of the plugins as they are now; none of it matters here."""
         self._freezes = ctx.bus.freezes
-        clip = getattr(ctx.emit.clip_gradients, "__func__", None)
-        self._clips = clip is not BatchProcessor.clip_gradients
 
     def running(self) -> tuple[Context, OpenSpans]:
         """The run that is under way: its state, and what is open in it.
@@ -271,3 +269,9 @@ class Events:
             f"{self.name} was attached in the middle of a run, so plugins could not prepare "
             "for it (on_loop_begin); attach it before the run starts"
         )
+
+
+def is_decided(ctx: Context) -> bool:
+    """Whether a plugin clips gradients or has a say in the update."""
+    clip = getattr(ctx.emit.clip_gradients, "__func__", None)
+    return clip is not BatchProcessor.clip_gradients or ctx.emit.skip_update is not None

@@ -92,10 +92,9 @@ class Host(StraightEvents):
     ) -> None:
         self.bus = plugins if isinstance(plugins, Bus) else Bus(plugins)
         super().__init__()
-        self.run_dir = None if run_dir is None else Path(run_dir)
-        self.seed, self.drop_plugin_state = seed, tuple(drop_plugin_state)
+        self._settings = {"run_dir": None if run_dir is None else Path(run_dir), "seed": seed}
         self._ways = {"save": save, "validate": validate}
-        self._resume, self.heard = Resume(self), Heard(self)
+        self._resume, self.heard = Resume(drop_plugin_state), Heard(self)
         self._hearing: torch.nn.Module | None = None
         if RESUME in self.bus.members:
             raise PluginError("this bus has a host already; give each host plugins of its own")
@@ -159,9 +158,8 @@ class Host(StraightEvents):
             model=model,
             optimizer=optimizer,
             device=device or first.device,
-            run_dir=self.run_dir,
-            seed=self.seed,
             world_size=world,
+            **self._settings,
             **values,
         )
         act_together(ctx)
@@ -301,7 +299,7 @@ class Host(StraightEvents):
             CheckpointError: there is a state of a plugin that is not here.
         """
         if state:
-            check_taken(self.bus, state["plugins"], self.drop_plugin_state)
+            check_taken(self.bus, state["plugins"], self._resume.dropped)
             self._resume.state = dict(state)
 
     def checkpoint_saved(self, path: str | Path) -> None:

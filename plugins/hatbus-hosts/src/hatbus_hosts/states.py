@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from hatbus import Bus, Context
     from hatbus.loop import OpenSpans
-    from hatbus_hosts.host import Host
 
 
 NOTHING_SAVED: Final = "the checkpoint was saved without a %s: its plugins begin anew"
@@ -25,13 +24,17 @@ NOTHING_SAVED: Final = "the checkpoint was saved without a %s: its plugins begin
 class Resume:
     """Gives plugins their states back when a run begins, at the place where hatbus does that.
 
+    Args:
+        dropped: names whose states are left out.
+
     Attributes:
         state: of a host, from ``saved_state``; empty: nothing to give back.
+        dropped: as given.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, dropped: Sequence[str]) -> None:
         self.state: dict[str, Any] = {}
-        self._host = host
+        self.dropped = tuple(dropped)
 
     @hookimpl
     def on_loop_begin(self, ctx: Context) -> None:
@@ -39,8 +42,7 @@ class Resume:
         state, self.state = self.state, {}
         if not state:
             return
-        dropped = self._host.drop_plugin_state
-        plugins = {n: s for n, s in state["plugins"].items() if n not in dropped}
+        plugins = {n: s for n, s in state["plugins"].items() if n not in self.dropped}
         new = [
             member.name
             for member in ctx.bus.members.values()

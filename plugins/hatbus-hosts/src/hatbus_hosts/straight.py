@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from hatbus_hosts.events import Events
+from hatbus_hosts.events import Events, is_decided
 from hatbus_hosts.work import more_losses
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ class StraightEvents(Events):
     Between two steps of a training every call, and every line of Python, finds the processor's
     caches cold and costs four times what it does in a loop of its own. So a method here asks one
     question, whether the bus is still as it was looked at, or whether the innermost span is the one
-    to end and was opened here. Whatever else there may be is for the method of ``Events``.
+    to end and was opened here. Whatever else there may be is for the method of ``Events``. For the
+    same reason a host has at most 30 attributes: what an object has beyond that is slow to find.
     """
 
     bus: Bus
@@ -222,5 +223,5 @@ class StraightEvents(Events):
         self._forward, self._update = spans.plain("forward"), spans.plain("optimizer_step")
         is_plain = self._step is not None and self._batch is not None
         self._steps_at = freezes if is_plain else -1
-        is_undecided = not self._clips and ctx.emit.skip_update is None
-        self._update_at = freezes if self._update is not None and is_undecided else -1
+        is_plain = self._update is not None and not is_decided(ctx)
+        self._update_at = freezes if is_plain else -1
