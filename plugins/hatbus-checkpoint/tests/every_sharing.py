@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_incremental import newest_first, states_in
+from fine_tuning import newest_first, states_in
 
 sys.path.pop(0)
 

@@ -40,7 +40,9 @@ def main(folder: Path) -> None:
     codes = {}
     for name, (how, ends, options) in RUNS.items():
         saves = {"save_interval": 1, "save_hash": False, **options}
-        codes[name] = [code for steps in ends for code in go(2, folder / name, how, steps, **saves)]
+        codes[name] = [
+            code for steps in ends for code in go(f"{how}-2", folder / name, steps, **saves)
+        ]
     print(json.dumps(codes), flush=True)
 
 

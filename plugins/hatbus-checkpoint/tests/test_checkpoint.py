@@ -261,7 +261,7 @@ def test_a_full_disk_is_told_with_bytes_and_leaves_the_old_ones(
     class Fills:
         @hookimpl
         def on_checkpoint_saved(self) -> None:
-            monkeypatch.setattr(durable, "write_file", full)
+            monkeypatch.setattr(durable, "write_files", full)
 
     trainer = tiny(tmp_path, {"fills": Fills()}, save_hash=False, async_save=asynchronous)
     with pytest.raises(SaveError, match=r"needs \d+ bytes, [\d,]+ bytes are free"):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import os
 import random
 import shutil
 import sys
@@ -15,24 +12,10 @@ from typing import Any, cast
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import nn
 
-from hatbus import Trainer, hookimpl, plugin
 from hatbus.errors import CheckpointError, JobError
-from hatbus_checkpoint import (
-    Checkpoint,
-    InitFrom,
-    finite_file,
-    listing,
-    manifest,
-    pieces,
-    tensor_file,
-    weights_of,
-)
-from hatbus_checkpoint.exchange import to_hat, to_single
+from hatbus_checkpoint import finite_file, manifest, pieces, tensor_file
 from hatbus_checkpoint.folder import CheckpointFolder, entry_of
-from hatbus_checkpoint.restore import Saved
 from hatbus_checkpoint.saving import Saves
 from hatbus_checkpoint.sharded.peers import Peers
 from hatbus_checkpoint.snapshot import Snapshot
@@ -40,7 +23,7 @@ from hatbus_checkpoint.tensor_file import as_bytes
 from hatbus_checkpoint.unchanged import digests, unchanged
 
 sys.path.insert(0, str(Path(__file__).parent))
-from runs import state_in
+from fine_tuning import Thaws, fine_tuning, inodes, newest_first, states_in
 
 sys.path.pop(0)
 
@@ -60,91 +43,6 @@ ALONE: Any = Peers(cast("Any", SimpleNamespace(rank=0, world_size=1, control=Non
 @pytest.fixture(autouse=True)
 def _small_files_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unchanged, "LEAST", 64)
-
-
-class Net(nn.Module):
-    """A frozen body with a buffer, and a trained head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Linear(64, 64).requires_grad_(False)
-        self.norm = nn.BatchNorm1d(64, affine=False)
-        self.register_buffer("table", torch.arange(640.0))
-        self.head = nn.Linear(64, 1)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.head(self.norm(self.body(inputs)))
-
-
-@plugin(stage="average")
-class Average:
-    """An average of all weights: that of the frozen ones is equal to them."""
-
-    def __init__(self) -> None:
-        self.averages: dict[str, torch.Tensor] = {}
-
-    @hookimpl
-    def on_loop_begin(self, model: nn.Module) -> None:
-        self.averages = self.averages or {
-            n: p.detach().clone() for n, p in model.named_parameters()
-        }
-
-    @hookimpl
-    def on_step_end(self, model: nn.Module) -> None:
-        for name, parameter in model.named_parameters():
-            self.averages[name].lerp_(parameter.detach(), 0.5)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"averages": {n: t.clone() for n, t in self.averages.items()}, "bias": torch.ones(9)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.averages = state["averages"]
-
-
-@plugin(stage="train")
-class Thaws:
-    """Trains the body too, after some steps."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    @hookimpl
-    def on_step_begin(self, global_step_id: int, model: Any, optimizer: Any) -> None:
-        if global_step_id >= self.step:
-            model.body.requires_grad_(True)
-
-
-def fine_tuning(path: Path, plugins: Any = None, **options: Any) -> Trainer:
-    """Four steps an epoch."""
-    torch.manual_seed(0)
-    model = Net()
-    data = [(torch.randn(4, 64), torch.randn(4, 1)) for _ in range(4)]
-    options = {"interval_by": "step", "resume": "auto", "incremental": True, **options}
-    return Trainer(
-        model,
-        torch.optim.AdamW(model.parameters(), lr=0.01),
-        data,
-        nn.functional.mse_loss,
-        {"ema": Average(), "checkpoint": Checkpoint(str(path), **options), **(plugins or {})},
-    )
-
-
-def states_in(folder: Path) -> dict[str, str]:
-    """Everything in every checkpoint, verified."""
-    for path in newest_first(folder):
-        manifest.verify(path)
-    return {path.name: state_in(path) for path in newest_first(folder)}
-
-
-def inodes(path: Path) -> set[int]:
-    return {p.stat().st_ino for p in path.rglob("*.safetensors")}
-
-
-def newest_first(folder: Path) -> list[Path]:
-    return [e.path for e in CheckpointFolder(folder).entries()]
-
-
-# ---- what is in it ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("copies", [1, 2])
@@ -277,170 +175,6 @@ def spoil(path: Path, chance: random.Random) -> None:
         shutil.rmtree(path)
     else:
         path.rename(path.with_name(f"moved-{path.name}"))
-
-
-# ---- when files are not what they were ----------------------------------------------------------
-
-
-def damaged(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 4
-    with path.open("r+b") as file:  # in place: every name of it is damaged
-        file.write(data)
-
-
-@pytest.mark.parametrize("copies", [1, 2])
-def test_a_damaged_file_spoils_all_that_share_it_and_with_two_copies_not_the_neighbour(
-    tmp_path: Path, copies: int
-) -> None:
-    fine_tuning(tmp_path, copies=copies, keep_last=2, save_hash=False).fit(num_steps=6)
-    newest, before = newest_first(tmp_path)
-    damaged(next(p for p in sorted(newest.glob("model-*")) if "00000" not in p.name))
-    folder = CheckpointFolder(tmp_path)
-    if copies == 1:
-        with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints .* can be used"):
-            folder.latest()
-        return
-    entry = folder.latest()
-    assert entry is not None
-    assert entry.path == before
-    fine_tuning(tmp_path, copies=2, save_hash=False).fit(num_steps=8)
-    good = [path for path in newest_first(tmp_path) if path != newest]
-    assert [path.name for path in good[:3]] == [f"checkpoint-step-{n}" for n in (8, 7)] + [
-        "checkpoint-step-6.2"
-    ]
-    for path in good:
-        manifest.verify(path)
-
-
-def test_what_was_written_to_in_place_is_not_shared_again(tmp_path: Path) -> None:
-    trainer = fine_tuning(tmp_path, {"meddles": Meddles(tmp_path, damaged)}, copies=1)
-    trainer.fit(num_steps=4)
-    faults = [bool(fault_of(path)) for path in newest_first(tmp_path)]
-    assert faults == [False, False, True, True]
-
-
-def test_what_was_removed_by_hand_is_written_again(tmp_path: Path) -> None:
-    trainer = fine_tuning(tmp_path, {"meddles": Meddles(tmp_path, gone)}, copies=1)
-    trainer.fit(num_steps=4)
-    assert len(newest_first(tmp_path)) == 2
-    assert states_in(tmp_path)
-
-
-@pytest.mark.parametrize("async_save", [False, True])
-@pytest.mark.parametrize("name", ["EMLINK", "EXDEV", "EPERM"])
-def test_where_a_link_cannot_be_all_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, async_save: bool
-) -> None:
-    link, calls = os.link, iter(range(99))
-
-    def fails(*paths: Any) -> None:
-        if next(calls) % 3:
-            raise OSError(getattr(errno, name), name)
-        link(*paths)
-
-    monkeypatch.setattr(os, "link", fails)
-    options: dict[str, Any] = {"save_hash": False, "copies": 1, "async_save": async_save}
-    fine_tuning(tmp_path / "shared", **options).fit(num_steps=7)
-    assert next(calls) > 7
-    fine_tuning(tmp_path / "whole", save_hash=False, incremental=False).fit(num_steps=7)
-    assert states_in(tmp_path / "shared") == states_in(tmp_path / "whole")
-
-
-def test_a_file_system_without_links_is_told_and_gets_whole_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fails(*paths: Any) -> None:
-        raise OSError(errno.EPERM, "no links here")
-
-    monkeypatch.setattr(os, "link", fails)
-    fine_tuning(tmp_path).fit(num_steps=3)
-    assert caplog.text.count("a file cannot have a second name") == 1
-    assert {e.manifest["format"] for e in CheckpointFolder(tmp_path).entries()} == {1}
-
-
-class Meddles:
-    """Does something to the files with what stays, before the third step is saved."""
-
-    def __init__(self, place: Path, work: Any) -> None:
-        self.place, self.work = place, work
-
-    @hookimpl
-    def on_step_begin(self, global_step_id: int) -> None:
-        if global_step_id == 2:
-            files = [path / "model-00001.safetensors" for path in newest_first(self.place)]
-            self.work(files[0])
-
-
-def gone(file: Path) -> None:
-    for path in newest_first(file.parents[1]):
-        shutil.rmtree(path)
-
-
-def fault_of(path: Path) -> str:
-    try:
-        manifest.verify(path)
-    except CheckpointError as error:
-        return str(error)
-    return ""
-
-
-# ---- what others make of it ---------------------------------------------------------------------
-
-
-def test_a_folder_that_is_copied_is_whole_and_others_read_the_model_by_its_index(
-    tmp_path: Path,
-) -> None:
-    trainer = fine_tuning(tmp_path / "run", copies=1, keep_last=2)
-    trainer.fit(num_steps=5)
-    newest = newest_first(tmp_path / "run")[0]
-    copy = shutil.copytree(newest, tmp_path / "copy" / newest.name)
-    shutil.rmtree(tmp_path / "run")
-    manifest.verify(copy)
-    whole = trainer.ctx.model.state_dict()
-    assert weights_of(copy).keys() == whole.keys()
-    index = json.loads((copy / "model.safetensors.index.json").read_bytes())
-    found = {n: load_file(copy / file)[n] for n, file in index["weight_map"].items()}
-    assert found.keys() == whole.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
-    held = [name for file in set(index["weight_map"].values()) for name in load_file(copy / file)]
-    assert sorted(held) == sorted(whole)  # nothing stale, nothing twice
-    assert index["metadata"]["total_size"] == sum(t.nbytes for t in whole.values())
-    again = fine_tuning(tmp_path / "other", resume=str(copy))
-    assert again.fit(num_steps=7).updates == 7
-
-
-def test_the_best_weights_are_one_file_also_when_a_kill_left_them_undone(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"copies": 1, "weights_only_export": True}
-    trainer = fine_tuning(tmp_path, async_save=True, **options)
-    trainer.fit(num_steps=5)
-    file = tmp_path / "weights-last.safetensors"
-    before = file.read_bytes()
-    for name, tensor in load_file(file).items():
-        assert torch.equal(tensor, trainer.ctx.model.state_dict()[name])
-    file.write_bytes(b"half")
-    fine_tuning(tmp_path, **options).fit(num_steps=5)
-    assert file.read_bytes() == before
-
-
-def test_commands_and_other_trainings_read_it(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    trainer = fine_tuning(run, copies=1)
-    trainer.fit(num_steps=5)
-    whole = trainer.ctx.model.state_dict()
-    before, entry = (entry_of(path) for path in reversed(newest_first(run)[:2]))
-    assert listing.row_of(entry, verified=True)["verified"]
-    files = [line for line in listing.differences(before, entry) if line.startswith("file model")]
-    assert files == ["file model-00000.safetensors: changed"]
-    to_single(Saved(entry), tmp_path / "single.safetensors")
-    to_hat(Saved(entry), tmp_path / "hat.pth.tar")
-    found = [load_file(tmp_path / "single.safetensors")]
-    found += [torch.load(tmp_path / "hat.pth.tar", weights_only=True)["state_dict"]]
-    found += [Checkpoint.load(run).weights]
-    for one in found:
-        assert one.keys() == whole.keys()
-        assert all(torch.equal(one[name], tensor) for name, tensor in whole.items())
-    assert len(InitFrom(run)(Net()).loaded) == len(whole)
 
 
 @pytest.mark.parametrize("trained", ["frozen", "head"])

@@ -1,12 +1,8 @@
-"""``Predictions``: what is written of a model's outputs, and that nothing ends it but its end."""
+"""``Predictions``: what is written of a model's outputs, and what is refused."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,19 +14,26 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parent))
-from disk import FaultyOs, Killed
-from killing import killed
+from predicting import (
+    DATA,
+    Ends,
+    Gives,
+    Keeps,
+    by_two,
+    files,
+    lines,
+    predicted,
+    tensors,
+    trainer_of,
+)
 
 sys.path.pop(0)
 
-from hatbus import Trainer, hookimpl
+from hatbus import hookimpl
 from hatbus.data import loader
 from hatbus.errors import DataError, JobError, SaveError
 from hatbus.testing import PluginContract
-from hatbus_checkpoint import Predictions, durable, output_files
-
-DATA = TensorDataset(torch.randn(11, 3, generator=torch.Generator().manual_seed(1)))
-FORMATS = ["jsonl", "safetensors"]
+from hatbus_checkpoint import Predictions
 
 
 class TestPredictions(PluginContract):
@@ -38,40 +41,6 @@ class TestPredictions(PluginContract):
 
     def make(self) -> Predictions:
         return Predictions()
-
-
-def trainer_of(*plugins: object, model: Any = None) -> Trainer:
-    torch.manual_seed(0)
-    model = model or torch.nn.Linear(3, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return Trainer(model, optimizer, [(torch.ones(1, 3), torch.ones(1, 2))], sum, plugins)
-
-
-def predicted(folder: Path, data: Any = None, *more: object, model: Any = None, **options: Any):
-    """The outputs of a prediction that writes into a folder, with two samples in a shard."""
-    options = {"shard_size": 3, **options}
-    trainer = trainer_of(*more, Predictions(folder, **options), model=model)
-    return list(trainer.predict(by_two() if data is None else data))
-
-
-def by_two() -> Any:
-    return loader(DATA, 2, shuffle=False)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """What is in a folder, without hidden files."""
-    found = (p for p in folder.iterdir() if not p.name.startswith("."))
-    return {p.name: p.read_bytes() for p in found}
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in (folder / "predictions.jsonl").read_text().splitlines()]
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """The shards of a folder, put together."""
-    shards = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
-    return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
 
 
 def test_a_line_for_each_sample_holds_its_place_and_its_output_exactly(tmp_path: Path) -> None:
@@ -107,28 +76,6 @@ def test_a_shuffled_sample_is_known_by_its_place_in_the_data_set(
     assert sorted(places) == [*range(11)] != places
     for row in lines(tmp_path):
         assert torch.equal(torch.tensor(row["output"]), DATA[row["index"]][0])
-
-
-class Keeps(torch.nn.Module):
-    """Gives its inputs; has a parameter for the optimizer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one = torch.nn.Parameter(torch.ones(1))
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs * self.one
-
-
-class Gives(Keeps):
-    """Gives what a function makes of the inputs."""
-
-    def __init__(self, made: Callable[[torch.Tensor], Any]) -> None:
-        super().__init__()
-        self.made = made
-
-    def forward(self, inputs: torch.Tensor) -> Any:
-        return self.made(inputs)
 
 
 def test_outputs_of_several_parts_are_taken_apart_sample_by_sample(
@@ -228,202 +175,6 @@ def test_samples_that_a_loader_leaves_out_are_told(tmp_path: Path, caplog: Any) 
     caplog.set_level(logging.WARNING, "hatbus")
     predicted(tmp_path, loader(DATA, 2, shuffle=False, drop_last=True))
     assert "10 of the data set's 11 samples are there" in caplog.text
-
-
-# It goes on -------------------------------------------------------------------------------------
-
-
-class Ends:
-    """Ends the prediction at a batch."""
-
-    def __init__(self, batch: int, error: BaseException | None = None) -> None:
-        self.batch, self.error = batch, error
-
-    @hookimpl(wrapper=True)
-    def write_outputs(self, step_id: int) -> Iterator[None]:
-        if step_id == self.batch:
-            if self.error is None:
-                os.kill(os.getpid(), 9)
-            raise self.error
-        return (yield)
-
-
-class Noisy(Keeps):
-    """Draws random numbers in eval mode too."""
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs * self.one + torch.rand(inputs.shape)
-
-
-class Drawn(torch.utils.data.Dataset):
-    """Samples that are drawn when they are read."""
-
-    def __len__(self) -> int:
-        return 11
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return DATA[index][0] + torch.rand(3)
-
-
-LOADERS = {
-    "hatbus": by_two,
-    "torch": lambda: DataLoader(Drawn(), 2, shuffle=True),
-    "list": lambda: list(DATA.tensors[0].split(2)),
-}
-
-
-@pytest.mark.parametrize(
-    ("kind", "data", "batch"),
-    [
-        ("jsonl", "hatbus", 0),
-        ("jsonl", "torch", 3),
-        ("jsonl", "list", 5),
-        ("safetensors", "hatbus", 5),
-        ("safetensors", "torch", 5),
-        ("safetensors", "list", 3),
-    ],
-)
-def test_a_killed_prediction_goes_on_and_ends_with_the_same_files(
-    tmp_path: Path, kind: str, data: str, batch: int
-) -> None:
-    predicted(tmp_path / "whole", LOADERS[data](), model=Noisy(), format=kind)
-    here = tmp_path / "killed"
-    killed(lambda: predicted(here, LOADERS[data](), Ends(batch), model=Noisy(), format=kind))
-    rest = predicted(here, LOADERS[data](), model=Noisy(), format=kind)
-    assert files(here) == files(tmp_path / "whole")
-    assert len(rest) <= 6
-
-
-def test_an_interrupted_one_goes_on_behind_its_last_batch(tmp_path: Path, caplog: Any) -> None:
-    whole = predicted(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        predicted(tmp_path / "it", None, Ends(4, KeyboardInterrupt()))
-    assert set(files(tmp_path / "it")) == {"predictions.json", "predictions.jsonl.part"}
-    caplog.set_level(logging.INFO, "hatbus")
-    rest = predicted(tmp_path / "it")
-    assert "8 samples are in" in caplog.text
-    assert all(map(torch.equal, rest, whole[4:]))
-    assert files(tmp_path / "it") == files(tmp_path / "whole")
-
-
-def test_one_that_is_left_early_goes_on(tmp_path: Path) -> None:
-    predicted(tmp_path / "whole")
-    outputs = trainer_of(Predictions(tmp_path / "it", shard_size=3)).predict(by_two())
-    next(outputs), next(outputs)
-    outputs.close()  # type: ignore[attr-defined]  # it is a generator
-    assert len(predicted(tmp_path / "it")) == 4
-    assert files(tmp_path / "it") == files(tmp_path / "whole")
-
-
-def test_a_whole_one_is_not_done_again(tmp_path: Path) -> None:
-    predicted(tmp_path)
-    before = files(tmp_path)
-    assert predicted(tmp_path) == []
-    assert files(tmp_path) == before
-
-
-@pytest.mark.parametrize(
-    ("kind", "fault"),
-    [("jsonl", "kill"), ("jsonl", "ENOSPC"), ("jsonl", "short"), ("safetensors", "kill")],
-)
-def test_a_fault_at_any_call_costs_nothing_that_was_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fault: str
-) -> None:
-    monkeypatch.setattr(output_files, "_SECONDS", 0.0)  # progress after every batch
-    data = lambda: DataLoader(TensorDataset(DATA.tensors[0][:5]), 2)  # noqa: E731
-    predicted(tmp_path / "whole", data(), format=kind, shard_size=1)
-    whole, at = files(tmp_path / "whole"), 0
-    while True:
-        here, disk = tmp_path / f"{at}", DeadOs(at, fault)
-        with monkeypatch.context() as patch:
-            patch.setattr(durable, "os", disk)
-            patch.setattr(output_files, "os", disk)
-            try:
-                predicted(here, data(), format=kind, shard_size=1)
-            except (Killed, SaveError):
-                assert fault != "short"
-        assert whole_rows(here) <= whole_rows(tmp_path / "whole")
-        predicted(here, data(), format=kind, shard_size=1)
-        assert files(here) == whole, (at, disk.hit)
-        if disk.count <= at:
-            break
-        at += 1 if fault == "kill" else 3
-    assert at > 20
-
-
-class DeadOs(FaultyOs):
-    """A dead process cuts nothing off either."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "ftruncate" and self.dead:
-            raise Killed
-        return super().__getattr__(name)
-
-
-def whole_rows(folder: Path) -> set[bytes]:
-    """The rows that are written as far as the progress says; each can be read."""
-    try:
-        progress = json.loads((folder / "predictions.json").read_text())
-    except FileNotFoundError:
-        return set()
-    shards = [load_file(folder / n) for n in progress["files"] if n.endswith("safetensors")]
-    if shards:
-        return {bytes([i]) + row.numpy().tobytes() for s in shards for i, row in _pairs(s)}
-    name = next((p for p in folder.glob("predictions.jsonl*")), None)
-    text = name.read_bytes()[: progress["bytes"]] if name else b""
-    found = text.splitlines(keepends=True)
-    assert len(found) == progress["samples"]
-    assert all(json.loads(line) for line in found)
-    return set(found)
-
-
-def _pairs(shard: dict[str, torch.Tensor]) -> Any:
-    return zip(shard["index"].tolist(), shard["output"], strict=True)
-
-
-FULL = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-from test_predictions import FORMATS, Path, big, predicted
-from hatbus.errors import SaveError
-from hatbus_checkpoint import output_files
-output_files._SECONDS = 0
-for kind in FORMATS:
-    try:
-        predicted(Path(sys.argv[2]) / kind, big(), format=kind, shard_size=64)
-    except SaveError as error:
-        print(error)
-"""
-MOUNTED = """
-mount -t tmpfs -o size={size}k,mode=777 tmpfs {disk} || exit 99
-{command}
-cp -r {disk} {saved}
-"""
-
-
-def big() -> Any:
-    inputs = torch.randn(1000, 3, generator=torch.Generator().manual_seed(1))
-    return loader(TensorDataset(inputs), 8, shuffle=False)
-
-
-def test_a_disk_that_is_really_full_is_told_and_with_room_it_goes_on(tmp_path: Path) -> None:
-    disk, saved = tmp_path / "disk", tmp_path / "saved"
-    disk.mkdir()
-    words = [sys.executable, "-W", "ignore", "-c", FULL, Path(__file__).parent, disk]
-    command = shlex.join(map(str, words))
-    script = MOUNTED.format(size=48, disk=disk, command=command, saved=saved)
-    unshared = ["unshare", "-rm", "sh", "-c", script]
-    ran = subprocess.run(unshared, capture_output=True, text=True, check=False)
-    if not saved.exists():
-        pytest.skip(f"no file system can be mounted here: {ran.stderr}")
-    told = "No space left on device; what was written before is good: make room"
-    assert ran.stdout.count(told) == 2, ran.stdout + ran.stderr
-    assert 0 < len(whole_rows(saved / "jsonl")) < 1000
-    for kind in FORMATS:
-        options = {"format": kind, "shard_size": 64}
-        predicted(saved / kind, big(), **options)
-        predicted(tmp_path / kind, big(), **options)
-        assert files(saved / kind) == files(tmp_path / kind)
 
 
 # What is refused --------------------------------------------------------------------------------

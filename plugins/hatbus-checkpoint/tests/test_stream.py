@@ -10,6 +10,7 @@ import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ PAGE = mmap.PAGESIZE
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(stream, "BLOCK", PAGE)
     yield
-    assert not [t for t in threading.enumerate() if t.name == "hatbus-blocks"]
+    assert not [t for t in threading.enumerate() if t.name.startswith("hatbus-hash")]
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -35,6 +36,50 @@ def test_a_file_is_its_chunks_and_their_hash(tmp_path: Path, seed: int) -> None:
     whole = b"".join(chunks)
     assert (tmp_path / "file").read_bytes() == whole
     assert found == (len(whole), hashlib.sha256(whole).hexdigest())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_files_that_are_written_together_have_their_own_bytes(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "_TOGETHER", 3)
+    chance = random.Random(seed)
+    sizes = [chance.choice([0, 1, PAGE, 2 * PAGE, 30 * PAGE + 5]) for _ in range(8)]
+    contents = {tmp_path / f"{n}": chance.randbytes(size) for n, size in enumerate(sizes)}
+    found = durable.write_files({p: lambda text=text: [text] for p, text in contents.items()})
+    assert {path: path.read_bytes() for path in contents} == contents
+    assert found == [(len(x), hashlib.sha256(x).hexdigest()) for x in contents.values()]
+
+
+def test_the_disk_has_every_byte_before_the_hash_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, may_hash, sizes = os.fsync, threading.Event(), []
+
+    class Late:
+        """A hash that begins when the first file is brought to the disk."""
+
+        def __init__(self, **_: Any) -> None:
+            self.digest = hashlib.md5(usedforsecurity=False)
+
+        def update(self, block: memoryview) -> None:
+            assert may_hash.wait(60)
+            self.digest.update(block)
+
+        def hexdigest(self) -> str:
+            return self.digest.hexdigest()
+
+    def looks(file: int) -> None:
+        sizes.append([path.stat().st_size for path in files])
+        may_hash.set()
+        fsync(file)
+
+    files = {tmp_path / "a": lambda: [bytes(2 * PAGE)], tmp_path / "b": lambda: [bytes(5 * PAGE)]}
+    monkeypatch.setattr(stream, "hashlib", SimpleNamespace(sha256=Late))
+    monkeypatch.setattr(os, "fsync", looks)
+    found = durable.write_files(files)
+    assert sizes == [[2 * PAGE, 5 * PAGE]] * 2
+    assert found[1].sha256 == hashlib.md5(bytes(5 * PAGE), usedforsecurity=False).hexdigest()
 
 
 def test_a_chunk_that_cannot_be_made_is_raised_where_the_file_is_written(tmp_path: Path) -> None:

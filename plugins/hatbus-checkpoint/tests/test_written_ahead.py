@@ -39,14 +39,14 @@ class Run:
         self.model = {"frozen": torch.zeros(2000), "trained": torch.zeros(500)}
         self.optim = {"state/trained": torch.zeros(500)}
         self.step, self.calls = 0, []
-        kinds = {"write_file": "write", "link_file": "link", "unlink_file": "unlink"}
+        kinds = {"write_files": "write", "link_file": "link", "unlink_file": "unlink"}
         for name, kind in kinds.items():
             monkeypatch.setattr(durable, name, self._noting(kind, getattr(durable, name)))
 
     def _noting(self, kind: str, call: Any) -> Any:
-        def noted(path: Path, *more: Any) -> Any:
-            self.calls.append(f"{kind} {path.name}")
-            return call(path, *more)
+        def noted(paths: Any, *more: Any) -> Any:
+            self.calls += [f"{kind} {p.name}" for p in ([paths] if kind != "write" else paths)]
+            return call(paths, *more)
 
         return noted
 
@@ -112,6 +112,28 @@ def test_a_change_between_the_samples_has_the_files_written_anew(run: Run) -> No
     assert "write optim.safetensors" not in run.calls[3:]
 
 
+def test_what_stayed_is_hashed_without_a_sample_and_when_it_is_trained_only_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.save(), run.save()
+    looked: list[str] = []
+    for name in ("sample", "whole"):
+        look = getattr(digests, name)
+
+        def noted(tensor: torch.Tensor, name: str = name, look: Any = look) -> bytes:
+            looked.extend([name] * (len(tensor) == 2000))
+            return look(tensor)
+
+        monkeypatch.setattr(digests, name, noted)
+    run.save()
+    assert looked == ["whole"]
+    for expected in (["whole", "sample"], ["sample"], ["sample"]):
+        looked.clear()
+        run.model["frozen"].add_(1)
+        assert run.is_in(run.save())
+        assert looked == expected
+
+
 def test_a_link_that_cannot_be_made_has_the_files_written_anew(run: Run) -> None:
     run.save()
     before = run.save()
@@ -130,7 +152,7 @@ def test_an_error_ahead_leaves_nothing_and_the_next_save_is_whole(
         def fails(*_: Any) -> Any:
             raise OSError(28, "no space")
 
-        patched.setattr(durable, "write_file", fails)
+        patched.setattr(durable, "write_files", fails)
         with pytest.raises(Exception, match="cannot save"):
             run.save()
     assert not list(run.folder.path.glob(".tmp-*"))

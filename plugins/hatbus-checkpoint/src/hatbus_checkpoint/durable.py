@@ -3,7 +3,8 @@
 ::
 
     mkdir .tmp-x          only this process writes here (the lock)
-    write files           O_EXCL, every byte, hashed ahead of the writing, fsync
+    write files           O_EXCL, every byte, hashed behind the writing
+    fsync files
     fsync folders
     rename .tmp-x -> x    the commit
     fsync parent          now it is durable
@@ -17,13 +18,16 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterable
-from contextlib import closing, suppress
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from hatbus.errors import SaveError
 from hatbus_checkpoint import stream
+from hatbus_checkpoint.stream import Chunks
 
 try:
     import fcntl
@@ -32,6 +36,8 @@ except ImportError:  # not on this system, which has no O_DIRECT either
 
 _DIRECT: Final = getattr(os, "O_DIRECT", 0)
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
+_TOGETHER: Final = 64
+"""Files that are open at a time at most."""
 
 
 class Written(NamedTuple):
@@ -47,17 +53,26 @@ def write_file(path: Path, chunks: Iterable[memoryview | bytes]) -> Written:
     Raises:
         OSError: it exists, or the disk failed.
     """
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        whole = stream.Stream(chunks)
-        with closing(whole.blocks()) as blocks:
-            for block in blocks:
-                _pass_cache(file, on=len(block) == stream.BLOCK)
-                _write_all(file, block)
-        os.fsync(file)
-    finally:
-        os.close(file)
-    return Written(whole.size, whole.sha256)
+    (written,) = write_files({path: lambda: chunks})
+    return written
+
+
+def write_files(files: Mapping[Path, Chunks]) -> list[Written]:
+    """The same of several, which the disk is waited for together.
+
+    Raises:
+        OSError: one exists, or the disk failed.
+    """
+    found: list[Written] = []
+    paths = iter(files)
+    while some := list(islice(paths, _TOGETHER)):
+        with ThreadPoolExecutor(1, "hatbus-hash") as hashing, ExitStack() as opened:
+            memory = stream.Memory(hashing)
+            begun = [_write(path, files[path](), memory, opened) for path in some]
+            for file, _ in begun:
+                os.fsync(file)
+        found += [Written(whole.size, whole.sha256) for _, whole in begun]
+    return found
 
 
 def link_file(path: Path, name: Path) -> None:
@@ -146,6 +161,19 @@ def save_error(error: OSError, folder: Path, needed: int | None = None) -> SaveE
     )
 
 
+def _write(
+    path: Path, chunks: Iterable[memoryview | bytes], memory: stream.Memory, opened: ExitStack
+) -> tuple[int, stream.Stream]:
+    """Writes a new file, which stays open: it is not on the disk yet."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    opened.callback(os.close, file)
+    whole = stream.Stream(chunks, memory)
+    for block in whole.blocks():
+        _pass_cache(file, on=len(block) == stream.BLOCK)
+        _write_all(file, block)
+    return file, whole
+
+
 def _write_all(file: int, block: memoryview) -> None:
     """Writes every byte; where the file system does not go past its cache after all, through it."""
     done = 0
@@ -161,7 +189,7 @@ def _pass_cache(file: int, *, on: bool) -> bool:
     """Whether it was changed that writes go to the disk without a copy in the system's cache.
 
     A durable file has to go to the disk anyway. This way it neither costs the copy nor drives out
-    what others read, and it goes there while the next block is hashed.
+    what others read, and it goes there while others are hashed.
     """
     if not _DIRECT:
         return False

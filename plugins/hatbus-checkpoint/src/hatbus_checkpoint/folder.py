@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
@@ -14,6 +14,7 @@ from hatbus.errors import CheckpointError, SaveError
 from hatbus.log import log
 from hatbus.runs import run_folder
 from hatbus_checkpoint import durable, finite_file, manifest
+from hatbus_checkpoint.stream import Chunks
 
 BEST: Final = "best"
 MARKS: Final = ("last", BEST)
@@ -22,7 +23,6 @@ _MARK: Final = re.compile(rf"last|{BEST}(-\w+)?")
 JOB_FILE: Final = "job.json"
 """What a run's folder is known by."""
 Verify = Callable[[Path], dict[str, Any]]
-Chunks = Callable[[], Iterable[memoryview | bytes]]
 _NAME: Final = r"checkpoint-(epoch|step)-(\d+)(-[0-9a-f]{8})?(\.\d+)?"
 _ANY: Final = re.compile(rf"(.*?){_NAME}")
 
@@ -357,9 +357,8 @@ def _write_files(
     below = sorted({str(p) for n in names for p in PurePosixPath(n).parents} - {"."})
     for name in below:
         durable.make_folder(folder / name)
-    for name, chunks in files.items():
-        size, digest = durable.write_file(folder / name, chunks())
-        table[name] = {"size": size, "sha256": digest}
+    written = durable.write_files({folder / name: chunks for name, chunks in files.items()})
+    table |= {name: one._asdict() for name, one in zip(files, written, strict=True)}
     for name in below:
         durable.sync_folder(folder / name)
     return table

@@ -25,7 +25,7 @@ from hatbus_checkpoint.versions import versions
 
 if TYPE_CHECKING:
     from hatbus.loop import Context
-    from hatbus_checkpoint.folder import Chunks
+    from hatbus_checkpoint.stream import Chunks
 
 _SCALARS = 16
 """Bytes: an optimizer's step counters stand in its JSON, everything larger in its tensors."""

@@ -1,125 +1,104 @@
-"""The bytes of a file in blocks, joined and hashed ahead of the writing.
+"""The bytes of a file in blocks, joined ahead of the writing and hashed behind it.
 
 ::
 
-    chunks -> [copy] -> blocks -> write      copying and hashing in threads of their own,
-                 ^        `-----> [sha256]   once there is more than one block
-                 `----- empty blocks <---'
+    chunks -> copy -> write -> [sha256]     hashing in a thread of its own,
+                ^                 |         once there is more than one block
+                `-- empty blocks -'
+
+The disk need not wait for the hash so, and stores what it was given while the rest is hashed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import mmap
-import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Final
 
+Chunks = Callable[[], Iterable[memoryview | bytes]]
+"""Gives the bytes of a file."""
 BLOCK: Final = 4 << 20
 """Bytes of a block. All blocks of a file have so many, but for the last; all start at a page."""
-_BLOCKS: Final = 3
-"""Blocks of memory: one is written, one is ready, one is filled."""
+_BLOCKS: Final = 8
+"""Blocks of memory: so far the writing may be ahead of the hash."""
+
+
+class Memory:
+    """The blocks that files pass through, one file after the other.
+
+    Args:
+        hashing: a thread.
+    """
+
+    def __init__(self, hashing: Executor) -> None:
+        self.hashing = hashing
+        self._empty: SimpleQueue[memoryview] = SimpleQueue()
+        self._made = 0
+
+    def take(self) -> memoryview:
+        """An empty block; waits for one where all are in use."""
+        if self._made == _BLOCKS or not self._empty.empty():
+            return self._empty.get()
+        self._made += 1
+        return new_block()
+
+    def give(self, block: memoryview) -> None:
+        """Gives a block back, or a part of it."""
+        self._empty.put(memoryview(block.obj))
 
 
 class Stream:
     """Joins chunks to blocks of a whole size in aligned memory.
 
+    Args:
+        chunks: of the file.
+        memory: for this file and others.
+
     Attributes:
         size: bytes given out so far.
     """
 
-    def __init__(self, chunks: Iterable[memoryview | bytes]) -> None:
+    def __init__(self, chunks: Iterable[memoryview | bytes], memory: Memory) -> None:
         self.size = 0
-        self._chunks = chunks
+        self._chunks, self._memory = chunks, memory
         self._digest = hashlib.sha256(usedforsecurity=False)
-        self._empty: SimpleQueue[memoryview] = SimpleQueue()
-        self._made = 0
-        self._is_over = False
 
     @property
     def sha256(self) -> str:
-        """Of everything, when all blocks were taken."""
+        """Of everything, when all blocks were taken and the thread has ended."""
         return self._digest.hexdigest()
 
-    def blocks(self) -> Generator[memoryview]:
-        """The blocks; each one's memory is used again when the next is asked for.
-
-        Close it when it is not read to its end: that ends the thread.
-        """
-        filled = self._filled()
-        first = next(filled, None)
-        if first is None:
-            return
-        if len(first) < BLOCK:
-            self.size += len(first)
-            self._digest.update(first)
-            yield first
-            return
-        yield from self._ahead(first, filled)
-
-    def _ahead(self, block: memoryview, filled: Iterator[memoryview]) -> Iterator[memoryview]:
-        """The same, while one thread fills the next blocks and another hashes those filled."""
-        ready: SimpleQueue[memoryview | BaseException | None] = SimpleQueue()
-        unhashed: SimpleQueue[memoryview | None] = SimpleQueue()
-        hashed: SimpleQueue[None] = SimpleQueue()
-
-        def fill() -> None:
-            end: BaseException | None = None
-            try:
-                for one in filled:
-                    unhashed.put(one)
-                    ready.put(one)
-            except BaseException as error:  # noqa: BLE001 - raised again where the blocks are taken
-                end = error
-            unhashed.put(None)
-            ready.put(end)
-
-        def hash_filled() -> None:
-            while (one := unhashed.get()) is not None:
-                self._digest.update(one)
-                hashed.put(None)
-
-        threads = [threading.Thread(target=work, daemon=True) for work in (fill, hash_filled)]
-        unhashed.put(block)
-        for thread in threads:
-            thread.start()
-        found: memoryview | BaseException | None = block
-        try:
-            while isinstance(found, memoryview):
-                self.size += len(found)
-                yield found
-                hashed.get()  # else its memory would be filled again too soon
-                self._empty.put(found)
-                found = ready.get()
-            if found is not None:
-                raise found
-        finally:
-            self._is_over = True
-            self._empty.put(block)  # the first thread may be waiting for one
-            for thread in threads:
-                thread.join()
+    def blocks(self) -> Iterator[memoryview]:
+        """The blocks; one is hashed, and its memory used again, when the next was asked for."""
+        for block in self._filled():
+            self.size += len(block)
+            yield block
+            if self.size < BLOCK:
+                self._hash(block)
+            else:
+                self._memory.hashing.submit(self._hash, block)
 
     def _filled(self) -> Iterator[memoryview]:
-        buffer, used = self._next_empty(), 0
+        buffer, used = self._memory.take(), 0
         for chunk in self._chunks:
             rest = memoryview(chunk)
-            while rest and not self._is_over:
+            while rest:
+                if used == BLOCK:
+                    yield buffer
+                    buffer, used = self._memory.take(), 0
                 part = rest[: BLOCK - used]
                 buffer[used : used + len(part)] = part
                 used, rest = used + len(part), rest[len(part) :]
-                if used == BLOCK:
-                    yield buffer
-                    buffer, used = self._next_empty(), 0
         if used:
             yield buffer[:used]
 
-    def _next_empty(self) -> memoryview:
-        if self._made == _BLOCKS:
-            return self._empty.get()
-        self._made += 1
-        return new_block()
+    def _hash(self, block: memoryview) -> None:
+        self._digest.update(block)
+        self._memory.give(block)
 
 
 def new_block() -> memoryview:

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from hatbus_checkpoint.folder import CheckpointFolder, Chunks, Entry
+    from hatbus_checkpoint.folder import CheckpointFolder, Entry
     from hatbus_checkpoint.sharded.placing import Part
     from hatbus_checkpoint.snapshot import Snapshot
+    from hatbus_checkpoint.stream import Chunks
 
 _PATIENCE_S: Final = 5.0
 

@@ -7,8 +7,9 @@
     step 300  model-00001.safetensors  model-00000.safetensors      what stayed; what changes
     step 400  model-00001.safetensors  model-00000.safetensors      linked; written
 
-What looks changed is written at once (unless in the background) while threads hash what looks the
-same; should one of these have changed between its samples, those files are written anew.
+What stayed at the last save is hashed without a sample. What looks changed is written at once
+(unless in the background) while threads hash the rest; should something of that have changed after
+all, those files are written anew.
 
 The file system counts the links, so each folder is whole by itself for every tool, and any of them
 may be removed at any time. Which file a tensor is in stands in the manifest (``"split"``), and for

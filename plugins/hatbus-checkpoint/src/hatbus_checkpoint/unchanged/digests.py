@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Final, TypeVar
@@ -49,10 +49,14 @@ def begun_whole(
     tensors: Mapping[_Key, torch.Tensor],
 ) -> Iterator[Callable[[], dict[_Key, bytes]]]:
     """The same, of which threads do the work meanwhile: gives what waits for it."""
-    largest_first: Iterable[_Key] = sorted(tensors, key=lambda key: -tensors[key].nbytes)
+    waiting = iter(sorted(tensors, key=lambda key: -tensors[key].nbytes))
+
+    def work() -> dict[_Key, bytes]:
+        return {key: whole(tensors[key]) for key in waiting}
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = {key: pool.submit(whole, tensors[key]) for key in largest_first}
-        yield lambda: {key: one.result() for key, one in found.items()}
+        shares = [pool.submit(work) for _ in range(min(_THREADS, len(tensors)))]
+        yield lambda: {key: found for share in shares for key, found in share.result().items()}
 
 
 def _hash(tensor: torch.Tensor, elements: torch.Tensor) -> bytes:

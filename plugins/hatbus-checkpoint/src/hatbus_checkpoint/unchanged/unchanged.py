@@ -29,10 +29,14 @@ _MOST: Final = 24
 
 
 class Seen(NamedTuple):
-    """What is known of a tensor since the last save; the hash of all of it where it was wanted."""
+    """What is known of a tensor since the last save; the hash of all of it where it was wanted.
+
+    One that ``stayed`` is hashed next time without a look at its sample.
+    """
 
     sample: bytes
     whole: bytes | None
+    stayed: bool
 
 
 class Unchanged:
@@ -71,7 +75,7 @@ class Unchanged:
             OSError: the disk failed.
         """
         tensors = {(stem, n): t for stem, mine in parts.items() for n, t in mine.items()}
-        samples = {key: digests.sample(tensor) for key, tensor in tensors.items()}
+        samples = self._samples(tensors)
         wanted = self._alike(tensors, samples, expected)
         ahead: dict[str, dict[str, Any]] = {}
         written: Mapping[str, Mapping[str, Any]] = {}
@@ -80,7 +84,7 @@ class Unchanged:
                 ahead = self._guess(parts, wanted)
                 written = write(ahead) if ahead else {}
             whole = found()
-        plan = Plan(digests=self._settled(samples, whole, expected))
+        plan = Plan(digests=self._settled(tensors, samples, whole, expected))
         for stem in parts:
             self._plan_stem(plan, stem, parts, folder)
         files = {f: ns for stem in parts for f, ns in plan.files(stem, parts[stem]).items()}
@@ -103,10 +107,11 @@ class Unchanged:
         for stem in pieces.stems_of(entry.manifest):
             for name in pieces.files_of(entry.manifest, stem):
                 tensors = tensor_file.read(entry.path / name)
-                whole = digests.all_whole(tensors)
+                whole, stayed = digests.all_whole(tensors), bool(pieces.number_of(stem, name))
                 for one, tensor in tensors.items():
-                    self._seen[stem, one] = Seen(digests.sample(tensor), whole[one])
-                if pieces.number_of(stem, name):
+                    sample = digests.sample(tensor)
+                    self._seen[stem, one] = Seen(sample, whole[one], stayed=stayed)
+                if stayed:
                     with suppress(OSError):
                         files = entry.manifest["files"]
                         found.append(KeptFile.at(entry.path, stem, name, files[name], whole))
@@ -114,6 +119,16 @@ class Unchanged:
         self._turn = (self._turn + 1) % len(self._kept)
 
     # ---- what stayed ----------------------------------------------------------------------------
+
+    def _samples(self, tensors: Mapping[Key, Any]) -> dict[Key, bytes]:
+        """The samples; of those tensors that stayed what they were, which is what they will be."""
+        before = self._seen
+        return {
+            key: before[key].sample
+            if key in before and before[key].stayed
+            else digests.sample(tensor)
+            for key, tensor in tensors.items()
+        }
 
     def _alike(
         self, tensors: Mapping[Key, Any], samples: Mapping[Key, bytes], expected: Collection[Key]
@@ -152,6 +167,7 @@ class Unchanged:
 
     def _settled(
         self,
+        tensors: Mapping[Key, Any],
         samples: Mapping[Key, bytes],
         whole: Mapping[Key, bytes],
         expected: Collection[Key],
@@ -159,12 +175,18 @@ class Unchanged:
         """The hashes of those tensors that are as they were at the last save, or expected to be."""
         before = self._seen
         alike = {whole[key] for key in expected if key in whole and key not in before}
-        self._seen = {key: Seen(samples[key], whole.get(key)) for key in samples}
-        return {
+        settled = {
             key: found
             for key, found in whole.items()
             if (before[key].whole == found if key in before else found in alike)
         }
+        self._seen = {}
+        for key, tensor in tensors.items():
+            stayed = key in settled
+            is_old = not stayed and key in before and before[key].stayed
+            sample = digests.sample(tensor) if is_old else samples[key]
+            self._seen[key] = Seen(sample, whole.get(key), stayed)
+        return settled
 
     # ---- where they are -------------------------------------------------------------------------
 
