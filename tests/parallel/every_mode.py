@@ -27,7 +27,7 @@ def test_every_plugin_does_in_shards_what_it_does_under_ddp_or_is_refused(tmp_pa
             if name in REFUSED:
                 assert shards == REFUSED[name]
             else:
-                assert shards == pytest.approx(ddp, abs=1e-6), name
+                assert shards == pytest.approx(ddp, rel=1e-6, abs=1e-6), name
         assert mine["split"].startswith(
             "JobError: the model's '0.weight' is split over a mesh of (2,) by a plan of tensor "
             "parallelism, whose processes would have to see the same samples"

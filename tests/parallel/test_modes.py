@@ -28,9 +28,9 @@ def test_losses_validations_weights_and_averages_are_those_of_ddp(
         mine, ddp = found[how], found[by]
         assert (len(mine["losses"]), len(mine["validated"])) == (12, 2)
         for part in ("losses", "validated", "weights"):
-            assert mine[part] == pytest.approx(ddp[part], abs=1e-6), (part, rank)
+            assert mine[part] == pytest.approx(ddp[part], rel=1e-6, abs=1e-6), (part, rank)
     # DDP leaves other processes than the first their own statistics of batch norms
-    assert two[0][how]["averages"] == pytest.approx(two[0][by]["averages"], abs=1e-6)
+    assert two[0][how]["averages"] == pytest.approx(two[0][by]["averages"], rel=1e-6, abs=1e-6)
     assert two[0]["ddp"]["losses"] != pytest.approx(two[0]["ddp scaled"]["losses"], abs=1e-4)
 
 
@@ -42,7 +42,7 @@ def test_each_process_keeps_its_part_and_all_have_the_first_ones_statistics(
     assert first["local"] + second["local"] == two[0]["ddp"]["local"]
     assert first["local"] < 0.6 * two[0]["ddp"]["local"]
     assert first["buffers"] == second["buffers"]
-    assert first["buffers"] == pytest.approx(two[0]["ddp"]["buffers"], abs=1e-6)
+    assert first["buffers"] == pytest.approx(two[0]["ddp"]["buffers"], rel=1e-6, abs=1e-6)
 
 
 def test_gradients_are_exchanged_once_in_a_step_of_several_batches(two: list[Found]) -> None:
